@@ -1,0 +1,115 @@
+"""Traces, metrics and logs from a pipeline engine's execution events.
+
+The everyday names, each loaded when it is first used. What needs an extra is
+imported from its own module.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from constellation_otel.aio import AsyncListenerAdapter
+    from constellation_otel.errors import (
+        ConstellationOtelError,
+        DagError,
+        DecodeError,
+        ExecutionCancelledError,
+        ExecutionFailedError,
+        ListenerDefinitionError,
+        MissingExtraError,
+        ReceiverError,
+        RemoteError,
+    )
+    from constellation_otel.events import (
+        ErrorInfo,
+        Event,
+        EventListener,
+        ExecutionCancelled,
+        ExecutionCompleted,
+        ExecutionStarted,
+        ModuleCompleted,
+        ModuleFailed,
+        ModuleStarted,
+    )
+    from constellation_otel.ids import span_id_of, trace_id_of
+    from constellation_otel.listener import ExecutionListener, LoggingListener, ModuleContextProvider
+    from constellation_otel.otel import OpenTelemetryListener
+    from constellation_otel.runtime import Constellation, Dag, Execution, module
+
+__all__ = [
+    "AsyncListenerAdapter",
+    "Constellation",
+    "ConstellationOtelError",
+    "Dag",
+    "DagError",
+    "DecodeError",
+    "ErrorInfo",
+    "Event",
+    "EventListener",
+    "Execution",
+    "ExecutionCancelled",
+    "ExecutionCancelledError",
+    "ExecutionCompleted",
+    "ExecutionFailedError",
+    "ExecutionListener",
+    "ExecutionStarted",
+    "ListenerDefinitionError",
+    "LoggingListener",
+    "MissingExtraError",
+    "ModuleCompleted",
+    "ModuleContextProvider",
+    "ModuleFailed",
+    "ModuleStarted",
+    "OpenTelemetryListener",
+    "ReceiverError",
+    "RemoteError",
+    "module",
+    "span_id_of",
+    "trace_id_of",
+]
+
+_HOMES: Final = {
+    "aio": ("AsyncListenerAdapter",),
+    "errors": (
+        "ConstellationOtelError",
+        "DagError",
+        "DecodeError",
+        "ExecutionCancelledError",
+        "ExecutionFailedError",
+        "ListenerDefinitionError",
+        "MissingExtraError",
+        "ReceiverError",
+        "RemoteError",
+    ),
+    "events": (
+        "ErrorInfo",
+        "Event",
+        "EventListener",
+        "ExecutionCancelled",
+        "ExecutionCompleted",
+        "ExecutionStarted",
+        "ModuleCompleted",
+        "ModuleFailed",
+        "ModuleStarted",
+    ),
+    "ids": ("span_id_of", "trace_id_of"),
+    "listener": ("ExecutionListener", "LoggingListener", "ModuleContextProvider"),
+    "otel": ("OpenTelemetryListener",),
+    "runtime": ("Constellation", "Dag", "Execution", "module"),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,70 @@
+"""The names of the SPI's callbacks, and the refusal of what looks like one and is none."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from difflib import SequenceMatcher
+from typing import Final
+
+from constellation_otel.errors import ListenerDefinitionError
+
+__all__ = ["CALLBACKS", "check_callbacks"]
+
+CALLBACKS: Final = (
+    "on_execution_start",
+    "on_module_start",
+    "on_module_complete",
+    "on_module_failed",
+    "on_execution_complete",
+    "on_execution_cancelled",
+)
+"""The names of the SPI's callbacks, in the order of a module's life in an execution."""
+
+_ALIKE: Final = 0.75
+"""How alike two words are, at least, of which one is taken for the other misspelt."""
+
+
+def check_callbacks(cls: type, *, allow_async: bool) -> None:
+    """Refuses a class that defines a callback which no engine would call.
+
+    Args:
+        cls: The class; only what it defines itself is looked at.
+        allow_async: Whether callbacks may be coroutine functions.
+
+    Raises:
+        ListenerDefinitionError: With the right spelling, or the way to have async callbacks.
+    """
+    for name, value in vars(cls).items():
+        if not callable(value):
+            continue
+        if name in CALLBACKS:
+            if not allow_async and (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)):
+                message = (
+                    f"{cls.__qualname__}.{name} is async, and callbacks are called, not awaited: make it a plain"
+                    " function, or keep it in a class of its own and wrap that in AsyncListenerAdapter"
+                )
+                raise ListenerDefinitionError(message)
+            continue
+        meant = _meant(name)
+        if meant is not None:
+            message = f"{cls.__qualname__}.{name} would never be called: the callback's name is {meant}"
+            raise ListenerDefinitionError(message)
+
+
+def _meant(name: str) -> str | None:
+    """The callback that a method's name is a misspelling of."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")
+    for callback in CALLBACKS:
+        expected = callback.split("_")
+        if len(words) == len(expected) and all(map(_same_word, words, expected)):
+            return callback
+    return None
+
+
+def _same_word(word: str, expected: str) -> bool:
+    if word[:3] != expected[:3]:
+        return False
+    return (
+        word.startswith(expected) or expected.startswith(word) or SequenceMatcher(None, word, expected).ratio() > _ALIKE
+    )

@@ -1,0 +1,15 @@
+"""Who is speaking: the instrumentation scope of everything this package emits."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Final
+
+from opentelemetry.semconv.schemas import Schemas
+
+__all__ = ["SCHEMA_URL", "SCOPE_NAME", "SCOPE_VERSION"]
+
+SCOPE_NAME: Final = "constellation_otel"
+SCOPE_VERSION: Final = version("constellation-otel")
+SCHEMA_URL: Final = Schemas.V1_44_0.value
+"""The semantic conventions that the attribute names are taken from."""

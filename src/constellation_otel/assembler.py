@@ -1,0 +1,616 @@
+"""Events in, finished spans out: a state machine without I/O and without a clock.
+
+What is known of an execution is a set of facts, and merging two such sets is
+commutative, associative and idempotent: the start is the earliest one, the end
+the least by (timestamp, kind, content). Order and repetition therefore cannot
+matter for as long as an execution is open. Nothing stays open for ever.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
+from uuid import UUID
+
+from msgspec import Struct, field
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
+
+from constellation_otel.events import (
+    ErrorInfo,
+    Event,
+    ExecutionCancelled,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+    check_event,
+    clean_message,
+    clean_name,
+    duration_ns_of,
+    remote_parent,
+)
+from constellation_otel.ids import anonymous_module_id, span_id_of, trace_id_of
+from constellation_otel.spans import (
+    ABANDONED_REASON,
+    DAG_NAME,
+    ERROR_TYPE,
+    EXCEPTION_EVENT,
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+    EXECUTION_ID,
+    MISSING,
+    MODULE_ID,
+    MODULE_NAME,
+    OTHER_ERROR,
+    OUTCOME,
+    AttributeValue,
+    Span,
+    SpanEvent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Assembler", "Counters"]
+
+_SECOND: Final = 1_000_000_000
+_START_PATIENCE: Final = 30
+"""How many times ``settle`` an execution that has ended waits for its start."""
+
+_ModuleEnd: TypeAlias = ModuleCompleted | ModuleFailed
+_ExecutionEnd: TypeAlias = ExecutionCompleted | ExecutionCancelled
+_Outcome: TypeAlias = Literal["success", "failure", "cancelled", "abandoned", "unknown"]
+_Reason: TypeAlias = Literal["idle", "age", "capacity", "closed"]
+_KIND: Final = {ModuleCompleted: 0, ModuleFailed: 1, ExecutionCompleted: 0, ExecutionCancelled: 1}
+
+_E = TypeVar("_E", bound=Event)
+
+
+class Counters(Struct):
+    """What an assembler has seen and done so far.
+
+    Attributes:
+        events: Events taken in.
+        executions: Executions whose span has left.
+        spans: Spans that have left, executions and modules.
+        late: Events of executions or modules whose span had left; never exported again.
+        duplicate: Events that repeated a fact that was known.
+        abandoned: Executions that were let go without an end.
+        corrected: Values that no backend could hold and that were mended or left out:
+            names, durations, trace contexts.
+    """
+
+    events: int = 0
+    executions: int = 0
+    spans: int = 0
+    late: int = 0
+    duplicate: int = 0
+    abandoned: int = 0
+    corrected: int = 0
+
+
+class _TraceOf(Struct, frozen=True):
+    """The trace that an execution belongs to."""
+
+    trace_id: int
+    parent_span_id: int | None
+    trace_flags: int
+    trace_state: str
+
+
+class _Module(Struct):
+    """What is known of a module."""
+
+    start: ModuleStarted | None = None
+    end: _ModuleEnd | None = None
+    left: bool = False
+
+
+class _Execution(Struct):
+    """What is known of an open execution."""
+
+    execution_id: UUID
+    opened_ns: int
+    touched_ns: int
+    start: ExecutionStarted | None = None
+    end: _ExecutionEnd | None = None
+    modules: dict[UUID, _Module] = field(default_factory=dict)
+    anonymous: dict[tuple[int, int], ModuleStarted | _ModuleEnd] = field(default_factory=dict)
+    running: int = 0
+    trace_of: tuple[ExecutionStarted | None, _TraceOf] | None = None
+
+    def size(self) -> int:
+        return 1 + len(self.modules) + len(self.anonymous)
+
+
+class Assembler:
+    """Turns events into finished spans.
+
+    Not thread-safe: one thread owns it. ``now_ns`` is nanoseconds of any clock that
+    does not jump: a monotonic one for live sources, event time for a replay.
+
+    Args:
+        settle: Seconds that a span waits, after its end came, for events that are
+            still on their way; 0 for a source that keeps the order.
+        max_open: Executions and modules held at most; beyond it, the execution that
+            was silent longest is abandoned.
+        idle_timeout: Seconds without an event after which an execution is abandoned.
+        max_age: Seconds after its first event at which an execution is abandoned.
+        max_settled: How many ids of settled executions are remembered, so that a late
+            event does not open them again.
+
+    Attributes:
+        counters: What was seen and done so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        settle: float = 0.0,
+        max_open: int = 100_000,
+        idle_timeout: float = 3_600.0,
+        max_age: float = 86_400.0,
+        max_settled: int = 100_000,
+    ) -> None:
+        if settle < 0 or min(max_open, max_settled) < 1 or min(idle_timeout, max_age) <= 0:
+            message = (
+                f"settle={settle!r} must not be negative, and max_open={max_open!r}, max_settled={max_settled!r},"
+                f" idle_timeout={idle_timeout!r} and max_age={max_age!r} must be above zero"
+            )
+            raise ValueError(message)
+        self.counters = Counters()
+        self._settle_ns = round(settle * _SECOND)
+        self._max_open = max_open
+        self._idle_ns = round(idle_timeout * _SECOND)
+        self._max_age_ns = round(max_age * _SECOND)
+        self._max_settled = max_settled
+        self._open: OrderedDict[UUID, _Execution] = OrderedDict()
+        self._touched: OrderedDict[UUID, None] = OrderedDict()
+        self._settled: OrderedDict[UUID, None] = OrderedDict()
+        self._due: list[tuple[int, int, UUID, UUID | None]] = []
+        self._position = 0
+        self._held = 0
+        self._running = 0
+
+    @property
+    def open_executions(self) -> int:
+        """Executions that have not left."""
+        return len(self._open)
+
+    @property
+    def open_modules(self) -> int:
+        """Modules that have started and not ended, as far as is known."""
+        return self._running
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When :meth:`advance` has something to do next; ``None`` while nothing is open."""
+        if not self._open:
+            return None
+        oldest = self._open[next(iter(self._open))]
+        silent = self._open[next(iter(self._touched))]
+        deadline = min(oldest.opened_ns + self._max_age_ns, silent.touched_ns + self._idle_ns)
+        return min(deadline, self._due[0][0]) if self._due else deadline
+
+    def add(self, event: Event, now_ns: int, position: int | None = None) -> list[Span]:
+        """Takes an event in.
+
+        Args:
+            event: The event.
+            now_ns: The time.
+            position: Where it stands in its source; tells two occurrences of the same
+                module name apart where modules have no ids. The order of arrival where
+                a source has no positions.
+
+        Returns:
+            The spans that leave by it.
+
+        Raises:
+            TypeError, ValueError: The event carries what it cannot; nothing has changed.
+        """
+        check_event(event)
+        self.counters.events += 1
+        execution_id = event.execution_id
+        if execution_id in self._settled:
+            self.counters.late += 1
+            return []
+        execution = self._open.get(execution_id)
+        if execution is None:
+            execution = self._open[execution_id] = _Execution(execution_id, now_ns, now_ns)
+            self._touched[execution_id] = None
+            self._held += 1
+        else:
+            execution.touched_ns = now_ns
+            self._touched.move_to_end(execution_id)
+        spans: list[Span] = []
+        match event:
+            case ExecutionStarted():
+                execution.start = self._least(execution.start, event)
+                if not self._settle_ns:
+                    spans = self._modules_that_waited(execution)
+                elif execution.end is not None or execution.modules:
+                    self._schedule(execution, now_ns)
+            case ExecutionCompleted() | ExecutionCancelled():
+                execution.end = self._least(execution.end, event)
+                if not self._settle_ns:
+                    return self._leave(execution, None)
+                self._schedule(execution, now_ns)
+            case ModuleStarted(module_id=None) | ModuleCompleted(module_id=None) | ModuleFailed(module_id=None):
+                self._add_anonymous(execution, event, position)
+            case _:
+                spans = self._add_module(execution, event, now_ns)
+        if self._held > self._max_open:
+            spans += self._evict(next(iter(self._touched)), "capacity")
+        return spans
+
+    def advance(self, now_ns: int) -> list[Span]:
+        """Lets time pass.
+
+        Args:
+            now_ns: The time.
+
+        Returns:
+            The spans that leave by it, in the order in which they were due.
+        """
+        spans: list[Span] = []
+        while self._due and self._due[0][0] <= now_ns:
+            _, _, execution_id, module_id = heappop(self._due)
+            execution = self._open.get(execution_id)
+            if execution is None:
+                continue
+            if module_id is None:
+                patience_ends_ns = execution.touched_ns + self._settle_ns * _START_PATIENCE
+                if execution.start is not None or now_ns >= patience_ends_ns:
+                    spans += self._leave(execution, None)
+                else:
+                    self._schedule_at(patience_ends_ns, execution_id, None)
+            elif execution.start is not None and not execution.modules[module_id].left:
+                spans.append(self._leave_module(execution, module_id))
+        while self._open:
+            silent = next(iter(self._touched))
+            if self._open[silent].touched_ns + self._idle_ns > now_ns:
+                break
+            spans += self._evict(silent, "idle")
+        while self._open:
+            oldest = next(iter(self._open))
+            if self._open[oldest].opened_ns + self._max_age_ns > now_ns:
+                break
+            spans += self._evict(oldest, "age")
+        return spans
+
+    def finish(self) -> list[Span]:
+        """Lets everything leave: its source has ended, or its owner closes.
+
+        Returns:
+            The spans of what is open: executions without an end are abandoned.
+        """
+        spans: list[Span] = []
+        while self._open:
+            spans += self._evict(next(iter(self._open)), "closed")
+        return spans
+
+    def _least(self, known: _E | None, event: _E) -> _E:
+        """The fact that stays of two that are the same kind of fact."""
+        if known is None:
+            return event
+        self.counters.duplicate += 1
+        return min(known, event, key=_order)
+
+    def _add_anonymous(self, execution: _Execution, event: ModuleStarted | _ModuleEnd, position: int | None) -> None:
+        if position is None:
+            position = self._position
+            self._position += 1
+        at = (event.timestamp_ns, position)
+        if at in execution.anonymous:
+            self.counters.duplicate += 1
+        else:
+            self._held += 1
+            execution.anonymous[at] = event
+
+    def _add_module(self, execution: _Execution, event: Event, now_ns: int) -> list[Span]:
+        assert isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed)  # noqa: S101 - for the type checker
+        assert event.module_id is not None  # noqa: S101 - as above
+        module_id = event.module_id
+        module = execution.modules.get(module_id)
+        if module is None:
+            module = execution.modules[module_id] = _Module()
+            self._held += 1
+        elif module.left:
+            self.counters.late += 1
+            return []
+        was_running = module.start is not None and module.end is None
+        if isinstance(event, ModuleStarted):
+            module.start = self._least(module.start, event)
+        else:
+            first = module.end is None
+            module.end = self._least(module.end, event)
+            if first and self._settle_ns:
+                self._schedule_at(now_ns + self._settle_ns, execution.execution_id, module_id)
+        self._count_running(execution, (module.start is not None and module.end is None) - was_running)
+        if module.end is not None and not self._settle_ns and execution.start is not None:
+            return [self._leave_module(execution, module_id)]
+        return []
+
+    def _count_running(self, execution: _Execution, change: int) -> None:
+        execution.running += change
+        self._running += change
+
+    def _schedule(self, execution: _Execution, now_ns: int) -> None:
+        """Sees to it that what waited for the start, or for the end to settle, leaves."""
+        if execution.end is not None:
+            patience = 1 if execution.start is not None else _START_PATIENCE
+            self._schedule_at(now_ns + self._settle_ns * patience, execution.execution_id, None)
+        for module_id, module in execution.modules.items():
+            if module.end is not None and not module.left:
+                self._schedule_at(now_ns + self._settle_ns, execution.execution_id, module_id)
+
+    def _schedule_at(self, due_ns: int, execution_id: UUID, module_id: UUID | None) -> None:
+        self._position += 1
+        heappush(self._due, (due_ns, self._position, execution_id, module_id))
+
+    def _modules_that_waited(self, execution: _Execution) -> list[Span]:
+        """The modules whose end came before the execution's start."""
+        return [
+            self._leave_module(execution, module_id)
+            for module_id, module in list(execution.modules.items())
+            if module.end is not None and not module.left
+        ]
+
+    def _evict(self, execution_id: UUID, reason: _Reason) -> list[Span]:
+        return self._leave(self._open[execution_id], reason)
+
+    def _leave(self, execution: _Execution, reason: _Reason | None) -> list[Span]:
+        """Everything that is left of an execution becomes spans, its own the last."""
+        execution_id = execution.execution_id
+        del self._open[execution_id]
+        del self._touched[execution_id]
+        self._held -= execution.size()
+        self._count_running(execution, -execution.running)
+        self._settled[execution_id] = None
+        if len(self._settled) > self._max_settled:
+            self._settled.popitem(last=False)
+        if not self._open:
+            self._due.clear()
+        if execution.end is None:
+            self.counters.abandoned += 1
+        trace_of = self._trace_of(execution)
+        spans = []
+        failures: list[tuple[int, str, ModuleFailed]] = []
+        for module_id, module in _identified(execution):
+            if isinstance(module.end, ModuleFailed):
+                failures.append((module.end.timestamp_ns, str(module_id), module.end))
+            if not module.left:
+                known_id = module_id if module_id in execution.modules else None
+                spans.append(self._module_span(execution, trace_of, module_id, known_id, module))
+        failures.sort(key=lambda failure: failure[:2])
+        spans.append(self._execution_span(execution, trace_of, failures[0][2] if failures else None, reason))
+        self.counters.executions += 1
+        self.counters.spans += len(spans)
+        return spans
+
+    def _leave_module(self, execution: _Execution, module_id: UUID) -> Span:
+        module = execution.modules[module_id]
+        span = self._module_span(execution, self._trace_of(execution), module_id, module_id, module)
+        module.left = True
+        # what the execution's span needs of it is its failure, if any
+        module.start = None
+        if isinstance(module.end, ModuleCompleted):
+            module.end = None
+        self.counters.spans += 1
+        return span
+
+    def _trace_of(self, execution: _Execution) -> _TraceOf:
+        if execution.trace_of is None or execution.trace_of[0] is not execution.start:
+            execution.trace_of = (execution.start, self._new_trace_of(execution))
+        return execution.trace_of[1]
+
+    def _new_trace_of(self, execution: _Execution) -> _TraceOf:
+        start = execution.start
+        if start is not None and start.traceparent is not None:
+            parent = remote_parent(start.traceparent, start.tracestate)
+            if parent is not None:
+                caller = trace.get_current_span(parent).get_span_context()
+                return _TraceOf(
+                    caller.trace_id, caller.span_id, int(caller.trace_flags), caller.trace_state.to_header()
+                )
+            self.counters.corrected += 1
+        return _TraceOf(trace_id_of(execution.execution_id), None, int(TraceFlags.RANDOM_TRACE_ID), "")
+
+    def _name(self, *names: str | None) -> str:
+        """The first name that is known, as every backend can hold it."""
+        for name in names:
+            if name is not None:
+                clean = clean_name(name)
+                self.counters.corrected += clean != name
+                return clean
+        return "unknown"
+
+    def _times(self, start_ns: int | None, end_ns: int | None, duration_ms: float | None) -> tuple[int, int]:
+        """A span's start and end: section 6's rule of lengths."""
+        if end_ns is None:
+            # an execution or module of which only the start is known has no length
+            at = start_ns if start_ns is not None else 0
+            return at, at
+        if duration_ms is not None:
+            duration_ns = duration_ns_of(duration_ms)
+            if duration_ns is not None and duration_ns <= end_ns:
+                return end_ns - duration_ns, end_ns
+            self.counters.corrected += 1
+        return (end_ns if start_ns is None else min(start_ns, end_ns)), end_ns
+
+    def _dag_name(self, execution: _Execution) -> str:
+        start, end = execution.start, execution.end
+        return self._name(start.dag_name if start else None, end.dag_name if end else None)
+
+    def _execution_span(
+        self, execution: _Execution, trace_of: _TraceOf, failure: ModuleFailed | None, reason: _Reason | None
+    ) -> Span:
+        start, end = execution.start, execution.end
+        name = self._dag_name(execution)
+        attributes: dict[str, AttributeValue] = {EXECUTION_ID: str(execution.execution_id), DAG_NAME: name}
+        description: str | None = None
+        outcome: _Outcome
+        match end:
+            case None:
+                outcome = "abandoned"
+                why = reason or "closed"
+                attributes[ABANDONED_REASON] = why
+                description = f"abandoned without an end: {_REASONS[why]}"
+            case ExecutionCancelled():
+                outcome = "cancelled"
+            case ExecutionCompleted(succeeded=True):
+                outcome = "success"
+            case _:
+                outcome = "failure"
+                if failure is None:
+                    attributes[ERROR_TYPE] = OTHER_ERROR
+                    description = "failed, and no failed module is known"
+                else:
+                    attributes[ERROR_TYPE] = failure.error.type or OTHER_ERROR
+                    description = _described(f"{clean_name(failure.module_name)} failed", failure.error)
+        attributes[OUTCOME] = outcome
+        _put_missing(attributes, start, end)
+        start_ns, end_ns = self._times(
+            start.timestamp_ns if start else None,
+            end.timestamp_ns if end else None,
+            end.duration_ms if isinstance(end, ExecutionCompleted) else None,
+        )
+        if start is None and end is None:
+            start_ns = end_ns = min(_timestamps(execution), default=0)
+        return Span(
+            trace_of.trace_id,
+            span_id_of(execution.execution_id),
+            trace_of.parent_span_id,
+            trace_of.trace_state,
+            trace_of.trace_flags,
+            name,
+            SpanKind.SERVER if trace_of.parent_span_id is None else SpanKind.INTERNAL,
+            start_ns,
+            end_ns,
+            attributes,
+            StatusCode.UNSET if description is None else StatusCode.ERROR,
+            description,
+        )
+
+    def _module_span(
+        self,
+        execution: _Execution,
+        trace_of: _TraceOf,
+        module_id: UUID,
+        known_id: UUID | None,
+        module: _Module,
+    ) -> Span:
+        start, end = module.start, module.end
+        name = self._name(start.module_name if start else None, end.module_name if end else None)
+        attributes: dict[str, AttributeValue] = {
+            EXECUTION_ID: str(execution.execution_id),
+            DAG_NAME: self._dag_name(execution),
+        }
+        if known_id is not None:
+            attributes[MODULE_ID] = str(known_id)
+        attributes[MODULE_NAME] = name
+        status, description = StatusCode.UNSET, None
+        events: tuple[SpanEvent, ...] = ()
+        outcome: _Outcome
+        match end:
+            case ModuleCompleted():
+                outcome = "success"
+            case ModuleFailed():
+                outcome = "failure"
+                attributes[ERROR_TYPE] = end.error.type or OTHER_ERROR
+                status, description = StatusCode.ERROR, clean_message(end.error.message or end.error.type or "failed")
+                events = (_exception_event(end.error, end.timestamp_ns),)
+            case None:
+                outcome = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
+        attributes[OUTCOME] = outcome
+        _put_missing(attributes, start, end)
+        start_ns, end_ns = self._times(
+            start.timestamp_ns if start else None,
+            end.timestamp_ns if end else None,
+            end.duration_ms if isinstance(end, ModuleCompleted) else None,
+        )
+        return Span(
+            trace_of.trace_id,
+            span_id_of(execution.execution_id, module_id),
+            span_id_of(execution.execution_id),
+            trace_of.trace_state,
+            trace_of.trace_flags,
+            name,
+            SpanKind.INTERNAL,
+            start_ns,
+            end_ns,
+            attributes,
+            status,
+            description,
+            events,
+        )
+
+
+_REASONS: Final[dict[_Reason, str]] = {
+    "idle": "no event for the idle time",
+    "age": "open beyond the maximum age",
+    "capacity": "too many were open",
+    "closed": "the source ended",
+}
+
+
+def _order(event: Event) -> tuple[int, int, bytes]:
+    """Timestamp, kind, content: a total order on the facts of one kind."""
+    kind = _KIND.get(type(event), 0)
+    return event.timestamp_ns, kind, repr(event).encode("utf-8", "surrogatepass")
+
+
+def _timestamps(execution: _Execution) -> Iterator[int]:
+    for at, _ in execution.anonymous:
+        yield at
+    for module in execution.modules.values():
+        if module.start is not None:
+            yield module.start.timestamp_ns
+        if module.end is not None:
+            yield module.end.timestamp_ns
+
+
+def _identified(execution: _Execution) -> Iterable[tuple[UUID, _Module]]:
+    """The modules by id; where there is none, by name and occurrence, in order of time."""
+    modules = sorted(execution.modules.items(), key=lambda item: item[0].bytes)
+    if not execution.anonymous:
+        return modules
+    occurrences: dict[str, int] = {}
+    open_ones: dict[str, deque[_Module]] = {}
+    for _, event in sorted(execution.anonymous.items(), key=lambda item: item[0]):
+        name = event.module_name
+        waiting = open_ones.setdefault(name, deque())
+        if not isinstance(event, ModuleStarted) and waiting:
+            waiting.popleft().end = event
+            continue
+        module = _Module(start=event) if isinstance(event, ModuleStarted) else _Module(end=event)
+        occurrence = occurrences.get(name, 0)
+        occurrences[name] = occurrence + 1
+        modules.append((anonymous_module_id(execution.execution_id, name, occurrence), module))
+        if module.start is not None:
+            waiting.append(module)
+    return modules
+
+
+def _put_missing(attributes: dict[str, AttributeValue], start: object, end: object) -> None:
+    missing = tuple(name for name, fact in (("start", start), ("end", end)) if fact is None)
+    if missing:
+        attributes[MISSING] = missing
+
+
+def _described(what: str, error: ErrorInfo) -> str:
+    said = error.message or error.type
+    return clean_message(f"{what}: {said}" if said else what)
+
+
+def _exception_event(error: ErrorInfo, timestamp_ns: int) -> SpanEvent:
+    attributes: dict[str, AttributeValue] = {EXCEPTION_TYPE: error.type or OTHER_ERROR}
+    if error.message is not None:
+        attributes[EXCEPTION_MESSAGE] = clean_message(error.message)
+    if error.frames is not None:
+        attributes[EXCEPTION_STACKTRACE] = error.frames.format()
+    return SpanEvent(EXCEPTION_EVENT, timestamp_ns, attributes)

@@ -1,0 +1,58 @@
+"""Trace and span ids, computed from an execution's own ids.
+
+The same execution is the same trace wherever it is seen: by a listener, by two
+bridges, by a replay a year later. A log line can link to it before it exists.
+Ids are hashes, not the UUIDs' own bytes: a version 4 UUID has fixed bits where
+ratio samplers look, and they would keep all traces or none.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Final
+from uuid import UUID
+
+__all__ = ["anonymous_module_id", "span_id_of", "trace_id_of"]
+
+_TRACE: Final = b"constellation-otel/1/trace/"
+_SPAN: Final = b"constellation-otel/1/span/"
+_MODULE: Final = b"constellation-otel/1/module/"
+
+
+def trace_id_of(execution_id: UUID) -> int:
+    """The trace id of an execution whose caller had no span.
+
+    Args:
+        execution_id: The execution.
+
+    Returns:
+        128 bits, uniformly distributed, never zero: the W3C random flag may be set.
+    """
+    return int.from_bytes(blake2b(_TRACE + execution_id.bytes, digest_size=16).digest()) or 1
+
+
+def span_id_of(execution_id: UUID, module_id: UUID | None = None) -> int:
+    """The span id of an execution, or of a module in it.
+
+    Args:
+        execution_id: The execution.
+        module_id: The module; the execution's own span where there is none.
+
+    Returns:
+        64 bits, never zero.
+    """
+    module = module_id.bytes if module_id is not None else b""
+    return int.from_bytes(blake2b(_SPAN + execution_id.bytes + module, digest_size=8).digest()) or 1
+
+
+def anonymous_module_id(execution_id: UUID, module_name: str, occurrence: int) -> UUID:
+    """Stands in for a module's id where the records have none.
+
+    Args:
+        execution_id: The execution.
+        module_name: The module's name.
+        occurrence: 0 for the first of that name in the execution, and so on.
+    """
+    name = module_name.encode("utf-8", "surrogatepass")
+    content = _MODULE + execution_id.bytes + occurrence.to_bytes(8) + name
+    return UUID(bytes=blake2b(content, digest_size=16).digest())

@@ -1,0 +1,253 @@
+"""The SPI: what a pipeline engine tells, and how several listeners share it.
+
+Read this file first. It knows nothing of OpenTelemetry, of threads or of
+files; what a listener does with the six callbacks lives elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from constellation_otel._callbacks import check_callbacks
+from constellation_otel._log import RateLimitedLog
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from opentelemetry.context import Context
+
+__all__ = ["CompositeListener", "ExecutionListener", "LoggingListener", "ModuleContextProvider"]
+
+
+class ExecutionListener:
+    """Observes the executions of a pipeline engine.
+
+    A plain base class whose callbacks do nothing: override what you need.
+
+    * Callbacks are fire-and-forget. What one raises is caught and logged by the
+      engine and by :meth:`composite`; it never reaches the pipeline. Where
+      delivery must be sure, the listener has to see to that itself.
+    * Callbacks are on the execution's hot path: return at once.
+    * Callbacks may fire concurrently, from any thread, for one execution too.
+
+    Raises:
+        ListenerDefinitionError: When a subclass is made that defines a callback
+            under a name that no engine calls (``onModuleStart``,
+            ``on_module_started``) or as ``async def``. Other ``on_*`` methods are
+            the subclass's own business.
+    """
+
+    noop: ClassVar[ExecutionListener]
+    """The listener that does nothing."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_callbacks(cls, allow_async=False)
+
+    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+        """A DAG's execution starts."""
+
+    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+        """A module begins to execute."""
+
+    def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
+        """A module has completed.
+
+        Args:
+            execution_id: The execution.
+            module_id: The module's id in this execution.
+            module_name: The module's name.
+            duration_ms: Wall clock in milliseconds as the engine measured it: with
+                scheduling overhead, without queue wait.
+        """
+
+    def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
+        """A module has failed with ``error``."""
+
+    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
+        """An execution has ended, well or not.
+
+        Args:
+            execution_id: The execution.
+            dag_name: The DAG's name.
+            succeeded: Whether every module completed.
+            duration_ms: Wall clock in milliseconds as the engine measured it.
+        """
+
+    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+        """Somebody cancelled an execution: the only thing that fires this."""
+
+    @staticmethod
+    def composite(*listeners: ExecutionListener) -> ExecutionListener:
+        """Combines listeners into one that tells each of them everything, in order.
+
+        What one raises is caught, counted and logged with its traceback under
+        the listener's class name (logger ``constellation_otel.listener.<Class>``,
+        at most once in ten seconds for each callback), and the others still run.
+        Only :class:`Exception` is caught: KeyboardInterrupt and its like pass.
+
+        Composites among the listeners are flattened and :attr:`noop` is left out;
+        without any listener the answer is :attr:`noop`.
+
+        Args:
+            *listeners: In the order in which they are told.
+
+        Raises:
+            TypeError: One of them is no ExecutionListener.
+        """
+        flat: list[ExecutionListener] = []
+        for listener in listeners:
+            if isinstance(listener, CompositeListener):
+                flat.extend(listener.listeners)
+            elif not isinstance(listener, ExecutionListener):
+                message = (
+                    f"{listener!r} is not an ExecutionListener; subclass constellation_otel.ExecutionListener"
+                    " (or wrap a listener that has async callbacks in AsyncListenerAdapter)"
+                )
+                raise TypeError(message)
+            elif listener is not ExecutionListener.noop:
+                flat.append(listener)
+        return CompositeListener(tuple(flat)) if flat else ExecutionListener.noop
+
+
+ExecutionListener.noop = ExecutionListener()
+
+
+@runtime_checkable
+class ModuleContextProvider(Protocol):
+    """What a listener has besides the SPI to nest a module's own work under its span.
+
+    An engine asks before it runs a module's body and makes the answer current
+    around the body. Nothing is attached or held between callbacks.
+    """
+
+    def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+        """Derives the context of a module's body from the caller's.
+
+        Args:
+            execution_id: The execution.
+            module_id: The module's id in this execution.
+            context: What would be current without this provider.
+
+        Returns:
+            The context to make current; ``context`` itself where there is nothing to add.
+        """
+
+
+class CompositeListener(ExecutionListener):
+    """What :meth:`ExecutionListener.composite` returns.
+
+    Attributes:
+        listeners: The listeners, flattened, in order.
+        errors: How many exceptions were caught so far.
+    """
+
+    def __init__(self, listeners: tuple[ExecutionListener, ...]) -> None:
+        self.listeners = listeners
+        self._log = RateLimitedLog()
+        self._providers = tuple(listener for listener in listeners if isinstance(listener, ModuleContextProvider))
+
+    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+        for listener in self.listeners:
+            try:
+                listener.on_execution_start(execution_id, dag_name)
+            except Exception as error:  # noqa: BLE001 - one listener's failure stops nobody
+                self._failed(listener, "on_execution_start", execution_id, error)
+
+    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+        for listener in self.listeners:
+            try:
+                listener.on_module_start(execution_id, module_id, module_name)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(listener, "on_module_start", execution_id, error)
+
+    def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
+        for listener in self.listeners:
+            try:
+                listener.on_module_complete(execution_id, module_id, module_name, duration_ms)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(listener, "on_module_complete", execution_id, error)
+
+    def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
+        for listener in self.listeners:
+            try:
+                listener.on_module_failed(execution_id, module_id, module_name, error)
+            except Exception as raised:  # noqa: BLE001 - as above
+                self._failed(listener, "on_module_failed", execution_id, raised)
+
+    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
+        for listener in self.listeners:
+            try:
+                listener.on_execution_complete(execution_id, dag_name, succeeded, duration_ms)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(listener, "on_execution_complete", execution_id, error)
+
+    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+        for listener in self.listeners:
+            try:
+                listener.on_execution_cancelled(execution_id, dag_name)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(listener, "on_execution_cancelled", execution_id, error)
+
+    def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+        """Asks every listener that is a :class:`ModuleContextProvider`, each on top of the one before."""
+        for provider in self._providers:
+            try:
+                context = provider.module_context(execution_id, module_id, context)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(provider, "module_context", execution_id, error)
+        return context
+
+    @property
+    def errors(self) -> int:
+        return self._log.count
+
+    def _failed(self, listener: object, callback: str, execution_id: UUID, error: Exception) -> None:
+        name = type(listener).__name__
+        self._log.write(
+            logging.getLogger(f"{__name__}.{name}"),
+            logging.ERROR,
+            (name, callback),
+            "%s.%s raised for execution %s; the pipeline and the other listeners go on",
+            name,
+            callback,
+            execution_id,
+            error=error,
+        )
+
+
+class LoggingListener(ExecutionListener):
+    """Writes a log record for every event: INFO, and WARNING for what failed.
+
+    Args:
+        logger: Where to; ``constellation_otel.executions`` where none is given.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._logger = logger if logger is not None else logging.getLogger("constellation_otel.executions")
+
+    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+        self._logger.info("execution %s of %s started", execution_id, dag_name)
+
+    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+        self._logger.info("execution %s: module %s (%s) started", execution_id, module_name, module_id)
+
+    def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
+        self._logger.info(
+            "execution %s: module %s (%s) completed in %.3f ms", execution_id, module_name, module_id, duration_ms
+        )
+
+    def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
+        self._logger.warning(
+            "execution %s: module %s (%s) failed", execution_id, module_name, module_id, exc_info=error
+        )
+
+    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
+        if succeeded:
+            self._logger.info("execution %s of %s completed in %.3f ms", execution_id, dag_name, duration_ms)
+        else:
+            self._logger.warning("execution %s of %s failed after %.3f ms", execution_id, dag_name, duration_ms)
+
+    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+        self._logger.info("execution %s of %s was cancelled", execution_id, dag_name)

@@ -1,0 +1,382 @@
+"""OpenTelemetryListener: executions into the application's own OpenTelemetry SDK.
+
+The callbacks append events to a queue; one worker assembles them and creates
+spans, metrics and logs through the application's providers. What the providers'
+exporters then do with them is theirs: delivery is as good as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from msgspec import Struct
+from opentelemetry import _logs, metrics, trace
+from opentelemetry import context as otel_context
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.sdk.trace import Tracer as SdkTracer
+
+from constellation_otel._log import RateLimitedLog
+from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
+from constellation_otel.assembler import Assembler
+from constellation_otel.buffer import Worker
+from constellation_otel.events import Event, EventListener, ModuleCompleted, ModuleStarted
+from constellation_otel.ids import span_id_of
+from constellation_otel.instruments import Instruments
+from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, AttributeValue, Span
+from constellation_otel.tracing import NOT_TRACED, Decision, PlainTraces, SdkTraces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry._logs import LoggerProvider
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+__all__ = ["ListenerCounters", "OpenTelemetryListener"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+_EXCEPTION_SIGNAL: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+_time_ns: Final = time.time_ns
+
+
+class ListenerCounters(Struct, frozen=True):
+    """What has become of the events so far: ``received = delivered + dropped + rejected + held``.
+
+    Attributes:
+        received: Callbacks that were called while there was an SDK to tell.
+        delivered: Events that were assembled.
+        dropped: Events that found the queue full, or the listener closed.
+        rejected: Events that could not be assembled: a value of the wrong type.
+        held: Events that are not assembled yet.
+        late: Events of executions or modules whose span had left.
+        duplicate: Events that repeated a fact that was known.
+        corrected: Values that no backend could hold and that were mended or left out.
+        executions: Executions whose span has left.
+        spans: Spans that have left the assembler, executions and modules, sampled or not.
+        abandoned: Executions that were let go without an end.
+        failed: Spans that the application's SDK refused by raising.
+    """
+
+    received: int
+    delivered: int
+    dropped: int
+    rejected: int
+    held: int
+    late: int
+    duplicate: int
+    corrected: int
+    executions: int
+    spans: int
+    abandoned: int
+    failed: int
+
+
+class OpenTelemetryListener(EventListener):
+    """Turns executions into traces, metrics and logs of the application's OpenTelemetry SDK.
+
+    ``Constellation(listener=OpenTelemetryListener())`` is all there is to do. An
+    execution is a span, its modules are its children; what a module's body does
+    nests under the module's span, where the engine asks :meth:`module_context`.
+
+    The providers may be set before or after this is made. While there is none, or
+    with ``OTEL_SDK_DISABLED=true``, callbacks return at once. The sampler is asked
+    once for an execution, in :meth:`on_execution_start`, so that traces are whole.
+
+    A callback costs about one append and never raises; what it appends is handled by
+    one daemon thread. The queue is bounded: what finds it full is dropped, counted
+    and logged. A forked child starts with an empty queue and a thread of its own.
+    At the interpreter's exit, up to 5 seconds are spent on what is held.
+
+    Where an error of a module goes is said by ``OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN``
+    (OpenTelemetry's semantic conventions for exceptions): an event of its span as a
+    rule, a log record instead with ``logs``, both with ``logs/dup``.
+
+    Args:
+        tracer_provider: The global one where none is given.
+        meter_provider: The global one where none is given.
+        logger_provider: The global one where none is given.
+        redact: Rewrites the message of each error before it is kept anywhere.
+        settle: Seconds that spans wait for events still on their way: 0 for an engine
+            that keeps the order, as the embedded one does.
+        max_queue: Events held at most.
+        max_open: Executions and modules held open at most.
+        idle_timeout: Seconds without an event after which an execution is abandoned.
+        max_age: Seconds after its start at which an execution is abandoned.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
+        *,
+        redact: Callable[[str], str] | None = None,
+        settle: float = 0.0,
+        max_queue: int = 65_536,
+        max_open: int = 100_000,
+        idle_timeout: float = 3_600.0,
+        max_age: float = 86_400.0,
+    ) -> None:
+        super().__init__(redact)
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+        self._logger_provider = logger_provider
+        self._max_open = max_open
+        self._new_assembler: Callable[[], Assembler] = lambda: Assembler(
+            settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age
+        )
+        self._exceptions_as_events, self._exceptions_as_logs = _exception_signals()
+        self._log = RateLimitedLog()
+        self._traces: SdkTraces | PlainTraces | None = None
+        self._tracing_known = False
+        self._instruments: Instruments | None = None
+        self._metrics_known = False
+        self._active = False
+        self._start_afresh()
+        self._worker = Worker(
+            self._handle,
+            name=type(self).__name__,
+            max_queue=max_queue,
+            tick=self._tick,
+            finish=self._finish,
+            forked=self._start_afresh,
+        )
+        self._put = self._worker.put
+
+    def _start_afresh(self) -> None:
+        """What is known of executions is this process's own."""
+        self._assembler = self._new_assembler()
+        self._decisions: dict[UUID, Decision] = {}
+        self._failed = 0
+        self._published = ListenerCounters(*[0] * len(ListenerCounters.__struct_fields__))
+
+    @property
+    def counters(self) -> ListenerCounters:
+        """What has become of the events so far."""
+        queue, assembled = self._worker.counters, self._assembler.counters
+        return ListenerCounters(
+            received=queue.received,
+            delivered=queue.delivered,
+            dropped=queue.dropped,
+            rejected=queue.rejected,
+            held=queue.held,
+            late=assembled.late,
+            duplicate=assembled.duplicate,
+            corrected=assembled.corrected,
+            executions=assembled.executions,
+            spans=assembled.spans,
+            abandoned=assembled.abandoned,
+            failed=self._failed,
+        )
+
+    @property
+    def open_executions(self) -> int:
+        """Executions that have started and not left."""
+        return self._assembler.open_executions
+
+    @property
+    def open_modules(self) -> int:
+        """Modules that have started and not ended."""
+        return self._assembler.open_modules
+
+    def accept(self, event: Event) -> None:
+        if self._active:
+            self._put(event)
+
+    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+        if not (self._tracing_known and self._metrics_known) and not self._look_up():
+            return
+        try:
+            if self._traces is not None and len(self._decisions) < self._max_open:
+                context = otel_context.get_current()
+                self._decisions[execution_id] = self._traces.decide(execution_id, dag_name, context)
+        except Exception as error:  # noqa: BLE001 - a sampler of the application's; the callback may not raise
+            message = "the sampler raised for execution %s; the execution is not traced"
+            self._log.write(_LOGGER, logging.ERROR, "sampler", message, execution_id, error=error)
+            self._decisions[execution_id] = NOT_TRACED
+        super().on_execution_start(execution_id, dag_name)
+
+    # The two that fire most are written out: a call less each.
+
+    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+        if self._active:
+            self._put(ModuleStarted(execution_id, module_id, module_name, _time_ns()))
+
+    def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
+        if self._active:
+            self._put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, _time_ns()))
+
+    def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
+        if self._active:
+            super().on_module_failed(execution_id, module_id, module_name, error)
+
+    def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+        """The context in which a module's body runs: its span is the current one.
+
+        The span itself is created when the module has ended; its ids are known before.
+
+        Args:
+            execution_id: An execution that has started.
+            module_id: The module.
+            context: The caller's.
+
+        Returns:
+            ``context`` itself where the execution is not known, or not traced at all.
+        """
+        decision = self._decisions.get(execution_id)
+        return context if decision is None else decision.context_of(span_id_of(execution_id, module_id), context)
+
+    def flush(self, timeout: float) -> bool:
+        """Waits until what was called so far has been handed to the application's SDK.
+
+        What its exporters hold is for its own ``force_flush``.
+
+        Args:
+            timeout: Seconds; this returns within them.
+
+        Returns:
+            Whether all of it has been handed over.
+        """
+        return self._worker.flush(timeout)
+
+    def close(self, timeout: float) -> bool:
+        """Hands over what is held, abandons what is open, and ends the worker.
+
+        Callbacks after that are dropped and counted. The providers are not shut down.
+
+        Args:
+            timeout: Seconds; this returns within them.
+
+        Returns:
+            Whether everything has been handed over.
+        """
+        return self._worker.close(timeout)
+
+    def _look_up(self) -> bool:
+        """Looks for providers that are real; more than once is harmless.
+
+        Returns:
+            Whether there is anyone to tell.
+        """
+        if not self._tracing_known:
+            tracer_provider = self._tracer_provider or trace.get_tracer_provider()
+            if not isinstance(tracer_provider, trace.ProxyTracerProvider):
+                self._traces = self._traces_of(tracer_provider)
+                self._tracing_known = True
+        if not self._metrics_known:
+            meter_provider = self._meter_provider or metrics.get_meter_provider()
+            # the class of the API's proxy has no public name
+            if type(meter_provider).__name__ != "_ProxyMeterProvider":
+                self._instruments = Instruments.of(meter_provider)
+                if self._instruments is not None:
+                    self._instruments.observe(self)
+                self._metrics_known = True
+        self._active = self._traces is not None or self._instruments is not None
+        return self._active
+
+    def _traces_of(self, provider: TracerProvider) -> SdkTraces | PlainTraces | None:
+        tracer = provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
+        if isinstance(tracer, SdkTracer):
+            return SdkTraces(tracer)
+        if isinstance(tracer, trace.NoOpTracer):
+            return None
+        _LOGGER.warning(
+            "%s is not the OpenTelemetry SDK's tracer provider: spans get ids of its own choosing, and a module's"
+            " own work does not nest under its span",
+            type(provider).__qualname__,
+        )
+        return PlainTraces(tracer)
+
+    def _handle(self, event: Event) -> None:
+        for span in self._assembler.add(event, time.monotonic_ns()):
+            self._emit(span)
+
+    def _tick(self) -> float | None:
+        now_ns = time.monotonic_ns()
+        for span in self._assembler.advance(now_ns):
+            self._emit(span)
+        if self._instruments is not None:
+            counters = self.counters
+            self._instruments.count(self._published, counters)
+            self._published = counters
+        deadline_ns = self._assembler.deadline_ns
+        return None if deadline_ns is None else max(0.0, (deadline_ns - now_ns) / 1e9)
+
+    def _finish(self) -> None:
+        for span in self._assembler.finish():
+            self._emit(span)
+        self._tick()
+
+    def _emit(self, span: Span) -> None:
+        try:
+            self._emit_or_raise(span)
+        except Exception as error:  # noqa: BLE001 - the application's SDK; one span's failure is not another's
+            self._failed += 1
+            message = "the application's OpenTelemetry SDK raised for span %r; it is lost, the others go on"
+            self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, span.name, error=error)
+
+    def _emit_or_raise(self, span: Span) -> None:
+        decision = self._decision_of(span)
+        if self._traces is not None:
+            self._traces.emit(span, decision, with_events=self._exceptions_as_events)
+        if not (self._exceptions_as_logs and span.events) and self._instruments is None:
+            return
+        context = decision.context_of(span.span_id, otel_context.Context())
+        if self._exceptions_as_logs and span.events:
+            self._log_exceptions(span, context)
+        if self._instruments is not None:
+            self._instruments.record(span, context)
+
+    def _decision_of(self, span: Span) -> Decision:
+        """What was decided when the execution started; decided now where its start was never told."""
+        execution_id = UUID(str(span.attributes[EXECUTION_ID]))
+        decision = self._decisions.get(execution_id)
+        if decision is None:
+            decision = NOT_TRACED
+            if self._traces is not None:
+                decision = self._traces.decide(execution_id, str(span.attributes[DAG_NAME]), otel_context.Context())
+            self._decisions[execution_id] = decision
+        if MODULE_NAME not in span.attributes:
+            # an execution's own span is its last
+            del self._decisions[execution_id]
+        return decision
+
+    def _log_exceptions(self, span: Span, context: Context) -> None:
+        logger = (self._logger_provider or _logs.get_logger_provider()).get_logger(
+            SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL
+        )
+        for event in span.events:
+            attributes: dict[str, AttributeValue] = {**span.attributes, **event.attributes}
+            logger.emit(
+                timestamp=event.timestamp_ns,
+                context=context,
+                severity_number=SeverityNumber.ERROR,
+                severity_text="ERROR",
+                body=span.status_description,
+                attributes=attributes,
+                event_name=event.name,
+            )
+
+
+def _exception_signals() -> tuple[bool, bool]:
+    """Whether exceptions are span events, and whether they are log records."""
+    value = os.environ.get(_EXCEPTION_SIGNAL, "").strip()
+    match value:
+        case "":
+            return True, False
+        case "logs":
+            return False, True
+        case "logs/dup":
+            return True, True
+        case _:
+            message = "%s=%r is unknown and ignored: exceptions are span events; use 'logs' or 'logs/dup'"
+            _LOGGER.warning(message, _EXCEPTION_SIGNAL, value)
+            return True, False

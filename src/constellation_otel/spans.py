@@ -1,0 +1,106 @@
+"""The finished span, and the names of what is on it.
+
+What the assembler puts out and every sink takes; a span that came back from an
+OTLP endpoint is read into the same type. Names follow OpenTelemetry's semantic
+conventions where those have one, and are ``constellation.*`` where they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE, ErrorTypeValues
+from opentelemetry.semconv.attributes.exception_attributes import (
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+)
+from opentelemetry.trace import SpanKind, StatusCode
+
+__all__ = [
+    "ABANDONED_REASON",
+    "DAG_NAME",
+    "ERROR_TYPE",
+    "EXCEPTION_EVENT",
+    "EXCEPTION_MESSAGE",
+    "EXCEPTION_STACKTRACE",
+    "EXCEPTION_TYPE",
+    "EXECUTION_ID",
+    "MISSING",
+    "MODULE_ID",
+    "MODULE_NAME",
+    "OTHER_ERROR",
+    "OUTCOME",
+    "AttributeValue",
+    "Span",
+    "SpanEvent",
+]
+
+EXECUTION_ID: Final = "constellation.execution.id"
+DAG_NAME: Final = "constellation.dag.name"
+MODULE_ID: Final = "constellation.module.id"
+MODULE_NAME: Final = "constellation.module.name"
+OUTCOME: Final = "constellation.outcome"
+"""``success``, ``failure``, ``cancelled``; ``abandoned`` (an execution), ``unknown`` (a module)."""
+MISSING: Final = "constellation.missing"
+"""Which of the span's events never came: ``start``, ``end``."""
+ABANDONED_REASON: Final = "constellation.abandoned.reason"
+
+OTHER_ERROR: Final = ErrorTypeValues.OTHER.value
+"""The conventions' value of ``error.type`` where the class is unknown."""
+EXCEPTION_EVENT: Final = "exception"
+
+AttributeValue: TypeAlias = (
+    str | bool | int | float | bytes | Sequence["AttributeValue"] | Mapping[str, "AttributeValue"] | None
+)
+
+
+class SpanEvent(Struct, frozen=True):
+    """Something that happened at one moment of a span.
+
+    Attributes:
+        name: The event's name.
+        timestamp_ns: Epoch nanoseconds.
+        attributes: By name.
+    """
+
+    name: str
+    timestamp_ns: int
+    attributes: dict[str, AttributeValue]
+
+
+class Span(Struct, frozen=True):
+    """A finished span.
+
+    Attributes:
+        trace_id: 128 bits, never zero.
+        span_id: 64 bits, never zero.
+        parent_span_id: The parent's span id; ``None`` for the root of a trace.
+        trace_state: The W3C tracestate header's value; empty where there is none.
+        trace_flags: The W3C flags, as the parent's context or the ids' randomness
+            gives them; a sink's sampler decides the sampled flag of a root.
+        name: The span's name, never empty.
+        kind: The span's kind.
+        start_ns: Epoch nanoseconds.
+        end_ns: Epoch nanoseconds, not before ``start_ns``.
+        attributes: By name.
+        status: Unset or error.
+        status_description: What went wrong; ``None`` unless the status is error.
+        events: In the order of their timestamps.
+    """
+
+    trace_id: int
+    span_id: int
+    parent_span_id: int | None
+    trace_state: str
+    trace_flags: int
+    name: str
+    kind: SpanKind
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, AttributeValue]
+    status: StatusCode = StatusCode.UNSET
+    status_description: str | None = None
+    events: tuple[SpanEvent, ...] = ()
