@@ -232,12 +232,10 @@ class Worker(Generic[T]):
     def _take(self, wake_at: float) -> tuple[list[T], bool]:
         """Waits for items, for the time to come, or for the end."""
         with self._condition:
-            while not (self._queue or self._closed or time.monotonic() >= wake_at):
-                self._asleep = True
-                # looked at again: an item may have come between the look and the flag
-                if not self._queue:
-                    remaining = wake_at - time.monotonic()
-                    self._condition.wait(None if remaining == inf else max(0.0, remaining))
+            # first the flag, then the look: an item that comes between them finds the flag up
+            self._asleep = True
+            timeout = None if wake_at == inf else max(0.0, wake_at - time.monotonic())
+            self._condition.wait_for(lambda: self._queue or self._closed, timeout)
             self._asleep = False
             if 0 < len(self._queue) < _MAX_BATCH:
                 self._condition.wait_for(lambda: self._closed or self._hurry, self._linger)
