@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from difflib import SequenceMatcher
 from typing import Final
 
 from constellation_otel.errors import ListenerDefinitionError
@@ -21,8 +20,19 @@ CALLBACKS: Final = (
 )
 """The names of the SPI's callbacks, in the order of a module's life in an execution."""
 
-_ALIKE: Final = 0.75
-"""How alike two words are, at least, of which one is taken for the other misspelt."""
+_FORMS: Final = {
+    "on": (),
+    "execution": ("exec",),
+    "module": ("mod",),
+    "start": ("started", "starting"),
+    "complete": ("completed", "completing", "completion"),
+    "failed": ("fail", "fails", "failing", "failure"),
+    "cancelled": ("cancel", "canceled", "cancelling", "canceling", "cancellation"),
+}
+"""What else people write for each word of the callbacks' names."""
+
+_LONG: Final = 5
+"""Letters of a word in which one slip leaves no doubt of what was meant."""
 
 
 def check_callbacks(cls: type, *, allow_async: bool) -> None:
@@ -35,7 +45,8 @@ def check_callbacks(cls: type, *, allow_async: bool) -> None:
     Raises:
         ListenerDefinitionError: With the right spelling, or the way to have async callbacks.
     """
-    for name, value in vars(cls).items():
+    for name, attribute in vars(cls).items():
+        value = attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
         if not callable(value):
             continue
         if name in CALLBACKS:
@@ -53,18 +64,28 @@ def check_callbacks(cls: type, *, allow_async: bool) -> None:
 
 
 def _meant(name: str) -> str | None:
-    """The callback that a method's name is a misspelling of."""
+    """The callback that a method's name is a misspelling of; a private method's never is."""
+    if name.startswith("_"):
+        return None
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")
     for callback in CALLBACKS:
         expected = callback.split("_")
+        if "".join(words) == "".join(expected):
+            return callback
         if len(words) == len(expected) and all(map(_same_word, words, expected)):
             return callback
     return None
 
 
 def _same_word(word: str, expected: str) -> bool:
-    if word[:3] != expected[:3]:
-        return False
-    return (
-        word.startswith(expected) or expected.startswith(word) or SequenceMatcher(None, word, expected).ratio() > _ALIKE
-    )
+    forms = (expected, *_FORMS[expected])
+    return word in forms or any(len(form) >= _LONG and _one_slip(word, form) for form in forms)
+
+
+def _one_slip(word: str, meant: str) -> bool:
+    """Whether the two differ by one letter, or by two neighbours that changed places."""
+    while word[:1] == meant[:1] != "":
+        word, meant = word[1:], meant[1:]
+    while word[-1:] == meant[-1:] != "":
+        word, meant = word[:-1], meant[:-1]
+    return max(len(word), len(meant)) <= 1 or (len(word) == len("ab") and word == meant[::-1])

@@ -120,8 +120,11 @@ class AsyncListenerAdapter(EventListener):
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=_CALLBACK_TIMEOUT))
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()

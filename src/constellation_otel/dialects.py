@@ -32,6 +32,7 @@ __all__ = ["decode_frame", "decode_json", "encode_frame", "encode_json"]
 
 _T = TypeVar("_T")
 _MS: Final = 1_000_000
+_MAX_NS: Final = 2**63
 _SHOWN: Final = 200
 
 
@@ -45,7 +46,7 @@ class _Json(Struct, rename="camel"):
     duration_ms: float | None = None
     succeeded: bool | None = None
     error: str | None = None
-    timestamp: float | None = None
+    timestamp: int | float | None = None
     module_id: UUID | UnsetType | None = UNSET
     error_type: str | UnsetType | None = UNSET
     timestamp_ns: int | UnsetType | None = UNSET
@@ -59,7 +60,7 @@ class _Frame(Struct, rename="camel"):
 
     type: str
     execution_id: UUID
-    timestamp: float
+    timestamp: int | float
     dag_name: str | None = None
     module_id: UUID | None = None
     module_name: str | None = None
@@ -71,6 +72,8 @@ class _Frame(Struct, rename="camel"):
 _JSON_DECODER: Final = msgspec.json.Decoder(_Json)
 _FRAME_DECODER: Final = msgspec.json.Decoder(_Frame)
 _ENCODER: Final = msgspec.json.Encoder()
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What msgspec raises for bad JSON, for bytes or text that are no UTF-8, for a million brackets."""
 
 
 def encode_json(event: Event) -> bytes:
@@ -122,12 +125,10 @@ def decode_json(data: bytes | str) -> Event:
     """
     try:
         record = _JSON_DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_JSON as error:
         raise _unreadable(data, error) from error
-    if record.timestamp_ns:
-        timestamp_ns = record.timestamp_ns
-    else:
-        timestamp_ns = round(_needed(record.timestamp, "timestamp", data) * _MS)
+    timestamp_ns = record.timestamp_ns or _ns(_needed(record.timestamp, "timestamp", data))
+    _check_timestamp(timestamp_ns, data)
     read = _Reader(
         data, record.execution_id, timestamp_ns, record.dag_name, record.module_name, record.module_id or None
     )
@@ -199,9 +200,10 @@ def decode_frame(data: bytes | str) -> Event:
     """
     try:
         frame = _FRAME_DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_JSON as error:
         raise _unreadable(data, error) from error
-    timestamp_ns = round(frame.timestamp * _MS)
+    timestamp_ns = _ns(frame.timestamp)
+    _check_timestamp(timestamp_ns, data)
     read = _Reader(data, frame.execution_id, timestamp_ns, frame.dag_name, frame.module_name, frame.module_id)
     match frame.type:
         case "execution:start":
@@ -257,7 +259,20 @@ def _durations(duration_ms: float | None) -> tuple[int | None, int | UnsetType]:
 
 
 def _duration_ms(record: _Json) -> float | None:
-    return record.duration_ns / _MS if isinstance(record.duration_ns, int) else record.duration_ms
+    """As exact as the record has it; an extension that is no duration does not hide the guide's field."""
+    duration_ns = record.duration_ns
+    return duration_ns / _MS if isinstance(duration_ns, int) and 0 <= duration_ns < _MAX_NS else record.duration_ms
+
+
+def _ns(milliseconds: float) -> int:
+    """Whole nanoseconds; exact for whole milliseconds, which a product of floats is not past 2**53."""
+    whole = int(milliseconds)
+    return whole * _MS + round((milliseconds - whole) * _MS)
+
+
+def _check_timestamp(timestamp_ns: int, data: bytes | str) -> None:
+    if not 0 <= timestamp_ns < _MAX_NS:
+        raise _unreadable(data, f"the timestamp, {timestamp_ns} ns, is not within 0 and 2**63 - 1")
 
 
 def _module_fields(event: ModuleStarted | ModuleCompleted | ModuleFailed) -> dict[str, Any]:

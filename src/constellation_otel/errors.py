@@ -59,6 +59,11 @@ class MissingExtraError(ConstellationOtelError, ImportError):
             f"{library} is not installed; run: pip install 'constellation-otel[{extra}]'",
             name=library,
         )
+        self.library = library
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.library, self.extra)
 
 
 class ReceiverError(ConstellationOtelError, RuntimeError):
@@ -109,6 +114,9 @@ class ExecutionFailedError(ConstellationOtelError):
         self.errors = errors
         self.outputs = outputs
 
+    def __reduce__(self) -> tuple[type[ExecutionFailedError], tuple[Any, ...]]:
+        return type(self), (self.execution_id, self.dag_name, dict(self.errors), dict(self.outputs))
+
 
 class ExecutionCancelledError(ConstellationOtelError):
     """An execution was cancelled before it had ended.
@@ -124,3 +132,6 @@ class ExecutionCancelledError(ConstellationOtelError):
         self.execution_id = execution_id
         self.dag_name = dag_name
         self.outputs = outputs
+
+    def __reduce__(self) -> tuple[type[ExecutionCancelledError], tuple[Any, ...]]:
+        return type(self), (self.execution_id, self.dag_name, dict(self.outputs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import re
 import time
+from collections import deque
 from math import nan
 from typing import TYPE_CHECKING, Final, TypeAlias
 from uuid import UUID
@@ -45,6 +46,7 @@ __all__ = [
     "clean_name",
     "duration_ns_of",
     "remote_parent",
+    "started_now",
 ]
 
 MAX_MESSAGE: Final = 8_192
@@ -55,7 +57,7 @@ MAX_NAME: Final = 1_024
 _MAX_CAUSES: Final = 4
 _MAX_FRAMES: Final = 32
 _NOT_IN_NAMES: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_NOT_IN_MESSAGES: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_NOT_IN_MESSAGES: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
@@ -114,12 +116,15 @@ class ErrorInfo(Struct, frozen=True):
         Args:
             error: The exception.
             redact: Rewrites each message before it is kept anywhere. Where it raises,
-                the message is withheld.
+                or returns no text, the message is withheld.
         """
-        if isinstance(error, RemoteError):
-            message = None if error.message is None else clean_message(_redacted(error.message, redact))
-            return cls(error.type, message)
-        frames = _frames_of(error, redact, _MAX_CAUSES)
+        try:
+            if isinstance(error, RemoteError):
+                message = None if error.message is None else clean_message(_redacted(error.message, redact))
+                return cls(clean_name(error.type) if error.type else None, message)
+            frames = _frames_of(error, redact, _MAX_CAUSES)
+        except Exception as raised:  # noqa: BLE001 - the exception's own code; the callback may not raise
+            return cls(clean_name(type(error).__name__), f"<reading this error raised {type(raised).__name__}>")
         return cls(frames.type, frames.message, frames)
 
 
@@ -282,14 +287,7 @@ class EventListener(ExecutionListener):
         raise NotImplementedError
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
-        span_context = trace.get_current_span().get_span_context()
-        if not span_context.is_valid:
-            self.accept(ExecutionStarted(execution_id, dag_name, time.time_ns()))
-            return
-        carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier)
-        traceparent, tracestate = carrier["traceparent"], carrier.get("tracestate")
-        self.accept(ExecutionStarted(execution_id, dag_name, time.time_ns(), traceparent, tracestate))
+        self.accept(started_now(execution_id, dag_name))
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         self.accept(ModuleStarted(execution_id, module_id, module_name, time.time_ns()))
@@ -306,6 +304,16 @@ class EventListener(ExecutionListener):
 
     def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
         self.accept(ExecutionCancelled(execution_id, dag_name, time.time_ns()))
+
+
+def started_now(execution_id: UUID, dag_name: str) -> ExecutionStarted:
+    """The event of an execution that starts at this moment, called from the current span."""
+    if not trace.get_current_span().get_span_context().is_valid:
+        return ExecutionStarted(execution_id, dag_name, time.time_ns())
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    traceparent, tracestate = carrier["traceparent"], carrier.get("tracestate")
+    return ExecutionStarted(execution_id, dag_name, time.time_ns(), traceparent, tracestate)
 
 
 def remote_parent(traceparent: str | None, tracestate: str | None) -> Context | None:
@@ -397,11 +405,13 @@ def clean_message(message: str) -> str:
         message: The message.
 
     Returns:
-        At most :data:`MAX_MESSAGE` characters of it and a note of how long it was;
-        control characters but tab and newline, and lone surrogates, become U+FFFD.
+        At most :data:`MAX_MESSAGE` characters, the last of which say how long it was
+        where it had more; control characters but tab, newline and carriage return, and
+        lone surrogates, become U+FFFD. Cleaning it once more changes nothing.
     """
     if len(message) > MAX_MESSAGE:
-        message = f"{message[:MAX_MESSAGE]}… (cut; it had {len(message)} characters)"
+        note = f"… (cut; it had {len(message)} characters)"
+        message = message[: MAX_MESSAGE - len(note)] + note
     return message if message.isprintable() else _NOT_IN_MESSAGES.sub(_REPLACEMENT, message)
 
 
@@ -417,7 +427,9 @@ def _required(module_id: UUID | None, event: Event) -> UUID:
 
 
 def _frames_of(error: BaseException, redact: Callable[[str], str] | None, causes: int) -> Frames:
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    cause = error.__cause__
+    if cause is None and not error.__suppress_context__:
+        cause = error.__context__
     return Frames(
         _type_of(error),
         clean_message(_redacted(_message_of(error), redact)),
@@ -428,7 +440,7 @@ def _frames_of(error: BaseException, redact: Callable[[str], str] | None, causes
 
 def _type_of(error: BaseException) -> str:
     cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return clean_name(cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}")
 
 
 def _message_of(error: BaseException) -> str:
@@ -442,15 +454,16 @@ def _redacted(message: str, redact: Callable[[str], str] | None) -> str:
     if redact is None:
         return message
     try:
-        return redact(message)
+        redacted = redact(message)
     except Exception as raised:  # noqa: BLE001 - what could not be redacted must not get out
         return f"<withheld: the redact hook raised {type(raised).__name__}>"
+    return redacted if isinstance(redacted, str) else f"<withheld: the redact hook returned {type(redacted).__name__}>"
 
 
 def _walk(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
-    frames: list[tuple[str, int, str]] = []
+    frames: deque[tuple[str, int, str]] = deque(maxlen=_MAX_FRAMES)
     while traceback is not None:
         code = traceback.tb_frame.f_code
         frames.append((code.co_filename, traceback.tb_lineno, code.co_qualname))
         traceback = traceback.tb_next
-    return tuple(frames[-_MAX_FRAMES:])
+    return tuple((clean_name(filename), line_number, function) for filename, line_number, function in frames)

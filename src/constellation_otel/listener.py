@@ -43,7 +43,8 @@ class ExecutionListener:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check_callbacks(cls, allow_async=False)
+        for base in cls.__mro__[:-1]:  # a mixin that is no listener was not looked at when it was made
+            check_callbacks(base, allow_async=False)
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
         """A DAG's execution starts."""

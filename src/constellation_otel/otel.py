@@ -17,13 +17,22 @@ from msgspec import Struct
 from opentelemetry import _logs, metrics, trace
 from opentelemetry import context as otel_context
 from opentelemetry._logs import SeverityNumber
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Worker
-from constellation_otel.events import Event, EventListener, ModuleCompleted, ModuleStarted
+from constellation_otel.events import (
+    Event,
+    EventListener,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleStarted,
+    remote_parent,
+    started_now,
+)
 from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Instruments
 from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, AttributeValue, Span
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry._logs import LoggerProvider
-    from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
@@ -188,21 +196,21 @@ class OpenTelemetryListener(EventListener):
         return self._assembler.open_modules
 
     def accept(self, event: Event) -> None:
+        """Takes an event that a source has read, with the time that it carries.
+
+        The callbacks are for an engine in this process; this is for events that have
+        travelled. Costs as little, and never raises.
+        """
+        if isinstance(event, ExecutionStarted) and self._is_listening() and event.execution_id not in self._decisions:
+            self._decide(event, remote_parent(event.traceparent, event.tracestate) or Context())
         if self._active:
             self._put(event)
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
-        if not (self._tracing_known and self._metrics_known) and not self._look_up():
-            return
-        try:
-            if self._traces is not None and len(self._decisions) < self._max_open:
-                context = otel_context.get_current()
-                self._decisions[execution_id] = self._traces.decide(execution_id, dag_name, context)
-        except Exception as error:  # noqa: BLE001 - a sampler of the application's; the callback may not raise
-            message = "the sampler raised for execution %s; the execution is not traced"
-            self._log.write(_LOGGER, logging.ERROR, "sampler", message, execution_id, error=error)
-            self._decisions[execution_id] = NOT_TRACED
-        super().on_execution_start(execution_id, dag_name)
+        if self._is_listening():
+            event = started_now(execution_id, dag_name)
+            self._decide(event, otel_context.get_current())
+            self._put(event)
 
     # The two that fire most are written out: a call less each.
 
@@ -260,12 +268,24 @@ class OpenTelemetryListener(EventListener):
         """
         return self._worker.close(timeout)
 
-    def _look_up(self) -> bool:
-        """Looks for providers that are real; more than once is harmless.
+    def _decide(self, event: ExecutionStarted, context: Context) -> None:
+        """Asks the sampler, once for all of the execution's spans."""
+        if self._traces is None or len(self._decisions) >= self._max_open:
+            return
+        try:
+            decision = self._traces.decide(event.execution_id, event.dag_name, context)
+        except Exception as error:  # noqa: BLE001 - a sampler of the application's; a callback may not raise
+            decision = NOT_TRACED
+            message = "the sampler raised for execution %s; the execution is not traced"
+            self._log.write(_LOGGER, logging.ERROR, "sampler", message, event.execution_id, error=error)
+        self._decisions[event.execution_id] = decision
 
-        Returns:
-            Whether there is anyone to tell.
-        """
+    def _is_listening(self) -> bool:
+        """Whether there is anyone to tell; looks for providers until they are real."""
+        return self._look_up() if not (self._tracing_known and self._metrics_known) else self._active
+
+    def _look_up(self) -> bool:
+        """Looks for providers that are real; two threads doing so at once is harmless."""
         if not self._tracing_known:
             tracer_provider = self._tracer_provider or trace.get_tracer_provider()
             if not isinstance(tracer_provider, trace.ProxyTracerProvider):
@@ -329,7 +349,7 @@ class OpenTelemetryListener(EventListener):
             self._traces.emit(span, decision, with_events=self._exceptions_as_events)
         if not (self._exceptions_as_logs and span.events) and self._instruments is None:
             return
-        context = decision.context_of(span.span_id, otel_context.Context())
+        context = decision.context_of(span.span_id, Context())
         if self._exceptions_as_logs and span.events:
             self._log_exceptions(span, context)
         if self._instruments is not None:
@@ -342,7 +362,7 @@ class OpenTelemetryListener(EventListener):
         if decision is None:
             decision = NOT_TRACED
             if self._traces is not None:
-                decision = self._traces.decide(execution_id, str(span.attributes[DAG_NAME]), otel_context.Context())
+                decision = self._traces.decide(execution_id, str(span.attributes[DAG_NAME]), Context())
             self._decisions[execution_id] = decision
         if MODULE_NAME not in span.attributes:
             # an execution's own span is its last

@@ -1,0 +1,857 @@
+"""The embedded engine: runs a Dag's modules and tells a listener what happens.
+
+Read top to bottom: a module and a Dag are checked once and never change; a run is
+one execution, a state machine under one lock; the engine owns the threads. No lock
+is held while a callback, a module's body or an executor runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
+from time import monotonic, perf_counter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypeVar, overload
+from uuid import UUID, uuid4
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+from opentelemetry.context import Context
+
+from constellation_otel.errors import (
+    ConstellationOtelError,
+    DagError,
+    ExecutionCancelledError,
+    ExecutionFailedError,
+    RemoteError,
+)
+from constellation_otel.listener import ExecutionListener, ModuleContextProvider
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Constellation", "ConstellationBuilder", "Dag", "Execution", "Module", "module"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+_CLOSE_TIMEOUT: Final = 30.0
+_MAX_THREADS: Final = 1_000
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Module(Generic[P, R_co]):
+    """A function as a module of a DAG; made by :func:`module`. To call it is to call the function.
+
+    Attributes:
+        name: The module's name.
+        function: The function, plain or async.
+        is_async: Whether it is async.
+        sources: For each parameter of the function the name of the module or of the
+            DAG's input that supplies it.
+        optional: The parameters that have a default and were not wired explicitly.
+    """
+
+    def __init__(self, function: Callable[P, R_co], name: str | None, inputs: Mapping[str, str] | None) -> None:
+        if isinstance(function, Module):
+            function = function.function
+        if not callable(function):
+            _refuse(f"{function!r} is not a function, so it cannot be a module")
+        name = getattr(function, "__name__", None) if name is None else name
+        if not isinstance(name, str) or not name:
+            _refuse(f"{name!r} cannot be the name of the module {function!r}; name it: module(fn, name='...')")
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError) as error:
+            _refuse(f"module {name!r}: {error}; wrap it in a function that has named parameters")
+        for parameter in parameters.values():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                _refuse(
+                    f"module {name!r}: its parameter {str(parameter)!r} is {parameter.kind.description}, and modules"
+                    " are called with named arguments; give the function named parameters only"
+                )
+        wired = dict(inputs or {})
+        for target, source in wired.items():
+            if target not in parameters:
+                _refuse(
+                    f"module {name!r}: its function has no parameter {target!r} to wire; it has"
+                    f" {_listed(parameters)}{_hint(target, parameters)}"
+                )
+            if not isinstance(source, str):
+                _refuse(f"module {name!r}: {target!r} is wired to {source!r}; give a module's or an input's name")
+        functools.update_wrapper(self, function)
+        self.name = name
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        self.sources: Mapping[str, str] = MappingProxyType({each: wired.get(each, each) for each in parameters})
+        self.optional = frozenset(
+            each.name for each in parameters.values() if each.default is not each.empty and each.name not in wired
+        )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> str:
+        # pickled by reference: a decorated function's name leads to this object
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        return f"module({self.name!r})"
+
+
+@overload
+def module(
+    function: Callable[P, R_co], *, name: str | None = None, inputs: Mapping[str, str] | None = None
+) -> Module[P, R_co]: ...
+@overload
+def module(
+    *, name: str | None = None, inputs: Mapping[str, str] | None = None
+) -> Callable[[Callable[P, R_co]], Module[P, R_co]]: ...
+def module(
+    function: Callable[..., Any] | None = None, *, name: str | None = None, inputs: Mapping[str, str] | None = None
+) -> Any:
+    """Names and wires what by-name wiring cannot; also a decorator, with arguments or without.
+
+    Args:
+        function: Plain or async, with named parameters only.
+        name: The module's name; the function's own where none is given.
+        inputs: For a parameter's name the name of the module or of the DAG's input
+            that supplies it; a parameter that is not in here is supplied by the one
+            of its own name.
+
+    Raises:
+        DagError: The function cannot be a module, or ``inputs`` names a parameter that it does not have.
+    """
+    if function is None:
+        return lambda decorated: Module(decorated, name, inputs)
+    return Module(function, name, inputs)
+
+
+class Dag:
+    """Modules, each fed by what its parameters are named after: other modules and the DAG's inputs.
+
+    A parameter that has a default is used with it where nothing supplies another.
+    Immutable: one Dag may be run any number of times, concurrently too.
+
+    Args:
+        name: The DAG's name.
+        modules: Functions, or what :func:`module` made of them.
+
+    Attributes:
+        name: The DAG's name.
+        modules: By name, in the order given.
+        inputs: The names of the inputs that a run must supply.
+        optional_inputs: The names of those that it may.
+        waits_for: For each module the modules whose outputs it takes.
+
+    Raises:
+        DagError: A module cannot be one, two have the same name, or they wait for each other.
+    """
+
+    def __init__(self, name: str, modules: Iterable[Callable[..., Any]]) -> None:
+        if not isinstance(name, str) or not name:
+            _refuse(f"{name!r} cannot be the name of a Dag; give it a text that is not empty")
+        by_name: dict[str, Module[..., Any]] = {}
+        for given in modules:
+            each = given if isinstance(given, Module) else Module(given, None, None)
+            if each.name in by_name:
+                _refuse(f"Dag {name!r} has two modules named {each.name!r}; rename one: module(fn, name='...')")
+            by_name[each.name] = each
+        if not by_name:
+            _refuse(f"Dag {name!r} has no modules; give it one at least")
+        self.name = name
+        self.modules: Mapping[str, Module[..., Any]] = MappingProxyType(by_name)
+        self.waits_for: Mapping[str, frozenset[str]] = MappingProxyType(
+            {each.name: frozenset(each.sources.values()) & by_name.keys() for each in by_name.values()}
+        )
+        takes = [(each, *pair) for each in by_name.values() for pair in each.sources.items() if pair[1] not in by_name]
+        self._needed_by = {source: (each, target) for each, target, source in takes if target not in each.optional}
+        self.inputs = frozenset(self._needed_by)
+        self.optional_inputs = frozenset(source for _, _, source in takes) - self.inputs
+        try:
+            self.order().prepare()
+        except CycleError as error:
+            _refuse(
+                f"Dag {name!r} has a cycle: {' -> '.join(error.args[1])}; rename a parameter or wire it to"
+                " something else: module(fn, inputs={parameter: source})"
+            )
+
+    def order(self) -> TopologicalSorter[str]:
+        """A new sorter of the modules' names, not yet prepared."""
+        return TopologicalSorter(self.waits_for)
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Refuses inputs that a run could not use.
+
+        Args:
+            inputs: By name.
+
+        Raises:
+            DagError: One that is needed is missing, or there is one that nothing takes.
+        """
+        for name in sorted(self.inputs - inputs.keys()):
+            each, parameter = self._needed_by[name]
+            _refuse(
+                f"Dag {self.name!r} needs the input {name!r}, for the parameter {parameter!r} of {each!r}: supply it,"
+                f" or name the parameter after a module{_hint(name, [*inputs, *self.modules])}"
+            )
+        for name in inputs.keys() - self.inputs - self.optional_inputs:
+            why = "that is a module's name" if name in self.modules else "no module has such a parameter"
+            takes = sorted(self.inputs | self.optional_inputs)
+            _refuse(f"Dag {self.name!r} takes no input {name!r}: {why}; it takes {_listed(takes)}{_hint(name, takes)}")
+
+
+class Execution:
+    """One execution, as :meth:`Constellation.start` returns it.
+
+    Attributes:
+        execution_id: A UUIDv4; what the listener is told.
+        dag_name: The DAG's name.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self.execution_id = run.execution_id
+        self.dag_name = run.dag.name
+
+    def result(self, timeout: float | None = None) -> Mapping[str, Any]:
+        """Waits for the execution's end, of which the listener has been told by then.
+
+        Args:
+            timeout: Seconds; ``None`` waits for as long as it takes.
+
+        Returns:
+            Each module's output, by module name, in the order of the DAG's modules.
+
+        Raises:
+            ExecutionFailedError: A module failed; with what every module came to.
+            ExecutionCancelledError: It was cancelled.
+            TimeoutError: It has not ended within the timeout; it runs on.
+            ConstellationOtelError: Called on the engine's own event loop, which would
+                stop what it waits for: await :meth:`Constellation.run_async` instead.
+        """
+        return self._run.result(timeout)
+
+    def cancel(self) -> bool:
+        """Cancels the execution; does not wait.
+
+        No module starts any more and no callback of a module fires any more. Async
+        modules are cancelled as asyncio does it; plain ones that run, run out, and
+        what they come to is dropped. The listener's ``on_execution_cancelled`` fires
+        before this returns, or where callbacks are being made meanwhile, right
+        after them, in the last one's thread. May be called anywhere, in a callback
+        and in a module's body too.
+
+        Returns:
+            Whether this cancelled it: ``False`` where it has ended, or was cancelled before.
+        """
+        return self._run.cancel()
+
+    def done(self) -> bool:
+        """Whether it has ended, and the listener has been told."""
+        return self._run.future.done()
+
+
+class _Run:
+    """The state of one execution.
+
+    ``_changed`` guards all of it. A module is counted in ``_running`` from when it is
+    ready until its callbacks have returned; whoever brings that to zero, with nothing
+    ready, ends the execution. A callback that is being made is counted in ``_telling``;
+    after a cancellation no more begin, and whoever brings that to zero ends the execution.
+    """
+
+    def __init__(self, dag: Dag, inputs: Mapping[str, Any], listener: ExecutionListener, threads: _Threads) -> None:
+        self.dag = dag
+        self.execution_id = uuid4()
+        self.future: Future[Mapping[str, Any]] = Future()
+        self.future.set_running_or_notify_cancel()  # so that nobody who waits on it can cancel it
+        self._listener = listener
+        self._threads = threads
+        self._context = contextvars.copy_context()
+        self._ids = {name: uuid4() for name in dag.modules}
+        self._values = dict(inputs)  # and outputs: no input has a module's name
+        self._errors: dict[str, BaseException] = {}
+        self._order = dag.order()
+        self._order.prepare()
+        self._changed = threading.Condition()
+        self._ready: dict[str, Module[..., Any]] = {}  # has a ticket in the executor's queue; taken by who runs it
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sent: set[Future[Any]] = set()
+        self._running = 0
+        self._telling = 0
+        self._over = False
+        self._cancelled = False
+
+    def start(self) -> None:
+        self._began = perf_counter()
+        try:
+            self._listener.on_execution_start(self.execution_id, self.dag.name)
+        except BaseException as error:  # KeyboardInterrupt and its like: the guarded listener lets nothing else through
+            self.future.set_exception(error)
+            raise
+        try:
+            self._advance()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def result(self, timeout: float | None) -> Mapping[str, Any]:
+        if not self.future.done():
+            self._threads.check_may_wait()
+        if timeout is None and _inside.get() is self._threads:
+            self._help()
+        return self.future.result(timeout)
+
+    def cancel(self) -> bool:
+        with self._changed:
+            if self._over:
+                return False
+            self._over = self._cancelled = True
+            self._ready.clear()
+            tasks, sent, last = tuple(self._tasks), tuple(self._sent), not self._telling
+        for task in tasks:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        if last:
+            self._end()
+        for future in sent:
+            future.cancel()
+        return True
+
+    def _advance(self) -> None:
+        """Launches what is ready; ends the execution where nothing is and nothing runs."""
+        with self._changed:
+            if self._over:
+                return
+            ready = [self.dag.modules[name] for name in self._order.get_ready()]
+            self._running += len(ready)
+            over = self._over = not self._running
+        if over:
+            self._end()
+        for each in ready:
+            self._launch(each)
+
+    def _launch(self, each: Module[..., Any]) -> None:
+        if not self._threads.is_local:
+            self._in_context(self._send, each)
+        elif each.is_async:
+            loop = self._threads.event_loop()
+            self._threads.track(self._in_context(asyncio.run_coroutine_threadsafe, self._await(each), loop))
+        else:
+            with self._changed:
+                self._ready[each.name] = each
+                self._changed.notify_all()
+            try:
+                ticket = self._threads.executor.submit(self._take, each)
+            except Exception as error:  # noqa: BLE001 - shut down or broken: the module fails with it
+                self._take(each, error)
+            else:
+                self._threads.track(ticket)
+                ticket.add_done_callback(functools.partial(self._ticket_ended, each))
+
+    def _in_context(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls in a copy of the caller's context: no module sees what another sets."""
+        return self._context.copy().run(function, *args)
+
+    def _take(self, each: Module[..., Any], refusal: BaseException | None = None) -> None:
+        """Runs a module that waits for a thread, unless another thread has taken it."""
+        with self._changed:
+            taken = self._ready.pop(each.name, None)
+        if taken is not None:
+            self._in_context(self._call, each, refusal)
+
+    def _ticket_ended(self, each: Module[..., Any], ticket: Future[None]) -> None:
+        """Fails a module whose ticket the executor dropped; it may hold its locks now, so not in this thread."""
+        dropped = CancelledError("the executor was shut down") if ticket.cancelled() else ticket.exception()
+        if dropped is not None:
+            self._threads.call_soon(self._take, each, dropped)
+
+    def _help(self) -> None:
+        """Does the modules itself: this thread is a module's, and there may be no other one free."""
+        while True:
+            with self._changed:
+                while not self._ready and not self.future.done():
+                    self._changed.wait()
+                if not self._ready:
+                    return
+                each = next(iter(self._ready.values()))
+            self._take(each)
+
+    def _call(self, each: Module[..., Any], refusal: BaseException | None) -> None:
+        """A plain module in this thread."""
+        began = perf_counter()
+        try:
+            if not self._tell(self._listener.on_module_start, each):
+                return
+            if refusal is not None:
+                raise refusal
+            with self._activated(each):
+                output = each.function(**self._arguments(each))
+        except BaseException as error:  # noqa: BLE001 - SystemExit fails a module, it does not stop a thread of ours
+            self._finish(each, error)
+        else:
+            self._finish(each, None, output, (perf_counter() - began) * 1000.0)
+
+    async def _await(self, each: Module[..., Any]) -> None:
+        """An async module on the engine's event loop."""
+        began = perf_counter()
+        task = asyncio.current_task()
+        with self._changed:
+            self._tasks.add(task)
+        try:
+            if not self._tell(self._listener.on_module_start, each):
+                return
+            with self._activated(each):
+                output = await each.function(**self._arguments(each))
+        except BaseException as error:  # noqa: BLE001 - as in _call
+            self._finish(each, error)
+        else:
+            self._finish(each, None, output, (perf_counter() - began) * 1000.0)
+        finally:
+            with self._changed:
+                self._tasks.discard(task)
+
+    def _send(self, each: Module[..., Any]) -> None:
+        """A module in another process, to which only headers can follow it."""
+        try:
+            if not self._tell(self._listener.on_module_start, each):
+                return
+            headers: dict[str, str] = {}
+            propagate.inject(headers, context=self._module_context(each))
+            executor = self._threads.executor
+            function = _picklable(each) if isinstance(executor, ProcessPoolExecutor) else each.function
+            call = (function, each.is_async, self._arguments(each), headers, self._ids[each.name])
+            future = executor.submit(_run_remotely, *call)
+        except BaseException as error:  # noqa: BLE001 - as in _call
+            self._finish(each, error)
+            return
+        self._threads.track(future)
+        with self._changed:
+            self._sent.add(future)
+            cancelled = self._cancelled
+        if cancelled:
+            future.cancel()
+        # called in a thread of the executor's, which may hold its locks: what follows is done in ours
+        receive = functools.partial(self._threads.call_soon, self._in_context, self._receive, each)
+        future.add_done_callback(receive)
+
+    def _receive(self, each: Module[..., Any], future: Future[tuple[Any, float]]) -> None:
+        with self._changed:
+            self._sent.discard(future)
+        try:
+            output, duration_ms = future.result()
+        except BaseException as error:  # noqa: BLE001 - as in _call
+            self._finish(each, error)
+        else:
+            self._finish(each, None, output, duration_ms)
+
+    def _arguments(self, each: Module[..., Any]) -> dict[str, Any]:
+        with self._changed:
+            return {name: self._values[source] for name, source in each.sources.items() if source in self._values}
+
+    def _module_context(self, each: Module[..., Any]) -> Context:
+        context = otel_context.get_current()
+        if isinstance(self._listener, ModuleContextProvider):
+            return self._listener.module_context(self.execution_id, self._ids[each.name], context)
+        return context
+
+    @contextmanager
+    def _activated(self, each: Module[..., Any]) -> Iterator[None]:
+        """Makes current what a module's body is to find."""
+        inside = _inside.set(self._threads)
+        token = otel_context.attach(self._module_context(each))
+        try:
+            yield
+        finally:
+            otel_context.detach(token)
+            _inside.reset(inside)
+
+    def _tell(self, callback: Callable[..., None], each: Module[..., Any], *args: Any) -> bool:
+        """Makes a module's callback.
+
+        Returns:
+            Whether the execution goes on. After a cancellation the callback is not made.
+        """
+        with self._changed:
+            if self._cancelled:
+                return False
+            self._telling += 1
+        try:
+            callback(self.execution_id, self._ids[each.name], each.name, *args)
+        finally:
+            with self._changed:
+                self._telling -= 1
+                cancelled, last = self._cancelled, not self._telling
+            if cancelled and last:
+                self._end()
+        return not cancelled
+
+    def _finish(
+        self, each: Module[..., Any], error: BaseException | None, output: Any = None, duration_ms: float = 0.0
+    ) -> None:
+        """Tells of a module's end, and lets what waits for it go on."""
+        try:
+            if error is None:
+                self._tell(self._listener.on_module_complete, each, duration_ms)
+            else:
+                self._tell(self._listener.on_module_failed, each, error)
+        except BaseException as raised:  # noqa: BLE001 - KeyboardInterrupt and its like: for whoever waits, as the failure
+            error = raised
+        with self._changed:
+            self._running -= 1
+            if error is None:
+                self._values[each.name] = output
+                self._order.done(each.name)
+            else:
+                self._errors[each.name] = error
+        self._advance()
+
+    def _end(self) -> None:
+        """Makes the execution's last callback and wakes who waits. Called once, when no module's will follow."""
+        duration_ms = (perf_counter() - self._began) * 1000.0
+        with self._changed:
+            outputs = MappingProxyType({name: self._values[name] for name in self.dag.modules if name in self._values})
+            errors = MappingProxyType(dict(self._errors))
+        error: BaseException | None = None
+        try:
+            if self._cancelled:
+                error = ExecutionCancelledError(self.execution_id, self.dag.name, outputs)
+                self._listener.on_execution_cancelled(self.execution_id, self.dag.name)
+            else:
+                if errors:
+                    error = ExecutionFailedError(self.execution_id, self.dag.name, errors, outputs)
+                self._listener.on_execution_complete(self.execution_id, self.dag.name, not errors, duration_ms)
+        except BaseException as raised:  # noqa: BLE001 - as in _finish
+            error = raised
+        if error is None:
+            self.future.set_result(outputs)
+        else:
+            self.future.set_exception(error)
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Constellation:
+    """Runs DAGs and tells a listener.
+
+    Independent modules run in parallel; a module that fails stops those that wait for
+    it, directly or not, and no others. The caller's context variables reach every module,
+    and what a module sets reaches nobody else.
+
+    Where modules run:
+
+    * Plain modules in the executor's threads. Without an executor the engine has threads of
+      its own, as many as there are modules at work (1000 at most), so that modules may wait for
+      each other's executions as they like. Of an executor with fewer threads, a module that waits
+      with :meth:`run` for another execution of this engine does that one's modules in its own
+      thread; a module that waits for one in another way keeps a thread from it.
+    * Async modules on one event loop in a thread of the engine, whoever calls.
+    * All modules elsewhere, where the executor is anything but a
+      :class:`~concurrent.futures.ThreadPoolExecutor`: a process pool, Dask's
+      ``client.get_executor()``. The listener is not there, so a module's start is told when it
+      is submitted; the trace context and baggage follow it as headers, context variables do not.
+      Functions, arguments and outputs have to be such as the executor can send.
+
+    Args:
+        listener: What to tell; an exception of its callbacks is logged and goes no further.
+        executor: Where modules run; never shut down by the engine.
+    """
+
+    def __init__(self, listener: ExecutionListener = ExecutionListener.noop, executor: Executor | None = None) -> None:
+        self._listener = ExecutionListener.composite(listener)
+        self._executor = executor
+        self._by_process: dict[int, _Threads] = {}
+
+    @staticmethod
+    def builder() -> ConstellationBuilder:
+        """The guide's way to make one: ``Constellation.builder().with_listener(listener).build()``."""
+        return ConstellationBuilder()
+
+    def run(self, dag: Dag, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Runs a DAG and waits for its end. Interrupted by Ctrl-C, it cancels the execution.
+
+        Args:
+            dag: The DAG.
+            inputs: The DAG's inputs by name.
+
+        Returns:
+            Each module's output, by module name, in the order of the DAG's modules.
+
+        Raises:
+            DagError: The inputs are not the DAG's; nothing has been started.
+            ExecutionFailedError: A module failed; with what every module came to.
+            ExecutionCancelledError: Somebody cancelled it.
+            ConstellationOtelError: The engine is closed, or this is its event loop: await :meth:`run_async` there.
+        """
+        self._threads().check_may_wait()
+        run = self._start(dag, inputs)
+        try:
+            return run.result(None)
+        except BaseException:
+            run.cancel()  # nobody else has hold of it; does nothing where it has ended
+            raise
+
+    async def run_async(self, dag: Dag, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Like :meth:`run`, without keeping the caller's event loop from anything else.
+
+        Cancelling the task that awaits this cancels the execution.
+        """
+        run = self._start(dag, inputs)
+        try:
+            return await asyncio.wrap_future(run.future)
+        except BaseException:
+            run.cancel()  # as in run
+            raise
+
+    def start(self, dag: Dag, inputs: Mapping[str, Any]) -> Execution:
+        """Starts a DAG; the listener's ``on_execution_start`` is called before this returns, in this thread.
+
+        Args:
+            dag: The DAG.
+            inputs: The DAG's inputs by name.
+
+        Raises:
+            DagError: The inputs are not the DAG's; nothing has been started.
+            ConstellationOtelError: The engine is closed.
+        """
+        return Execution(self._start(dag, inputs))
+
+    def close(self, timeout: float = _CLOSE_TIMEOUT) -> bool:
+        """Starts nothing more, waits for what runs, and ends the engine's own threads.
+
+        Cancels nothing. Modules that run may still run DAGs of this engine. To call
+        this from a module or a callback is to wait for oneself.
+
+        Args:
+            timeout: Seconds; this returns within them.
+
+        Returns:
+            Whether everything has ended. Where not, that is logged, everything runs
+            on, and this may be called again.
+        """
+        return self._threads().close(timeout)
+
+    def __enter__(self) -> Constellation:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, dag: Dag, inputs: Mapping[str, Any]) -> _Run:
+        dag.check_inputs(inputs)
+        threads = self._threads()
+        run = _Run(dag, inputs, self._listener, threads)
+        threads.admit(run.future)
+        run.start()
+        return run
+
+    def _threads(self) -> _Threads:
+        """This process's: a forked child has none of its parent's threads."""
+        pid = os.getpid()
+        return self._by_process.get(pid) or self._by_process.setdefault(pid, _Threads(self._executor))
+
+
+class ConstellationBuilder:
+    """Makes a :class:`Constellation` step by step, as the guide does."""
+
+    def __init__(self) -> None:
+        self._listener = ExecutionListener.noop
+        self._executor: Executor | None = None
+
+    def with_listener(self, listener: ExecutionListener) -> ConstellationBuilder:
+        """Sets the listener, in place of one set before."""
+        self._listener = listener
+        return self
+
+    def with_executor(self, executor: Executor) -> ConstellationBuilder:
+        """Sets the executor, in place of one set before."""
+        self._executor = executor
+        return self
+
+    def build(self) -> Constellation:
+        """Makes the engine."""
+        return Constellation(self._listener, self._executor)
+
+
+class _Threads:
+    """An engine's threads in one process, started when they are needed, and what is at work in them."""
+
+    def __init__(self, executor: Executor | None) -> None:
+        self.executor = ThreadPoolExecutor(_MAX_THREADS, "constellation") if executor is None else executor
+        self.is_local = isinstance(self.executor, ThreadPoolExecutor)
+        self._owned = executor is None
+        self._lock = threading.Lock()
+        self._pending: set[Future[Any]] = set()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            return self._started_loop()
+
+    def call_soon(self, function: Callable[..., object], *args: Any) -> None:
+        with self._lock:  # so that it is not closed between
+            self._started_loop().call_soon_threadsafe(function, *args)
+
+    def check_may_wait(self) -> None:
+        if threading.current_thread() is self._thread:
+            message = "waiting here would stop the event loop of this Constellation for good; await run_async() instead"
+            raise ConstellationOtelError(message)
+
+    def admit(self, execution: Future[Any]) -> None:
+        with self._lock:
+            if self._closed and _inside.get() is not self:
+                message = "this Constellation is closed and starts nothing more; make another one"
+                raise ConstellationOtelError(message)
+            self._pending.add(execution)
+        execution.add_done_callback(self._untrack)
+
+    def track(self, module: Future[Any]) -> None:
+        with self._lock:
+            self._pending.add(module)
+        module.add_done_callback(self._untrack)
+
+    def close(self, timeout: float) -> bool:
+        deadline = monotonic() + timeout
+        with self._lock:
+            self._closed = True
+        while pending := self._unfinished():
+            if wait(pending, max(0.0, deadline - monotonic())).not_done:
+                _LOG.warning("%d executions or modules have not ended within %g s; they run on", len(pending), timeout)
+                return False
+        if self._owned:
+            self.executor.shutdown()
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+        if self._thread is None:
+            return True
+        self._thread.join(max(0.0, deadline - monotonic()))
+        return not self._thread.is_alive()
+
+    def _started_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_run_loop, args=(self._loop,), name="constellation-loop", daemon=True
+            )
+            self._thread.start()
+        return self._loop
+
+    def _untrack(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._pending.discard(future)
+
+    def _unfinished(self) -> list[Future[Any]]:
+        with self._lock:
+            return [future for future in self._pending if not future.done()]
+
+
+_inside: Final = contextvars.ContextVar[_Threads | None]("constellation_inside", default=None)
+"""The engine one of whose modules is running here."""
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException:  # noqa: BLE001, S112 - SystemExit of a task that a module has made: that task has it
+            continue
+        break
+    loop.run_until_complete(_wind_up(loop))
+    loop.close()
+
+
+async def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancels the tasks that modules made and left behind."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+
+
+def _run_remotely(
+    function: Callable[..., Any],
+    is_async: bool,
+    arguments: dict[str, Any],
+    headers: dict[str, str],
+    module_id: UUID,  # noqa: ARG001 - makes each call another one for executors that remember calls, as Dask's does
+) -> tuple[Any, float]:
+    """A module in another process.
+
+    Returns:
+        Its output and how long it took, in milliseconds.
+    """
+    token = otel_context.attach(propagate.extract(headers, context=Context()))
+    began = perf_counter()
+    try:
+        returned = function(**arguments)
+        output = asyncio.run(returned) if is_async else returned
+        return output, (perf_counter() - began) * 1000.0
+    except Exception as error:
+        _check_returnable(error)
+        raise
+    finally:
+        otel_context.detach(token)
+
+
+def _check_returnable(error: Exception) -> None:
+    """Raises what can be said of an exception in place of one that could be sent and not be read.
+
+    Such a one, of a class whose ``__init__`` does not take its ``args``, breaks a process pool for good.
+    """
+    try:
+        sent = pickle.dumps(error)
+    except Exception:  # noqa: BLE001 - the executor may have a better way, and complains where not
+        return
+    try:
+        pickle.loads(sent)  # noqa: S301 - just made here
+    except Exception:  # noqa: BLE001 - whatever its class does
+        cls = type(error)
+        raise RemoteError(str(error), f"{cls.__module__}.{cls.__qualname__}") from None
+
+
+def _picklable(each: Module[..., Any]) -> Callable[..., Any]:
+    """What stands for a module's function in a process pool: itself, or what decorated it."""
+    for candidate in (each.function, each):
+        try:
+            pickle.dumps(candidate)
+        except Exception as error:  # noqa: BLE001 - pickle raises all sorts
+            reason = error
+        else:
+            return candidate
+    message = (
+        f"{each!r} cannot be sent to another process: {reason}; define its function at the top level of a Python"
+        " module, or hand in a ThreadPoolExecutor"
+    )
+    raise DagError(message) from reason
+
+
+def _refuse(message: str) -> NoReturn:
+    raise DagError(message)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _hint(name: str, candidates: Iterable[str]) -> str:
+    meant = get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {meant[0]!r}?" if meant else ""

@@ -1,0 +1,83 @@
+"""What several tests share: a real OTLP endpoint, and an application's SDK that exports to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from constellation_otel.receiver import Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RESOURCE = Resource({"service.name": "shop", "service.version": "1.2.3"})
+
+
+class Application:
+    """An application's OpenTelemetry set-up, exporting over OTLP/HTTP to a receiver.
+
+    Args:
+        receiver: Where everything goes.
+        trace_options: Passed on to the TracerProvider: a sampler, limits.
+    """
+
+    def __init__(self, receiver: Receiver, **trace_options: Any) -> None:
+        endpoint = receiver.http_endpoint
+        self.receiver = receiver
+        self.traces = TracerProvider(resource=RESOURCE, shutdown_on_exit=False, **trace_options)
+        spans = OTLPSpanExporter(f"{endpoint}/v1/traces")
+        self.traces.add_span_processor(BatchSpanProcessor(spans, max_queue_size=200_000))
+        metrics = OTLPMetricExporter(f"{endpoint}/v1/metrics")
+        reader = PeriodicExportingMetricReader(metrics, export_interval_millis=float("inf"))
+        self.metrics = MeterProvider([reader], resource=RESOURCE, shutdown_on_exit=False)
+        self.logs = LoggerProvider(resource=RESOURCE, shutdown_on_exit=False)
+        self.logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{endpoint}/v1/logs")))
+
+    def export(self) -> None:
+        """Sends what the SDK holds; it has arrived when this returns."""
+        self.traces.force_flush()
+        self.metrics.force_flush()
+        self.logs.force_flush()
+
+    def shutdown(self) -> None:
+        self.traces.shutdown()
+        self.metrics.shutdown()
+        self.logs.shutdown()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A real OTLP endpoint in this process."""
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def make_application(receiver: Receiver) -> Iterator[Callable[..., Application]]:
+    """Makes applications whose telemetry arrives at ``receiver``."""
+    made: list[Application] = []
+
+    def make(**trace_options: Any) -> Application:
+        made.append(Application(receiver, **trace_options))
+        return made[-1]
+
+    yield make
+    for application in made:
+        application.shutdown()
+
+
+@pytest.fixture
+def application(make_application: Callable[..., Application]) -> Application:
+    """An application with the SDK's defaults."""
+    return make_application()
