@@ -51,7 +51,7 @@ from constellation_otel.waterfall import render_waterfall
 try:
     from rich.console import Console
 except ModuleNotFoundError as error:
-    raise MissingExtraError(str(error.name), "cli") from error
+    raise MissingExtraError("rich", "cli") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

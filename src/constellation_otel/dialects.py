@@ -7,7 +7,7 @@ with a fraction) and raises :class:`DecodeError` where it is not.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, assert_never
 from uuid import UUID
 
 import msgspec
@@ -26,6 +26,7 @@ from constellation_otel.events import (
     clean_message,
     clean_name,
     duration_ns_of,
+    ns_of,
 )
 
 __all__ = ["decode_frame", "decode_json", "encode_frame", "encode_json"]
@@ -108,6 +109,8 @@ def encode_json(event: Event) -> bytes:
         case ExecutionCancelled():
             record.event_type = "execution.cancelled"
             record.dag_name = clean_name(event.dag_name)
+        case _:
+            assert_never(event)
     if isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed):
         record.module_name = clean_name(event.module_name)
         record.module_id = UNSET if event.module_id is None else event.module_id
@@ -127,7 +130,7 @@ def decode_json(data: bytes | str) -> Event:
         record = _JSON_DECODER.decode(data)
     except _NOT_JSON as error:
         raise _unreadable(data, error) from error
-    timestamp_ns = record.timestamp_ns or _ns(_needed(record.timestamp, "timestamp", data))
+    timestamp_ns = record.timestamp_ns or ns_of(_needed(record.timestamp, "timestamp", data))
     _check_timestamp(timestamp_ns, data)
     read = _Reader(
         data, record.execution_id, timestamp_ns, record.dag_name, record.module_name, record.module_id or None
@@ -185,6 +188,8 @@ def encode_frame(event: Event) -> bytes:
             }
         case ExecutionCancelled():
             fields |= {"type": "execution:cancelled", "dagName": clean_name(event.dag_name)}
+        case _:
+            assert_never(event)
     fields["timestamp"] = event.timestamp_ns // _MS
     return _ENCODER.encode(fields)
 
@@ -202,7 +207,7 @@ def decode_frame(data: bytes | str) -> Event:
         frame = _FRAME_DECODER.decode(data)
     except _NOT_JSON as error:
         raise _unreadable(data, error) from error
-    timestamp_ns = _ns(frame.timestamp)
+    timestamp_ns = ns_of(frame.timestamp)
     _check_timestamp(timestamp_ns, data)
     read = _Reader(data, frame.execution_id, timestamp_ns, frame.dag_name, frame.module_name, frame.module_id)
     match frame.type:
@@ -262,12 +267,6 @@ def _duration_ms(record: _Json) -> float | None:
     """As exact as the record has it; an extension that is no duration does not hide the guide's field."""
     duration_ns = record.duration_ns
     return duration_ns / _MS if isinstance(duration_ns, int) and 0 <= duration_ns < _MAX_NS else record.duration_ms
-
-
-def _ns(milliseconds: float) -> int:
-    """Whole nanoseconds; exact for whole milliseconds, which a product of floats is not past 2**53."""
-    whole = int(milliseconds)
-    return whole * _MS + round((milliseconds - whole) * _MS)
 
 
 def _check_timestamp(timestamp_ns: int, data: bytes | str) -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "clean_message",
     "clean_name",
     "duration_ns_of",
+    "ns_of",
     "remote_parent",
     "started_now",
 ]
@@ -346,7 +347,13 @@ def duration_ns_of(duration_ms: float) -> int | None:
     """
     if not 0 <= duration_ms < _MAX_DURATION_MS:
         return None
-    return round(duration_ms * 1_000_000)
+    return ns_of(duration_ms)
+
+
+def ns_of(milliseconds: float) -> int:
+    """Whole nanoseconds; exact for whole milliseconds, which a product of floats is not past 2**53."""
+    whole = int(milliseconds)
+    return whole * 1_000_000 + round((milliseconds - whole) * 1_000_000)
 
 
 _MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
@@ -450,7 +457,7 @@ def _message_of(error: BaseException) -> str:
         return f"<str() of this {type(error).__name__} raised {type(raised).__name__}>"
 
 
-def _redacted(message: str, redact: Callable[[str], str] | None) -> str:
+def _redacted(message: str, redact: Callable[[str], object] | None) -> str:
     if redact is None:
         return message
     try:

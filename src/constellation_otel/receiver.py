@@ -519,7 +519,8 @@ class Receiver:
         """Waits until something has arrived.
 
         Args:
-            predicate: Asked at once and after every request, with nothing arriving meanwhile.
+            predicate: Asked at once, and whenever something arrives or a fault begins; nothing
+                else arrives meanwhile.
             timeout: Seconds.
             what: What is awaited, for the message.
 
@@ -573,6 +574,8 @@ class Receiver:
                         del self._faults[position]
                     else:
                         self._faults[position] = only, replace(fault, times=fault.times - 1)
+                    # for who waits until it happens
+                    self._condition.notify_all()
                     return fault
         return None
 
@@ -816,8 +819,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "constellation-otel"
     sys_version = ""
-    # the head and the body of an answer in one packet
-    wbufsize = -1
+    # an answer's body would wait for the client to acknowledge its head
+    disable_nagle_algorithm = True
     server: _HttpServer
 
     def do_POST(self) -> None:

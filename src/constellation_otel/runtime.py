@@ -15,14 +15,13 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from time import monotonic, perf_counter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, Self, TypeVar, cast, overload
 from uuid import UUID, uuid4
 
 from opentelemetry import context as otel_context
@@ -39,6 +38,7 @@ from constellation_otel.errors import (
 from constellation_otel.listener import ExecutionListener, ModuleContextProvider
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
 __all__ = ["Constellation", "ConstellationBuilder", "Dag", "Execution", "Module", "module"]
@@ -64,15 +64,14 @@ class Module(Generic[P, R_co]):
     """
 
     def __init__(self, function: Callable[P, R_co], name: str | None, inputs: Mapping[str, str] | None) -> None:
-        if isinstance(function, Module):
-            function = function.function
-        if not callable(function):
-            _refuse(f"{function!r} is not a function, so it cannot be a module")
-        name = getattr(function, "__name__", None) if name is None else name
+        plain: Callable[P, R_co] = function.function if isinstance(function, Module) else function
+        if not callable(plain):
+            _refuse(f"{plain!r} is not a function, so it cannot be a module")
+        name = getattr(plain, "__name__", None) if name is None else name
         if not isinstance(name, str) or not name:
-            _refuse(f"{name!r} cannot be the name of the module {function!r}; name it: module(fn, name='...')")
+            _refuse(f"{name!r} cannot be the name of the module {plain!r}; name it: module(fn, name='...')")
         try:
-            parameters = inspect.signature(function).parameters
+            parameters = inspect.signature(plain).parameters
         except (TypeError, ValueError) as error:
             _refuse(f"module {name!r}: {error}; wrap it in a function that has named parameters")
         for parameter in parameters.values():
@@ -90,10 +89,10 @@ class Module(Generic[P, R_co]):
                 )
             if not isinstance(source, str):
                 _refuse(f"module {name!r}: {target!r} is wired to {source!r}; give a module's or an input's name")
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, plain)
         self.name = name
-        self.function = function
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        self.function: Callable[P, R_co] = plain
+        self.is_async = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(type(plain).__call__)
         self.sources: Mapping[str, str] = MappingProxyType({each: wired.get(each, each) for each in parameters})
         self.optional = frozenset(
             each.name for each in parameters.values() if each.default is not each.empty and each.name not in wired
@@ -104,7 +103,7 @@ class Module(Generic[P, R_co]):
 
     def __reduce__(self) -> str:
         # pickled by reference: a decorated function's name leads to this object
-        return self.__qualname__
+        return str(vars(self)["__qualname__"])
 
     def __repr__(self) -> str:
         return f"module({self.name!r})"
@@ -160,7 +159,7 @@ class Dag:
     """
 
     def __init__(self, name: str, modules: Iterable[Callable[..., Any]]) -> None:
-        if not isinstance(name, str) or not name:
+        if not name:
             _refuse(f"{name!r} cannot be the name of a Dag; give it a text that is not empty")
         by_name: dict[str, Module[..., Any]] = {}
         for given in modules:
@@ -180,16 +179,12 @@ class Dag:
         self.inputs = frozenset(self._needed_by)
         self.optional_inputs = frozenset(source for _, _, source in takes) - self.inputs
         try:
-            self.order().prepare()
+            TopologicalSorter(self.waits_for).prepare()
         except CycleError as error:
             _refuse(
                 f"Dag {name!r} has a cycle: {' -> '.join(error.args[1])}; rename a parameter or wire it to"
                 " something else: module(fn, inputs={parameter: source})"
             )
-
-    def order(self) -> TopologicalSorter[str]:
-        """A new sorter of the modules' names, not yet prepared."""
-        return TopologicalSorter(self.waits_for)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Refuses inputs that a run could not use.
@@ -283,7 +278,7 @@ class _Run:
         self._ids = {name: uuid4() for name in dag.modules}
         self._values = dict(inputs)  # and outputs: no input has a module's name
         self._errors: dict[str, BaseException] = {}
-        self._order = dag.order()
+        self._order = TopologicalSorter(dag.waits_for)
         self._order.prepare()
         self._changed = threading.Condition()
         self._ready: dict[str, Module[..., Any]] = {}  # has a ticket in the executor's queue; taken by who runs it
@@ -389,38 +384,34 @@ class _Run:
             self._take(each)
 
     def _call(self, each: Module[..., Any], refusal: BaseException | None) -> None:
-        """A plain module in this thread."""
+        """A plain module in this thread: a coroutine that never waits."""
+        with suppress(StopIteration):
+            self._perform(each, refusal).send(None)
+
+    async def _await(self, each: Module[..., Any]) -> None:
+        """An async module on the engine's event loop."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        with self._changed:
+            self._tasks.add(task)
+        await self._perform(each)
+        with self._changed:
+            self._tasks.discard(task)
+
+    async def _perform(self, each: Module[..., Any], refusal: BaseException | None = None) -> None:
         began = perf_counter()
         try:
             if not self._tell(self._listener.on_module_start, each):
                 return
             if refusal is not None:
-                raise refusal
+                raise refusal  # noqa: TRY301 - it ends like one that the body raises
             with self._activated(each):
                 output = each.function(**self._arguments(each))
+                if each.is_async:
+                    output = await output
         except BaseException as error:  # noqa: BLE001 - SystemExit fails a module, it does not stop a thread of ours
             self._finish(each, error)
         else:
             self._finish(each, None, output, (perf_counter() - began) * 1000.0)
-
-    async def _await(self, each: Module[..., Any]) -> None:
-        """An async module on the engine's event loop."""
-        began = perf_counter()
-        task = asyncio.current_task()
-        with self._changed:
-            self._tasks.add(task)
-        try:
-            if not self._tell(self._listener.on_module_start, each):
-                return
-            with self._activated(each):
-                output = await each.function(**self._arguments(each))
-        except BaseException as error:  # noqa: BLE001 - as in _call
-            self._finish(each, error)
-        else:
-            self._finish(each, None, output, (perf_counter() - began) * 1000.0)
-        finally:
-            with self._changed:
-                self._tasks.discard(task)
 
     def _send(self, each: Module[..., Any]) -> None:
         """A module in another process, to which only headers can follow it."""
@@ -433,7 +424,7 @@ class _Run:
             function = _picklable(each) if isinstance(executor, ProcessPoolExecutor) else each.function
             call = (function, each.is_async, self._arguments(each), headers, self._ids[each.name])
             future = executor.submit(_run_remotely, *call)
-        except BaseException as error:  # noqa: BLE001 - as in _call
+        except BaseException as error:  # noqa: BLE001 - as in _perform
             self._finish(each, error)
             return
         self._threads.track(future)
@@ -451,7 +442,7 @@ class _Run:
             self._sent.discard(future)
         try:
             output, duration_ms = future.result()
-        except BaseException as error:  # noqa: BLE001 - as in _call
+        except BaseException as error:  # noqa: BLE001 - as in _perform
             self._finish(each, error)
         else:
             self._finish(each, None, output, duration_ms)
@@ -642,7 +633,7 @@ class Constellation:
         """
         return self._threads().close(timeout)
 
-    def __enter__(self) -> Constellation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,153 @@
+"""Every frame recorded from the real engine is accounted for in the traces that arrive.
+
+What is expected is read off the frames here, with nothing of the package's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from opentelemetry.metrics import NoOpMeterProvider
+
+from constellation_otel import OpenTelemetryListener, span_id_of, trace_id_of
+from constellation_otel.dialects import decode_frame
+from support import DEADLINE
+
+if TYPE_CHECKING:
+    from constellation_otel.spans import Span
+
+MS = 1_000_000
+RUNS = ("engine-frames.jsonl", "engine-frames-50.jsonl", "engine-frames-50-lossy.jsonl")
+
+
+def frames_of(run: str) -> list[dict[str, Any]]:
+    text = files("constellation_otel").joinpath("data", run).read_text()
+    return [json.loads(line)["frame"] for line in text.splitlines()]
+
+
+def play(frames: list[dict[str, Any]], application: Any) -> tuple[OpenTelemetryListener, list[Span]]:
+    """Plays frames through the listener; the spans that arrived over OTLP."""
+    listener = OpenTelemetryListener(application.traces, NoOpMeterProvider(), settle=1.0)
+    for frame in frames:
+        listener.accept(decode_frame(json.dumps(frame)))
+    assert listener.close(DEADLINE)
+    application.export()
+    return listener, application.receiver.spans
+
+
+def missing_of(span: Span) -> tuple[object, ...]:
+    missing = span.attributes.get("constellation.missing", ())
+    assert isinstance(missing, list | tuple)
+    return tuple(missing)
+
+
+def expected_execution(frames: list[dict[str, Any]]) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """What the frames of one execution say, by module id and, as the execution's own, ``None``."""
+    facts: dict[tuple[str, str | None], dict[str, Any]] = {}
+    execution_id = frames[0]["executionId"]
+    for frame in frames:
+        kind, what = frame["type"].split(":")
+        about = facts.setdefault((execution_id, frame.get("moduleId") if kind == "module" else None), {})
+        side = "start" if what == "start" else "end"
+        assert side not in about, "these runs have no doubled frames"
+        about[side] = frame
+    facts.setdefault((execution_id, None), {})
+    return facts
+
+
+def described(facts: dict[str, Any], execution_end: dict[str, Any] | None) -> dict[str, Any]:
+    """A span's name, times, outcome and what it lacks, worked out by hand from its two frames."""
+    start, end = facts.get("start"), facts.get("end")
+    known = start or end or {}
+    name = known.get("moduleName") or known.get("dagName") or "unknown"
+    if end is None:
+        outcome = "unknown" if "moduleName" in known else "abandoned"
+        if "moduleName" in known and execution_end and execution_end["type"].endswith("cancelled"):
+            outcome = "cancelled"
+        end_ns = length_ms = None
+    else:
+        outcome = {
+            "module:complete": "success",
+            "module:failed": "failure",
+            "execution:cancelled": "cancelled",
+            "execution:complete": "success" if end.get("succeeded") else "failure",
+        }[end["type"]]
+        end_ns = end["timestamp"] * MS
+        length_ms = end.get("durationMs")
+        if length_ms is None and start is not None:
+            length_ms = end["timestamp"] - start["timestamp"]
+    missing = tuple(side for side, frame in (("start", start), ("end", end)) if frame is None)
+    return {
+        "name": name,
+        "outcome": outcome,
+        "missing": missing,
+        "end_ns": end_ns,
+        "length_ns": None if length_ms is None else length_ms * MS,
+    }
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_execution_is_one_trace_with_the_engines_times_that_says_what_is_missing(
+    run: str, application: Any
+) -> None:
+    frames = frames_of(run)
+    listener, spans = play(frames, application)
+    counters = listener.counters
+    assert (counters.received, counters.delivered, counters.late, counters.duplicate) == (
+        len(frames),
+        len(frames),
+        0,
+        0,
+    )
+    by_execution: dict[str, list[dict[str, Any]]] = {}
+    for frame in frames:
+        by_execution.setdefault(frame["executionId"], []).append(frame)
+    expected = {}
+    for execution in by_execution.values():
+        facts = expected_execution(execution)
+        execution_end = facts[execution[0]["executionId"], None].get("end")
+        for (execution_id, module_id), known in facts.items():
+            ids = UUID(execution_id), UUID(module_id) if module_id else None
+            expected[trace_id_of(ids[0]), span_id_of(*ids)] = described(known, execution_end)
+    found = {
+        (span.trace_id, span.span_id): {
+            "name": span.name,
+            "outcome": span.attributes["constellation.outcome"],
+            "missing": missing_of(span),
+            "end_ns": None if "end" in missing_of(span) else span.end_ns,
+            "length_ns": None if "end" in missing_of(span) else span.end_ns - span.start_ns,
+        }
+        for span in spans
+    }
+    assert len(spans) == len(found)
+    assert found == expected
+    for span in spans:
+        root = span.attributes.get("constellation.module.name") is None
+        own_id = UUID(str(span.attributes["constellation.execution.id"]))
+        assert span.parent_span_id == (None if root else span_id_of(own_id))
+
+
+def test_nothing_is_missing_where_nothing_was_lost(application: Any) -> None:
+    _, spans = play(frames_of("engine-frames-50.jsonl"), application)
+    assert len({span.trace_id for span in spans}) == 50
+    assert Counter(span.name for span in spans) == {"ephemeral": 50, "Trim": 50, "Uppercase": 50, "WordCount": 50}
+    assert {span.attributes["constellation.outcome"] for span in spans} == {"success"}
+    assert not any("constellation.missing" in span.attributes for span in spans)
+
+
+def test_what_was_lost_shows(application: Any) -> None:
+    """Of this run 29 executions were seen; four of them lost frames."""
+    listener, spans = play(frames_of("engine-frames-50-lossy.jsonl"), application)
+    lacking = Counter(
+        (span.attributes["constellation.outcome"], missing_of(span))
+        for span in spans
+        if "constellation.missing" in span.attributes
+    )
+    assert len({span.trace_id for span in spans}) == 29
+    assert lacking == {("abandoned", ("end",)): 4, ("unknown", ("end",)): 5}
+    assert listener.counters.abandoned == 4
