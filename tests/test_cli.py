@@ -16,46 +16,12 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from constellation_otel import OpenTelemetryListener, demo, trace_id_of
 from constellation_otel.testing import span_tree
+from demo_traces import PIPELINES, TRACES, linked_traces
 from support import DEADLINE
 
 if TYPE_CHECKING:
     from constellation_otel.receiver import Receiver
     from constellation_otel.spans import Span
-
-WORD_COUNT = """\
-word-count ({kind}) success
-  density (internal) success
-  longest_sentence (internal) success
-  most_common (internal) success
-  report (internal) success
-  trim (internal) success
-  words (internal) success"""
-BAD_YEAR = "invalid literal for int() with base 10: 'the'"
-PIPELINES = {
-    "word-count": WORD_COUNT.format(kind="server"),
-    "age-of-text": f"""\
-age-of-text (server) failure ERROR "year_of failed: {BAD_YEAR}"
-  longest_sentence (internal) success
-  most_common (internal) success
-  trim (internal) success
-  words (internal) success
-  year_of (internal) failure ERROR "{BAD_YEAR}\"""",
-    "slow-index": """\
-slow-index (server) cancelled
-  trim (internal) success
-  wait-for-more (internal) cancelled
-  words (internal) success""",
-    "archive": """\
-archive (server) success
-  archive (internal) success
-    CREATE (client)
-    GET (client)
-    INSERT (client)
-    SELECT (client)
-  trim (internal) success
-  words (internal) success""",
-    "GET /report": "GET /report (server)\n  " + WORD_COUNT.format(kind="internal").replace("\n", "\n  "),
-}
 
 
 def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -112,13 +78,9 @@ def test_the_demo_sends_to_an_endpoint_and_prints_each_trace_with_a_link(receive
     )
     assert (done.returncode, done.stderr) == (0, "")
     traces = traces_of(receiver.spans)
-    lines = re.findall(r"^([0-9a-f]{32})  (\S.*)  http://jaeger.test/trace/(\S+)$", done.stdout, re.MULTILINE)
-    assert {int(trace_id, 16) for trace_id, _, _ in lines} == traces.keys()
-    assert all(trace_id == linked for trace_id, _, linked in lines)
-    assert Counter(name for _, name, _ in lines) == {
-        "ephemeral": 65, "named-pipe": 1, "cancel-demo": 1,
-        "word-count": 2, "age-of-text": 1, "slow-index": 1, "archive": 1,
-    }  # fmt: skip
+    lines = linked_traces(done.stdout, "http://jaeger.test")
+    assert {int(trace_id, 16) for trace_id, _ in lines} == traces.keys()
+    assert Counter(name for _, name in lines) == TRACES
     trees = {tree.split(" (")[0]: tree for tree in map(span_tree, traces.values())}
     assert {name: trees[name] for name in PIPELINES} == PIPELINES
     assert {request.protocol for request in receiver.requests} == {protocol}

@@ -77,7 +77,7 @@ class Module(Generic[P, R_co]):
         for parameter in parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 _refuse(
-                    f"module {name!r}: its parameter {str(parameter)!r} is {parameter.kind.description}, and modules"
+                    f"module {name!r}: its parameter {parameter.name!r} is {parameter.kind.description}, and modules"
                     " are called with named arguments; give the function named parameters only"
                 )
         wired = dict(inputs or {})

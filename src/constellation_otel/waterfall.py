@@ -205,9 +205,10 @@ class _Drawing:
 
         end = self._duration(self._length_ns) if self._length_ns else ""
         middle = self._duration(self._length_ns // 2) if end and bar_width >= _MIN_BAR_WITH_MIDDLE else ""
-        scale = f"{f'{middle:^{bar_width - 2}}':<{bar_width - 1 - len(end)}}"[: bar_width - 1 - len(end)]
+        room = bar_width - len("0") - len(end)
+        scale = f"{middle:^{bar_width - 2}}"[:room] + end if room > 0 else ""
         indent = " " * (_MARK_WIDTH + name_width + len(_GAP))
-        return Text(f"{indent}0{scale}{end}", style="dim")
+        return Text(f"{indent}0{scale}".rstrip(), style="dim")
 
     def _placeholder(self, row: _Row) -> Text:
         from rich.text import Text  # noqa: PLC0415 - an extra

@@ -13,7 +13,7 @@ T = TypeVar("T")
 _INTERVAL_S = 0.05
 
 
-class NotYet(Exception):  # noqa: N818 - it is an answer, not an error
+class NotYet(Exception):
     """Raised by a condition that does not hold yet; its message says what was found instead."""
 
 

@@ -1,0 +1,95 @@
+"""The rate-limited log: each complaint once an interval, every one counted."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from constellation_otel import _log
+from constellation_otel._log import RateLimitedLog
+
+LOGGER = logging.getLogger("constellation_otel.test_log")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(clock: Clock) -> RateLimitedLog:
+    return RateLimitedLog(10.0, clock)
+
+
+def write(log: RateLimitedLog, key: object = "key", number: int = 7) -> bool:
+    return log.write(LOGGER, logging.WARNING, key, "complaint %d", number)
+
+
+def test_the_first_record_is_written_as_it_is(log: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    assert write(log)
+    assert caplog.record_tuples == [(LOGGER.name, logging.WARNING, "complaint 7")]
+    assert caplog.records[0].exc_info is None
+    assert log.count == 1
+
+
+def test_a_key_is_written_once_an_interval_and_then_says_how_many_were_held_back(
+    log: RateLimitedLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = []
+    for clock.now in (0.0, 1.0, 9.999, 10.0, 10.5, 30.0, 40.0):
+        written.append(write(log))
+    assert written == [True, False, False, True, False, True, True]
+    assert caplog.messages == [
+        "complaint 7",
+        "complaint 7 (2 more like it since the last such record)",
+        "complaint 7 (1 more like it since the last such record)",
+        "complaint 7",
+    ]
+    assert log.count == 7
+
+
+def test_keys_have_allowances_of_their_own(log: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    assert [write(log, key, number) for number, key in enumerate(["a", "b", "a", "b"])] == [True, True, False, False]
+    assert caplog.messages == ["complaint 0", "complaint 1"]
+    assert log.count == 4
+
+
+def test_an_error_is_logged_with_its_traceback(log: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+    error = ValueError("boom")
+    assert log.write(LOGGER, logging.ERROR, "key", "it failed", error=error)
+    assert caplog.record_tuples == [(LOGGER.name, logging.ERROR, "it failed")]
+    assert caplog.records[0].exc_info == (ValueError, error, None)
+
+
+def test_what_is_held_back_is_not_formatted(log: RateLimitedLog) -> None:
+    class Unformattable:
+        def __str__(self) -> str:
+            raise AssertionError
+
+    write(log)
+    assert not log.write(LOGGER, logging.WARNING, "key", "%s", Unformattable())
+
+
+def test_keys_are_bounded_and_forgetting_them_only_lets_more_through(
+    log: RateLimitedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert all(write(log, key) for key in range(_log._MAX_KEYS))
+    assert not write(log, 0)
+    assert write(log, "one more")
+    assert len(log._keys) == 1
+    assert write(log, 0)
+    assert log.count == len(caplog.records) + 1
+
+
+def test_a_clock_is_there_where_none_is_given(caplog: pytest.LogCaptureFixture) -> None:
+    log = RateLimitedLog(3_600.0)
+    assert [write(log), write(log)] == [True, False]
+    assert caplog.messages == ["complaint 7"]
