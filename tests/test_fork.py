@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+
+from constellation_otel import _fork
+from constellation_otel._fork import after_fork_in_child
 
 FORKING = """
 import gc, os, sys
@@ -57,3 +61,15 @@ def test_a_child_calls_the_methods_of_living_objects_in_order_and_the_parent_cal
 
 def test_a_log_whose_lock_was_held_in_the_fork_does_not_hang_the_child() -> None:
     assert lines_of(FORKED_WHILE_LOGGING) == ["True", "0"]
+
+
+def test_an_object_that_is_gone_leaves_nothing_behind() -> None:
+    class Listener:
+        def told(self) -> None:
+            """Told of a fork."""
+
+    before = len(_fork._METHODS)
+    for _ in range(100):
+        after_fork_in_child(Listener().told)
+    gc.collect()
+    assert len(_fork._METHODS) <= before

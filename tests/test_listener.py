@@ -539,6 +539,16 @@ GROWN_DRIFT = [
 ]
 
 
+def test_the_adapter_of_async_listeners_and_the_opentelemetry_listener_follow_the_spi() -> None:
+    for module_name, follower in (
+        ("aio", "_Target"),
+        ("aio", "AsyncListenerAdapter"),
+        ("otel", "OpenTelemetryListener"),
+    ):
+        cls = getattr(import_module(f"constellation_otel.{module_name}"), follower)
+        assert [drift for drift in drift_from(ExecutionListener, (cls,)) if "makes no" not in drift] == []
+
+
 def test_the_drift_is_seen_where_a_subclass_has_one_more_callback() -> None:
     class Grown(ExecutionListener):
         def on_module_retried(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:

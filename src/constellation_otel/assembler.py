@@ -611,6 +611,6 @@ def _exception_event(error: ErrorInfo, timestamp_ns: int) -> SpanEvent:
     attributes: dict[str, AttributeValue] = {EXCEPTION_TYPE: error.type or OTHER_ERROR}
     if error.message is not None:
         attributes[EXCEPTION_MESSAGE] = clean_message(error.message)
-    if error.frames is not None:
-        attributes[EXCEPTION_STACKTRACE] = error.frames.format()
+    if error.stacktrace is not None:
+        attributes[EXCEPTION_STACKTRACE] = error.stacktrace
     return SpanEvent(EXCEPTION_EVENT, timestamp_ns, attributes)

@@ -104,11 +104,19 @@ class ErrorInfo(Struct, frozen=True):
             a wire did not tell.
         message: At most :data:`MAX_MESSAGE` characters; ``None`` where a wire had null.
         frames: The light traceback; never on a wire.
+        stacktrace: The traceback's text, once there was time to read the source files.
     """
 
     type: str | None
     message: str | None
     frames: Frames | None = None
+    stacktrace: str | None = None
+
+    def formatted(self) -> ErrorInfo:
+        """The same with its traceback as text; reads source files, so not for a callback."""
+        if self.frames is None:
+            return self
+        return ErrorInfo(self.type, self.message, None, self.frames.format())
 
     @classmethod
     def of(cls, error: BaseException, redact: Callable[[str], str] | None = None) -> ErrorInfo:

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from opentelemetry import _logs, metrics, trace
 from opentelemetry import context as otel_context
@@ -29,6 +30,7 @@ from constellation_otel.events import (
     EventListener,
     ExecutionStarted,
     ModuleCompleted,
+    ModuleFailed,
     ModuleStarted,
     remote_parent,
     started_now,
@@ -316,6 +318,8 @@ class OpenTelemetryListener(EventListener):
         return PlainTraces(tracer)
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, ModuleFailed):
+            event = msgspec.structs.replace(event, error=event.error.formatted())
         for span in self._assembler.add(event, time.monotonic_ns()):
             self._emit(span)
 
