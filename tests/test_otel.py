@@ -48,6 +48,7 @@ from constellation_otel import (
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted, ModuleStarted
 from constellation_otel.otel import ListenerCounters
 from constellation_otel.testing import span_tree
+from constellation_otel.tracing import _KnownAnswer
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -417,6 +418,34 @@ def test_the_sampler_is_asked_once_and_its_attributes_and_trace_state_are_used(
     provider.shutdown()
 
 
+def test_metrics_need_no_tracer_provider(make: Callable[..., OpenTelemetryListener]) -> None:
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    listener = make(None, meters)
+    run(listener)
+    run(listener)
+    assert listener.flush(DEADLINE)
+    (point,) = points_of(reader, "constellation.execution.duration")
+    assert (point.count, point.exemplars) == (2, [])
+    meters.shutdown()
+
+
+def test_logs_need_no_meter_provider(
+    application: Any, make: Callable[..., OpenTelemetryListener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "logs")
+    listener = make(application.traces, None, application.logs)
+    run(listener)
+    assert listener.flush(DEADLINE)
+    application.export()
+    assert [record.body for record in application.receiver.logs] == ["too many words"]
+
+
+def test_the_sampler_of_our_own_provider_says_whose_answer_it_gives() -> None:
+    """In the SDK's description of a provider, where a reader may wonder."""
+    assert _KnownAnswer().get_description() == "the application's sampler, asked once for each execution"
+
+
 def test_the_trace_flags_say_sampled_and_random(
     memory: tuple[TracerProvider, InMemorySpanExporter], make: Callable[..., OpenTelemetryListener]
 ) -> None:
@@ -633,6 +662,28 @@ def test_a_sampler_that_raises_costs_the_execution_its_trace_and_nothing_else(
     assert exporter.get_finished_spans() == ()
     assert caplog.messages == [f"the sampler raised for execution {execution_id}; the execution is not traced"]
     provider.shutdown()
+
+
+def test_a_provider_that_has_no_tracer_to_give_is_asked_again(
+    memory: tuple[TracerProvider, InMemorySpanExporter],
+    make: Callable[..., OpenTelemetryListener],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    provider, exporter = memory
+    answers: list[trace.Tracer] = []
+
+    class NotReady(trace.TracerProvider):
+        def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+            return answers.pop()
+
+    listener = make(NotReady())
+    run(listener)
+    assert caplog.messages == ["an OpenTelemetry provider raised; it is asked again when the next execution starts"]
+    answers.append(provider.get_tracer("library"))
+    run(listener)
+    assert listener.flush(DEADLINE)
+    assert len(exporter.get_finished_spans()) == 3
+    assert listener.counters.received == 6
 
 
 def test_an_event_of_an_unknown_execution_makes_a_trace_that_says_what_is_missing(

@@ -12,19 +12,17 @@ if TYPE_CHECKING:
 
 __all__ = ["after_fork_in_child"]
 
-_METHODS: Final[dict[weakref.WeakMethod[Callable[[], None]], None]] = {}
+_METHODS: Final[weakref.WeakKeyDictionary[object, Callable[..., None]]] = weakref.WeakKeyDictionary()
 
 
 def after_fork_in_child(method: Callable[[], None]) -> None:
     """Calls a bound method in every forked child, for as long as its object lives.
 
     Args:
-        method: A bound method; its object is not kept alive by this.
+        method: A bound method, one of each object; the object is not kept alive by this.
     """
     _register_once()
-    reference = weakref.WeakMethod(method, _METHODS.pop)
-    # hashed while its object lives, so that it can still be found when that has gone
-    _METHODS[reference] = None
+    _METHODS[method.__self__] = method.__func__  # type: ignore[attr-defined]
 
 
 @cache
@@ -34,7 +32,5 @@ def _register_once() -> None:
 
 
 def _call_all() -> None:
-    for reference in tuple(_METHODS):
-        method = reference()
-        if method is not None:
-            method()
+    for owner, function in list(_METHODS.items()):
+        function(owner)

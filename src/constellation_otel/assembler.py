@@ -524,7 +524,7 @@ class Assembler:
                 attributes[ERROR_TYPE] = end.error.type or OTHER_ERROR
                 status, description = StatusCode.ERROR, clean_message(end.error.message or end.error.type or "failed")
                 events = (_exception_event(end.error, end.timestamp_ns),)
-            case None:
+            case _:
                 outcome = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
         attributes[OUTCOME] = outcome
         _put_missing(attributes, start, end)

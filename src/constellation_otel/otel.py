@@ -284,9 +284,15 @@ class OpenTelemetryListener(EventListener):
 
     def _is_listening(self) -> bool:
         """Whether there is anyone to tell; looks for providers until they are real."""
-        return self._look_up() if not (self._tracing_known and self._metrics_known) else self._active
+        if not (self._tracing_known and self._metrics_known):
+            try:
+                self._look_up()
+            except Exception as error:  # noqa: BLE001 - a provider of the application's; a callback may not raise
+                message = "an OpenTelemetry provider raised; it is asked again when the next execution starts"
+                self._log.write(_LOGGER, logging.ERROR, "provider", message, error=error)
+        return self._active
 
-    def _look_up(self) -> bool:
+    def _look_up(self) -> None:
         """Looks for providers that are real; two threads doing so at once is harmless."""
         if not self._tracing_known:
             tracer_provider = self._tracer_provider or trace.get_tracer_provider()
@@ -302,7 +308,6 @@ class OpenTelemetryListener(EventListener):
                     self._instruments.observe(self)
                 self._metrics_known = True
         self._active = self._traces is not None or self._instruments is not None
-        return self._active
 
     def _traces_of(self, provider: TracerProvider) -> SdkTraces | PlainTraces | None:
         tracer = provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
