@@ -800,7 +800,9 @@ class _HttpServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        _LOG.warning("the connection from %s broke", client_address, exc_info=True)
+        # stopping is what cuts them then
+        level = logging.DEBUG if self.receiver._stopping.is_set() else logging.WARNING  # noqa: SLF001 - one machine in two parts
+        _LOG.log(level, "the connection from %s broke", client_address, exc_info=True)
 
     def close_connections(self) -> None:
         """Ends every connection's thread; to be called when no more are accepted."""

@@ -796,27 +796,35 @@ def _run_remotely(
         returned = function(**arguments)
         output = asyncio.run(returned) if is_async else returned
         return output, (perf_counter() - began) * 1000.0
-    except Exception as error:
-        _check_returnable(error)
-        raise
+    except Exception as error:  # noqa: BLE001 - raised below, where nothing is its context
+        failure = _returnable(error)
     finally:
         otel_context.detach(token)
+    raise failure
 
 
-def _check_returnable(error: Exception) -> None:
-    """Raises what can be said of an exception in place of one that could be sent and not be read.
+def _returnable(error: Exception) -> Exception:
+    """The exception, or what can be said of it where it could not be sent back.
 
-    Such a one, of a class whose ``__init__`` does not take its ``args``, breaks a process pool for good.
+    Worst is one that can be sent and not be read, of a class whose ``__init__`` does not
+    take its ``args``: that breaks a process pool for good.
     """
     try:
-        sent = pickle.dumps(error)
-    except Exception:  # noqa: BLE001 - the executor may have a better way, and complains where not
-        return
+        pickled = pickle.dumps(error)
+    except (AttributeError, pickle.PicklingError):
+        return error  # its class is not found by its name; Dask sends such a class along
+    except Exception:  # noqa: BLE001 - what it holds cannot be pickled
+        return _in_words(error)
     try:
-        pickle.loads(sent)  # noqa: S301 - just made here
+        pickle.loads(pickled)  # noqa: S301 - just made here
     except Exception:  # noqa: BLE001 - whatever its class does
-        cls = type(error)
-        raise RemoteError(str(error), f"{cls.__module__}.{cls.__qualname__}") from None
+        return _in_words(error)
+    return error
+
+
+def _in_words(error: Exception) -> RemoteError:
+    cls = type(error)
+    return RemoteError(str(error), f"{cls.__module__}.{cls.__qualname__}")
 
 
 def _picklable(each: Module[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,341 @@
+"""The test kit, tried on listeners that keep the SPI's promises and on ones that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry.trace import SpanKind, StatusCode
+
+from constellation_otel.events import ExecutionCancelled, ExecutionStarted, ModuleFailed, ModuleStarted
+from constellation_otel.listener import ExecutionListener, LoggingListener
+from constellation_otel.spans import OUTCOME, Span
+from constellation_otel.testing import RecordingListener, check_listener, span_tree
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+EXECUTION = UUID(int=1)
+MODULE = UUID(int=2)
+
+
+def span(
+    span_id: int,
+    parent: int | None,
+    name: str,
+    outcome: str | None = None,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    status: StatusCode = StatusCode.UNSET,
+    description: str | None = None,
+    trace_id: int = 1,
+    start_ns: int = 0,
+) -> Span:
+    attributes = {} if outcome is None else {OUTCOME: outcome}
+    return Span(trace_id, span_id, parent, "", 1, name, kind, start_ns, 9, dict(attributes), status, description)
+
+
+def test_a_recording_listener_has_the_events_in_order_and_forgets_them_when_told() -> None:
+    listener = RecordingListener()
+    listener.on_execution_start(EXECUTION, "dag")
+    listener.on_module_start(EXECUTION, MODULE, "Trim")
+    listener.on_execution_cancelled(EXECUTION, "dag")
+    started, module, cancelled = listener.events
+    assert started == ExecutionStarted(EXECUTION, "dag", started.timestamp_ns)
+    assert module == ModuleStarted(EXECUTION, MODULE, "Trim", module.timestamp_ns)
+    assert cancelled == ExecutionCancelled(EXECUTION, "dag", cancelled.timestamp_ns)
+    listener.clear()
+    assert listener.events == []
+
+
+def test_a_recording_listener_redacts_before_it_keeps() -> None:
+    listener = RecordingListener(redact=lambda message: message.replace("hunter2", "***"))
+    listener.on_module_failed(EXECUTION, MODULE, "Login", ValueError("password hunter2"))
+    (failed,) = listener.events
+    assert isinstance(failed, ModuleFailed)
+    assert failed.error.message == "password ***"
+
+
+def test_waiting_for_a_number_of_events_or_for_a_condition_ends_when_they_came() -> None:
+    listener = RecordingListener()
+    with ThreadPoolExecutor(2) as threads:
+        two = threads.submit(listener.wait_for, 2)
+        cancelled = threads.submit(
+            listener.wait_for, lambda events: any(isinstance(event, ExecutionCancelled) for event in events)
+        )
+        listener.on_execution_start(EXECUTION, "dag")
+        listener.on_execution_cancelled(EXECUTION, "dag")
+        assert two.result(timeout=10) == cancelled.result(timeout=10) == listener.events
+
+
+def test_a_missed_deadline_says_what_was_awaited_and_shows_what_came() -> None:
+    listener = RecordingListener()
+    with pytest.raises(AssertionError, match=r"^waited 0 s for the events to meet the condition; 0 came$"):
+        listener.wait_for(lambda events: False, timeout=0)
+    listener.on_execution_start(EXECUTION, "dag")
+    with pytest.raises(AssertionError, match=r"^waited 0\.01 s for 2 events; 1 came:\n  ExecutionStarted\(.*'dag'"):
+        listener.wait_for(2, timeout=0.01)
+
+
+def test_a_tree_shows_name_kind_outcome_and_status_and_no_ids_or_times() -> None:
+    spans = [
+        span(4, 3, "GET", kind=SpanKind.CLIENT, start_ns=7),
+        span(3, 1, "WordCount", "failure", status=StatusCode.ERROR, description="boom"),
+        span(2, 1, "Trim", "success", start_ns=5),
+        span(
+            1,
+            None,
+            "my-pipeline",
+            "failure",
+            kind=SpanKind.SERVER,
+            status=StatusCode.ERROR,
+            description="WordCount failed: boom",
+        ),
+        span(5, 4, "checked", status=StatusCode.OK),
+        span(6, 4, "broken", status=StatusCode.ERROR),
+    ]
+    expected = """\
+my-pipeline (server) failure ERROR "WordCount failed: boom"
+  Trim (internal) success
+  WordCount (internal) failure ERROR "boom"
+    GET (client)
+      broken (internal) ERROR
+      checked (internal) OK"""
+    assert span_tree(spans) == expected
+    assert span_tree(reversed(spans)) == expected
+
+
+def test_a_tree_of_nothing_is_empty() -> None:
+    assert span_tree([]) == ""
+
+
+def test_siblings_of_one_name_are_in_the_order_of_their_subtrees_whichever_started_first() -> None:
+    expected = """\
+dag (internal)
+  m (internal) failure
+  m (internal) success
+    a (internal)
+  m (internal) success
+    b (internal)"""
+    for first, second in ((0, 1), (1, 0)):
+        spans = [
+            span(1, None, "dag"),
+            span(2, 1, "m", "success", start_ns=first),
+            span(3, 1, "m", "success", start_ns=second),
+            span(4, 1, "m", "failure", start_ns=5),
+            span(5, 2, "a"),
+            span(6, 3, "b"),
+        ]
+        assert span_tree(spans) == expected
+
+
+def test_traces_and_roots_are_told_apart() -> None:
+    spans = [
+        span(1, None, "second", trace_id=1),
+        span(2, None, "another root", trace_id=1),
+        span(1, None, "first", trace_id=2),
+        span(2, 1, "child", trace_id=2),
+    ]
+    assert span_tree(spans) == "another root (internal)\nsecond (internal)\n\nfirst (internal)\n  child (internal)"
+
+
+def test_spans_whose_parent_is_elsewhere_stand_together_under_a_line_that_says_so() -> None:
+    spans = [
+        span(2, 9, "dag", "success"),
+        span(3, 2, "m"),
+        span(4, 9, "after"),
+        span(5, 8, "other"),
+        span(6, None, "root"),
+    ]
+    expected = """\
+root (internal)
+… (parent not here)
+  after (internal)
+  dag (internal) success
+    m (internal)
+… (parent not here)
+  other (internal)"""
+    assert span_tree(spans) == expected
+
+
+def test_a_span_that_was_delivered_twice_is_one_node_that_says_so() -> None:
+    spans = [
+        span(1, None, "dag"),
+        span(1, None, "dag"),
+        span(2, 1, "m", "unknown"),
+        span(2, 1, "m", "success"),
+        span(3, 2, "below"),
+    ]
+    assert span_tree(spans) == (
+        "dag (internal) x2\n  m (internal) success\n  m (internal) unknown\n    below (internal)"
+    )
+
+
+def test_spans_that_are_each_others_ancestors_are_cut_into_a_tree() -> None:
+    spans = [span(4, 3, "hangs on it"), span(1, 3, "b"), span(2, 1, "a"), span(3, 2, "c"), span(5, 5, "itself")]
+    expected = """\
+… (parents in a circle)
+  a (internal)
+    c (internal)
+      b (internal)
+      hangs on it (internal)
+… (parents in a circle)
+  itself (internal)"""
+    assert span_tree(spans) == expected
+    assert span_tree(reversed(spans)) == expected
+
+
+def test_what_would_disturb_the_text_is_escaped() -> None:
+    spans = [span(1, None, "a\nb\ud800\x1b[31m é", status=StatusCode.ERROR, description='say "é"\n\tand\x1b')]
+    assert span_tree(spans) == 'a\\nb\\ud800\\x1b[31m é (internal) ERROR "say \\"é\\"\\n\\tand\\\\x1b"'
+
+
+def test_a_trace_deeper_than_pythons_stack_is_drawn() -> None:
+    tree = span_tree([span(number, number - 1 or None, "s") for number in range(1, 2_001)])
+    assert tree.splitlines()[-1] == "  " * 1_999 + "s (internal)"
+
+
+def test_listeners_that_keep_the_promises_pass() -> None:
+    class Closing(RecordingListener):
+        def close(self) -> None:
+            closed.append(self)
+
+    class Provides(RecordingListener):
+        def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+            return otel_context.set_value("module", module_id, context)
+
+    closed: list[Closing] = []
+    check_listener(Closing)
+    assert len(closed) == 3
+    check_listener(Provides)
+    check_listener(LoggingListener)
+    check_listener(lambda: ExecutionListener.composite(Provides(), LoggingListener()))
+    check_listener(lambda: ExecutionListener.noop)
+
+
+def test_every_callback_of_the_spi_is_called() -> None:
+    called: set[str] = set()
+
+    class Notes(ExecutionListener):
+        def __getattribute__(self, name: str) -> Any:
+            called.add(name)
+            return super().__getattribute__(name)
+
+    check_listener(Notes)
+    assert {name for name in vars(ExecutionListener) if name.startswith("on_")} <= called
+
+
+def test_whatever_a_callback_raises_is_reported_once_with_where_and_how_often() -> None:
+    class Raises(ExecutionListener):
+        def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+            module_name.encode()
+
+        def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
+            if duration_ms == float("inf"):
+                raise SystemExit(3)
+
+        def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
+            str(error)
+            if isinstance(error, KeyboardInterrupt):
+                raise error
+
+    with pytest.raises(AssertionError) as violations:
+        check_listener(Raises)
+    assert str(violations.value).splitlines() == [
+        "the listener does not keep the SPI's promises:",
+        (
+            "  on_module_start raised UnicodeEncodeError: \"'utf-8' codec can't encode character '\\\\ud800'"
+            ' in position 0: surrogates not allowed" with odd values (the names are a lone surrogate)'
+        ),
+        "  on_module_complete raised SystemExit: '3' with odd values (the duration is inf ms)",
+        (
+            "  on_module_failed raised RuntimeError: 'str() of this exception raises'"
+            " with odd values (the error cannot be told: str() of it raises)"
+        ),
+        "  on_module_failed raised KeyboardInterrupt: '' with odd values (the error is a KeyboardInterrupt)",
+    ]
+
+
+def test_an_exception_that_cannot_be_told_is_reported_by_its_class() -> None:
+    class PassesOn(ExecutionListener):
+        def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
+            if type(error).__name__ == "_UntellableError":
+                raise error
+
+    with pytest.raises(AssertionError, match=r"\n  on_module_failed raised _UntellableError with odd values \("):
+        check_listener(PassesOn)
+
+
+def test_a_callback_that_blocks_is_reported_after_the_deadline() -> None:
+    release = threading.Event()
+
+    class Blocks(ExecutionListener):
+        def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+            release.wait(60)
+
+    try:
+        with pytest.raises(AssertionError) as violations:
+            check_listener(Blocks, timeout=0.3)
+    finally:
+        release.set()
+    assert str(violations.value).splitlines() == [
+        "the listener does not keep the SPI's promises:",
+        "  on_execution_cancelled had not returned after 0.3 s with odd values, and 2 times more",
+    ]
+    for thread in threading.enumerate():
+        if thread.name.startswith("check-listener"):
+            thread.join(10)
+
+
+def test_callbacks_that_return_awaitables_or_leave_a_context_are_reported() -> None:
+    future: asyncio.Future[None] = asyncio.Future(loop=asyncio.new_event_loop())
+
+    class Wrong(ExecutionListener):
+        def on_execution_start(self, execution_id: UUID, dag_name: str) -> Any:
+            return asyncio.sleep(0)
+
+        def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> Any:
+            return future
+
+        def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+            otel_context.attach(otel_context.set_value("left", "behind"))
+
+        def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+            return None  # type: ignore[return-value] # that is the violation
+
+    with pytest.raises(AssertionError) as violations:
+        check_listener(Wrong)
+    future.get_loop().close()
+    said = str(violations.value)
+    assert "\n  on_execution_start returned an awaitable, which nobody awaits with odd values (both ids are " in said
+    assert "\n  on_module_start returned an awaitable, which nobody awaits with odd values (both ids are " in said
+    assert (
+        "\n  on_execution_cancelled left another OpenTelemetry context current with odd values (both ids are " in said
+    )
+    assert "\n  module_context returned a NoneType and no context with odd values, and " in said
+    assert len(said.splitlines()) == 5
+
+
+def test_a_listener_that_cannot_be_made_or_closed_is_reported() -> None:
+    class Stuck(ExecutionListener):
+        def close(self) -> None:
+            raise OSError("no space left")
+
+    def make() -> ExecutionListener:
+        raise ValueError("no url")
+
+    with pytest.raises(
+        AssertionError, match=r"\n  close\(\) raised OSError: 'no space left' with odd values, and 2 times"
+    ):
+        check_listener(Stuck)
+    with pytest.raises(AssertionError, match=r"\n  make\(\) raised ValueError: 'no url', and 2 times more$"):
+        check_listener(make)
+    with pytest.raises(
+        AssertionError, match=r"\n  make\(\) returned 3, which is no ExecutionListener, and 2 times more$"
+    ):
+        check_listener(lambda: 3)  # type: ignore[arg-type,return-value] # that is the violation
