@@ -17,7 +17,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
 
-from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -28,6 +27,7 @@ from constellation_otel import ExecutionListener, OpenTelemetryListener
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from opentelemetry import trace
     from opentelemetry.sdk.trace import ReadableSpan
 
 __all__ = ["main"]

@@ -49,21 +49,17 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel.errors import DecodeError, ReceiverError
-from constellation_otel.receiver import (
-    Delay,
-    Drop,
+from constellation_otel.otlp_decoding import (
     Exemplar,
     ExponentialBuckets,
     LogRecord,
     MetricPoint,
-    PartialSuccess,
     Received,
-    Receiver,
-    Refuse,
     Resource,
     Scope,
     decode_traces,
 )
+from constellation_otel.receiver import Delay, Drop, PartialSuccess, Receiver, Refuse
 from constellation_otel.spans import Span, SpanEvent
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Final
 
 from opentelemetry.semconv.schemas import Schemas
@@ -10,6 +9,6 @@ from opentelemetry.semconv.schemas import Schemas
 __all__ = ["SCHEMA_URL", "SCOPE_NAME", "SCOPE_VERSION"]
 
 SCOPE_NAME: Final = "constellation_otel"
-SCOPE_VERSION: Final = version("constellation-otel")
+SCOPE_VERSION: Final = "0.1.0"
 SCHEMA_URL: Final = Schemas.V1_44_0.value
 """The semantic conventions that the attribute names are taken from."""

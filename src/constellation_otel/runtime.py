@@ -339,7 +339,7 @@ class _Run:
 
     def _launch(self, each: Module[..., Any]) -> None:
         if not self._threads.is_local:
-            self._in_context(self._send, each)
+            self._hand_over(self._send, each)
         elif each.is_async:
             loop = self._threads.event_loop()
             self._threads.track(self._in_context(asyncio.run_coroutine_threadsafe, self._await(each), loop))
@@ -359,6 +359,11 @@ class _Run:
         """Calls in a copy of the caller's context: no module sees what another sets."""
         return self._context.copy().run(function, *args)
 
+    def _hand_over(self, function: Callable[..., Any], *args: Any) -> None:
+        """Calls in the engine's own thread: submitting may take long, and a thread of the executor hold its locks."""
+        if not self._over:  # then the engine does not close before it is
+            self._threads.call_soon(self._in_context, function, *args)
+
     def _take(self, each: Module[..., Any], refusal: BaseException | None = None) -> None:
         """Runs a module that waits for a thread, unless another thread has taken it."""
         with self._changed:
@@ -367,10 +372,10 @@ class _Run:
             self._in_context(self._call, each, refusal)
 
     def _ticket_ended(self, each: Module[..., Any], ticket: Future[None]) -> None:
-        """Fails a module whose ticket the executor dropped; it may hold its locks now, so not in this thread."""
+        """Fails a module whose ticket the executor dropped."""
         dropped = CancelledError("the executor was shut down") if ticket.cancelled() else ticket.exception()
         if dropped is not None:
-            self._threads.call_soon(self._take, each, dropped)
+            self._hand_over(self._take, each, dropped)
 
     def _help(self) -> None:
         """Does the modules itself: this thread is a module's, and there may be no other one free."""
@@ -433,9 +438,7 @@ class _Run:
             cancelled = self._cancelled
         if cancelled:
             future.cancel()
-        # called in a thread of the executor's, which may hold its locks: what follows is done in ours
-        receive = functools.partial(self._threads.call_soon, self._in_context, self._receive, each)
-        future.add_done_callback(receive)
+        future.add_done_callback(functools.partial(self._hand_over, self._receive, each))
 
     def _receive(self, each: Module[..., Any], future: Future[tuple[Any, float]]) -> None:
         with self._changed:
@@ -550,9 +553,10 @@ class Constellation:
     * Async modules on one event loop in a thread of the engine, whoever calls.
     * All modules elsewhere, where the executor is anything but a
       :class:`~concurrent.futures.ThreadPoolExecutor`: a process pool, Dask's
-      ``client.get_executor()``. The listener is not there, so a module's start is told when it
-      is submitted; the trace context and baggage follow it as headers, context variables do not.
-      Functions, arguments and outputs have to be such as the executor can send.
+      ``client.get_executor()``. The listener is not there, so all callbacks are made in the engine's
+      thread, a module's start when it is submitted; the trace context and baggage follow it as
+      headers, context variables do not. Functions, arguments and outputs have to be such as the
+      executor can send.
 
     Args:
         listener: What to tell; an exception of its callbacks is logged and goes no further.
