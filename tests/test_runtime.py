@@ -20,6 +20,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from constellation_otel import runtime
+from constellation_otel.dag import Dag, module
 from constellation_otel.errors import (
     ConstellationOtelError,
     DagError,
@@ -27,7 +28,7 @@ from constellation_otel.errors import (
     ExecutionFailedError,
 )
 from constellation_otel.listener import ExecutionListener
-from constellation_otel.runtime import Constellation, Dag, Execution, module
+from constellation_otel.runtime import Constellation, Execution
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -1074,7 +1075,8 @@ def test_no_thread_of_the_engine_is_left_when_it_is_closed() -> None:
 
 FORKED = """
 import os
-from constellation_otel.runtime import Constellation, Dag
+from constellation_otel.dag import Dag
+from constellation_otel.runtime import Constellation
 
 def plain(): return "plain"
 async def waiting(plain): return plain + " and waiting"

@@ -16,6 +16,7 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, format_span_id, format_trace_id
 
+from constellation_otel.dag import Dag, module
 from constellation_otel.errors import (
     DagError,
     ExecutionCancelledError,
@@ -23,7 +24,7 @@ from constellation_otel.errors import (
     RemoteError,
 )
 from constellation_otel.listener import ExecutionListener
-from constellation_otel.runtime import Constellation, Dag, module
+from constellation_otel.runtime import Constellation
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:

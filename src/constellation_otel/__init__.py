@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from constellation_otel.aio import AsyncListenerAdapter
+    from constellation_otel.dag import Dag, module
     from constellation_otel.errors import (
         ConstellationOtelError,
         DagError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from constellation_otel.ids import span_id_of, trace_id_of
     from constellation_otel.listener import ExecutionListener, LoggingListener, ModuleContextProvider
     from constellation_otel.otel import OpenTelemetryListener
-    from constellation_otel.runtime import Constellation, Dag, Execution, module
+    from constellation_otel.runtime import Constellation, Execution
 
 __all__ = [
     "AsyncListenerAdapter",
@@ -97,7 +98,8 @@ _HOMES: Final = {
     "ids": ("span_id_of", "trace_id_of"),
     "listener": ("ExecutionListener", "LoggingListener", "ModuleContextProvider"),
     "otel": ("OpenTelemetryListener",),
-    "runtime": ("Constellation", "Dag", "Execution", "module"),
+    "dag": ("Dag", "module"),
+    "runtime": ("Constellation", "Execution"),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 

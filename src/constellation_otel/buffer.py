@@ -218,9 +218,7 @@ class Worker(Generic[T]):
         last = False
         while not last:
             batch, last = self._take(wake_at)
-            for item in batch:
-                self._call(self._handle, item)
-                self._done += 1
+            self._process(batch)
             wake_in = self._call(self._tick)
             wake_at = inf if wake_in is None else time.monotonic() + wake_in
             if last:
@@ -228,6 +226,12 @@ class Worker(Generic[T]):
             with self._condition:
                 self._finished = last
                 self._condition.notify_all()
+
+    def _process(self, batch: list[T]) -> None:
+        """Deals with items, counting each as done when it is."""
+        for item in batch:
+            self._call(self._handle, item)
+            self._done += 1
 
     def _take(self, wake_at: float) -> tuple[list[T], bool]:
         """Waits for items, for the time to come, or for the end."""

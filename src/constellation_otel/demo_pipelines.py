@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.request import urlopen
 
 from constellation_otel import dialects, events, listener
+from constellation_otel.dag import Dag, module
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.runtime import Dag, module
 
 try:
     from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor

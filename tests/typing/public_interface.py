@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 from uuid import UUID
 
 from opentelemetry.context import Context
@@ -26,9 +26,11 @@ from constellation_otel import (
 from constellation_otel.dialects import decode_frame, decode_json, encode_json
 from constellation_otel.otel import ListenerCounters
 from constellation_otel.receiver import Receiver
-from constellation_otel.runtime import Module
 from constellation_otel.spans import Span
 from constellation_otel.testing import RecordingListener, span_tree
+
+if TYPE_CHECKING:
+    from constellation_otel.dag import Module
 
 
 class Mine(ExecutionListener):
