@@ -1,0 +1,286 @@
+"""The README and the pages in docs: every block is run or checked, every table held to what it is about."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from opentelemetry.metrics import NoOpMeter
+
+from constellation_otel import spans
+from constellation_otel.instruments import Instruments
+from constellation_otel.testing import span_tree
+from programs import ROOT, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from constellation_otel.receiver import Receiver
+
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+README = PAGES["README.md"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCAL_ENDPOINT = "http://localhost:4317"
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    kind: str
+    text: str
+
+
+def blocks_of(text: str) -> list[Block]:
+    fences = [line for line in text.splitlines() if "```" in line]
+    blocks = [Block(*found) for found in re.findall(r"^```(.*)\n((?:.*\n)*?)^```$", text, re.MULTILINE)]
+    assert len(fences) == 2 * len(blocks), "a fence that opens or closes nothing, or is indented"
+    return blocks
+
+
+BLOCKS = {page: blocks_of(text) for page, text in PAGES.items()}
+
+
+def table_after(text: str, head: str) -> list[list[str]]:
+    """The cells of the table that begins with ``head``, row by row."""
+    assert text.count(head) == 1
+    rows = text[text.index(head) :].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def names_in(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_no_block_of_a_kind_that_nothing_here_checks(page: str) -> None:
+    kinds = [block.kind for block in BLOCKS[page]]
+    assert set(kinds) <= {"python", "sh", "text"}
+    # an output follows what puts it out
+    assert all(before in {"python", "sh"} for before, kind in zip(["", *kinds], kinds, strict=False) if kind == "text")
+
+
+def test_the_quick_start_is_the_example() -> None:
+    assert BLOCKS["README.md"][1] == Block("python", (ROOT / "examples/quickstart.py").read_text())
+
+
+def with_outputs(kind: str, page: str) -> list[tuple[Block, Block]]:
+    """The blocks of a kind, each with the output that follows it; an empty one where none does."""
+    blocks = [*BLOCKS[page], Block("", "")]
+    pairs = pairwise(blocks)
+    return [(it, after if after.kind == "text" else Block("text", "")) for it, after in pairs if it.kind == kind]
+
+
+QUICK_START = """\
+my-pipeline (server) success
+  trim (internal) success
+  uppercase (internal) success
+  word_count (internal) success"""
+PYTHON = {"README.md": ("TO BE OR NOT TO BE 6\n", QUICK_START), "docs/trace-model.md": ("", "")}
+"""Each page with Python: what is printed before the outputs that it shows, and the traces that arrive."""
+
+
+def program_of(page: str) -> str:
+    """All of a page's Python, since a block may use what those above it have."""
+    return "\n".join(block.text for block in BLOCKS[page] if block.kind == "python")
+
+
+def test_every_page_with_python_is_run() -> None:
+    assert {page for page, blocks in BLOCKS.items() if "python" in {block.kind for block in blocks}} == PYTHON.keys()
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_the_python_of_a_page_is_a_program_that_prints_what_the_page_says(
+    page: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    printed, tree = PYTHON[page]
+    program = tmp_path / "page.py"
+    program.write_text(program_of(page))
+    outputs = "".join(output.text for _, output in with_outputs("python", page))
+    assert run_command(receiver, f"opentelemetry-instrument python {program}") == (printed + outputs, "")
+    assert span_tree(receiver.spans) == tree
+
+
+def test_the_readmes_web_request_is_one_trace(receiver: Receiver, tmp_path: Path) -> None:
+    program = tmp_path / "page.py"
+    program.write_text(program_of("README.md") + "\nprint(app.test_client().get('/report/to be').text.strip())\n")
+    stdout, stderr = run_command(receiver, f"opentelemetry-instrument python {program}")
+    assert (stdout.splitlines()[-1], stderr) == ('{"trim":"to be","uppercase":"TO BE","word_count":2}', "")
+    execution = QUICK_START.replace("(server)", "(internal)").replace("\n", "\n  ")
+    assert span_tree(receiver.spans) == f"GET /report/<text> (server)\n  {execution}\n\n{QUICK_START}"
+
+
+def check_make(words: list[str]) -> None:
+    """Its target is there; what it does is run by whoever runs the tests, or takes servers."""
+    (target,) = words
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def check_activation(words: list[str]) -> None:
+    """The environment is the Makefile's; the tests run in one already."""
+    assert words == [".venv/bin/activate"]
+    assert "VENV := .venv\n" in (ROOT / "Makefile").read_text()
+
+
+def check_collector(words: list[str]) -> None:
+    """The Collector is a server of its own, which the end-to-end tests run with this file."""
+    assert words == ["--config", "collector-config.yaml"]
+    assert (ROOT / words[1]).is_file()
+
+
+NOT_RUN: dict[str, Callable[[list[str]], None]] = {
+    "make": check_make,
+    ".": check_activation,
+    "otelcol-contrib": check_collector,
+}
+"""The commands that are checked here and not run."""
+
+
+def runnable(text: str) -> str:
+    """A shell block without the commands that are not run, each of which is checked."""
+    lines = []
+    for line in text.splitlines():
+        command, *words = shlex.split(line)
+        if command in NOT_RUN:
+            NOT_RUN[command](words)
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+SHELL = [
+    pytest.param(block, output, id=f"{page}: {block.text.splitlines()[0]}")
+    for page in PAGES
+    for block, output in with_outputs("sh", page)
+]
+
+
+@pytest.mark.parametrize(("block", "output"), SHELL)
+def test_a_shell_block_runs_and_prints_what_the_page_says(block: Block, output: Block, receiver: Receiver) -> None:
+    """Where it names the local endpoint, the receiver stands in for that."""
+    text = runnable(block.text).replace(LOCAL_ENDPOINT, receiver.grpc_endpoint)
+    stdout, stderr = run_command(receiver, f"unset OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME\n{text}")
+    assert stderr == ""
+    if "█" in output.text:
+        assert {shape(trace) for trace in output.text.split("\n\n")} <= {shape(it) for it in stdout.split("\n\n")}
+    elif output.text:
+        assert stdout == output.text
+    assert bool(receiver.spans) == (LOCAL_ENDPOINT in block.text)
+
+
+def shape(drawn: str) -> tuple[str, ...]:
+    """What is the same of a drawn trace in every run: not the ids, the times, or the order of what is parallel."""
+    text = re.sub(r"\b[0-9a-f]{32}\b", "", drawn)
+    text = re.sub(r"\b[\d.]+ (?:ns|µs|ms|s|min)(?!\w)", "", text)
+    text = re.sub(r"[▁-▟├└│]", "", text)
+    return tuple(sorted(" ".join(line.split()) for line in text.splitlines()))
+
+
+def test_the_console_shows_the_quick_starts_four_spans(receiver: Receiver) -> None:
+    (text,) = (block.text for block in BLOCKS["README.md"] if "EXPORTER=console" in block.text)
+    stdout, _ = run_command(receiver, runnable(text))
+    names = re.findall(r'^    "name": "(.*)",$', stdout, re.MULTILINE)
+    assert sorted(names) == ["my-pipeline", "trim", "uppercase", "word_count"]
+
+
+def test_no_drawn_line_is_wider_than_eighty_columns() -> None:
+    drawn = [
+        line
+        for blocks in BLOCKS.values()
+        for block in blocks
+        if block.kind == "text"
+        for line in block.text.splitlines()
+    ]
+    assert max(map(len, drawn)) <= 80
+
+
+# --- tables and links ----------------------------------------------------------------------------------------------
+
+
+class RecordingMeter(NoOpMeter):
+    """Keeps what is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__("recording")
+        self.made: list[tuple[str, str, str]] = []
+
+    def create_histogram(self, name: str, unit: str = "", *args: Any, **kwargs: Any) -> Any:
+        self.made.append((name, unit, "histogram, with exemplars"))
+        return super().create_histogram(name, unit, *args, **kwargs)
+
+    def create_observable_up_down_counter(
+        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
+    ) -> Any:
+        self.made.append((name, unit, "up-down counter"))
+        return super().create_observable_up_down_counter(name, callbacks, unit, description)
+
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
+        self.made.append((name, unit, "counter"))
+        return super().create_counter(name, unit, description)
+
+
+def test_the_readme_has_every_metric() -> None:
+    meter = RecordingMeter()
+    Instruments(meter)
+    rows = table_after(README, "| metric | unit | kind | attributes |")
+    assert [(name.strip("`"), unit.strip("`"), kind) for name, unit, kind, _ in rows] == meter.made
+
+
+ATTRIBUTES = sorted([
+    spans.EXECUTION_ID, spans.DAG_NAME, spans.MODULE_ID, spans.MODULE_NAME, spans.OUTCOME, spans.MISSING,
+    spans.ABANDONED_REASON, spans.ERROR_TYPE,
+])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("page", "head"),
+    [("README.md", "| attribute | value |"), ("docs/trace-model.md", "| attribute | on | value |")],
+)
+def test_a_table_of_attributes_has_every_one(page: str, head: str) -> None:
+    rows = table_after(PAGES[page], head)
+    assert sorted(name for row in rows for name in names_in(row[0])) == ATTRIBUTES
+
+
+def test_the_layout_has_every_module() -> None:
+    rows = table_after(README, "| module | what is in it |")
+    source = ROOT / "src/constellation_otel"
+    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("_")}
+    assert sorted(name for row in rows for name in names_in(row[0])) == sorted(modules)
+
+
+def test_the_page_of_dependencies_has_every_one_with_its_bound_and_two_reasons() -> None:
+    documented: dict[str, list[str]] = {}
+    for section in PAGES["docs/dependencies.md"].split("\n## ")[1:]:
+        rows = table_after(section, "| dependency | why | lower bound |")
+        assert all(len(row) == 3 and all(row) for row in rows)
+        documented[section.splitlines()[0]] = [name for row in rows for name in names_in(row[0])]
+    project = PROJECT["project"]
+    assert documented == {
+        "build": PROJECT["build-system"]["requires"],
+        "runtime": project["dependencies"],
+        **project["optional-dependencies"],
+        **PROJECT["dependency-groups"],
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_and_names_in_this_project_is_there(page: str) -> None:
+    folder = (ROOT / page).parent
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    paths = [
+        name for name in names_in(PAGES[page]) if re.fullmatch(r"(?:examples|tests|src|docs|bench)/[\w./-]*", name)
+    ]
+    missing = [link for link in links if not (folder / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_the_changelog_has_a_section_for_what_is_not_released() -> None:
+    assert re.findall(r"^## (.*)$", PAGES["CHANGELOG.md"], re.MULTILINE)[0] == "[Unreleased]"
