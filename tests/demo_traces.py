@@ -41,8 +41,13 @@ archive (server) success
 """The tree of each pipeline's trace, by its root's name."""
 
 TRACES = {
-    "ephemeral": 65, "named-pipe": 1, "cancel-demo": 1,
-    "word-count": 2, "age-of-text": 1, "slow-index": 1, "archive": 1,
+    "ephemeral": 65,
+    "named-pipe": 1,
+    "cancel-demo": 1,
+    "word-count": 2,
+    "age-of-text": 1,
+    "slow-index": 1,
+    "archive": 1,
 }
 """How many executions of each DAG the demo tells of: recorded ones, and its own pipelines."""
 
