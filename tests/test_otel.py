@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
     from constellation_otel.receiver import Receiver
 
+LONG = 10 * DEADLINE
+"""For what is much work, not a wait."""
 TREE = """\
 my-pipeline (server) failure ERROR "WordCount failed: too many words"
   Trim (internal) success
@@ -337,7 +339,7 @@ def test_ratio_sampling_keeps_its_share_of_executions_each_of_them_whole(
         library.start_span("inner", listener.module_context(execution_id, module_id, Context())).end()
         listener.on_module_complete(execution_id, module_id, "m", 1.0)
         listener.on_execution_complete(execution_id, "d", True, 2.0)
-    assert listener.flush(DEADLINE)
+    assert listener.flush(LONG)
     traces: dict[int, list[str]] = {}
     for span in exporter.get_finished_spans():
         traces.setdefault(span.context.trace_id, []).append(span.name)
@@ -497,24 +499,25 @@ def test_two_listeners_and_another_library_do_not_disturb_each_others_ids(
     listeners = [make(provider), make(provider)]
     library = provider.get_tracer("constellation_otel", "0.1.0", "https://opentelemetry.io/schemas/1.44.0")
     executions: list[list[UUID]] = [[], []]
-    stop = threading.Event()
+    together = threading.Barrier(3)
 
     def trace_on() -> None:
-        while not stop.is_set():
+        together.wait(DEADLINE)
+        for _ in range(2_000):
             with library.start_as_current_span("theirs"), library.start_as_current_span("child"):
                 pass
 
     def execute(number: int) -> None:
+        together.wait(DEADLINE)
         executions[number] = [run(listeners[number]) for _ in range(500)]
 
     threads = [threading.Thread(target=trace_on), *(threading.Thread(target=execute, args=(n,)) for n in (0, 1))]
     for thread in threads:
         thread.start()
-    for thread in threads[1:]:
-        thread.join(DEADLINE)
-    assert all(listener.flush(DEADLINE) for listener in listeners)
-    stop.set()
-    threads[0].join(DEADLINE)
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert all(listener.flush(LONG) for listener in listeners)
     ours = {trace_id_of(execution_id) for ids in executions for execution_id in ids}
     spans = exporter.get_finished_spans()
     traces: dict[int, list[str]] = {}
@@ -592,7 +595,7 @@ class Blocking(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.entered.set()
-        assert self.gate.wait(DEADLINE)
+        assert self.gate.wait(LONG)
         return SpanExportResult.SUCCESS
 
 
@@ -928,14 +931,15 @@ def execute_from_eight_threads(listener: ExecutionListener) -> list[UUID]:
         def execute() -> None:
             for number in range(1_250):
                 execution = engine.start(dag, {"text": str(number)})
-                assert execution.result(DEADLINE)["third"] == f"{number}ab"
+                assert execution.result(LONG)["third"] == f"{number}ab"
                 ids.append(execution.execution_id)
 
         threads = [threading.Thread(target=execute) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10 * DEADLINE)
+            thread.join(LONG)
+            assert not thread.is_alive()
     return ids
 
 
@@ -958,7 +962,7 @@ def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
     ids = execute_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, counts))
     assert sorted(counts.ended) == sorted(ids)
     assert len(ids) == 10_000
-    assert listener.flush(DEADLINE)
+    assert listener.flush(LONG)
     application.export()
     traces: dict[int, list[str]] = {}
     for span in application.receiver.spans:
@@ -982,7 +986,7 @@ def test_with_the_default_queue_what_is_not_delivered_is_dropped_counted_and_log
     listener = make(provider)
     execute_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, Counts()))
     exporter.gate.set()
-    assert listener.flush(DEADLINE)
+    assert listener.flush(LONG)
     counters = listener.counters
     assert counters.received == counters.delivered + counters.dropped == 80_000
     assert counters.dropped > 0
