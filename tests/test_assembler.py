@@ -417,6 +417,126 @@ def test_open_modules_are_counted_while_they_run() -> None:
     assert counts == [0, 1, 2, 1, 0, 1, 0, 0]
 
 
+def test_an_earlier_start_that_comes_after_a_module_has_left_is_late_and_does_not_part_the_trace() -> None:
+    assembler = Assembler(settle=1)
+    for event in STORY[:4]:
+        assembler.add(event, 0)
+    (trim,) = assembler.advance(SECOND)
+    assembler.add(ExecutionStarted(E1, "my-pipeline", T0 - MS, PARENT), SECOND)
+    assembler.add(STORY[-1], SECOND)
+    *_, execution = assembler.advance(2 * SECOND)
+    assert trim.trace_id == execution.trace_id == trace_id_of(E1)
+    assert (execution.start_ns, execution.parent_span_id) == (T0, None)
+    assert assembler.counters.late == 1
+
+
+def test_what_was_due_of_an_execution_that_has_left_does_not_touch_one_of_the_same_id() -> None:
+    for last in (ModuleCompleted(E1, M1, "Trim", 2.0, T0), ExecutionCompleted(E1, "d", True, 1.0, T0)):
+        assembler = Assembler(settle=1, max_open=3, max_settled=1)
+        assembler.add(last, 0)
+        while assembler.is_open(E1):
+            assembler.add(ExecutionStarted(UUID(int=assembler.counters.events), "d", T0), 0)
+        assembler.add(ExecutionStarted(M2, "d", T0), 0)
+        assembler.add(ExecutionCancelled(M2, "d", T0), 0)
+        settled = assembler.add(ExecutionStarted(M3, "d", T0), 0) + assembler.advance(SECOND)
+        assert E1 not in assembler._settled
+        assert settled
+        assembler.add(ExecutionStarted(E1, "my-pipeline", T0), SECOND)
+        assembler.add(ModuleStarted(E1, M1, "Trim", T0), SECOND)
+        assert assembler.advance(40 * SECOND) == []
+        assert assembler.is_open(E1)
+
+
+def test_a_long_execution_of_many_modules_one_after_another_holds_only_what_is_open() -> None:
+    assembler = Assembler(max_open=10, max_settled=100)
+    assembler.add(STORY[0], 0)
+    rng = random.Random(3)
+    for number in range(3_000):
+        module_id = UUID(int=rng.getrandbits(128))
+        assembler.add(ModuleStarted(E1, module_id, "m", T0 + number), number)
+        assert len(assembler.add(ModuleFailed(E1, module_id, "m", BOOM, T0 + number), number)) == 1
+    assert (assembler._held, len(assembler._left), assembler.counters.abandoned) == (1, 100, 0)
+    assert assembler.add(ModuleStarted(E1, module_id, "m", T0), 0) == []
+    assert assembler.counters.late == 1
+    (execution,) = assembler.add(STORY[-1], 3_000)
+    assert execution.status_description == "m failed: too many words"
+
+
+def test_memory_is_bounded_where_spans_settle_too() -> None:
+    assembler = Assembler(settle=1, max_open=100)
+    rng = random.Random(11)
+    for number in range(5_000):
+        assembler.add(ExecutionCompleted(UUID(int=rng.getrandbits(128)), "d", True, 1.0, T0), number)
+        assert assembler._held <= 100
+        assert len(assembler._due) <= 4 * 101 + 1_024
+
+
+def test_a_flood_of_duplicates_does_not_grow_what_is_due() -> None:
+    assembler = Assembler(settle=1)
+    modules = [UUID(int=number + 1) for number in range(100)]
+    for module_id in modules:
+        assembler.add(ModuleCompleted(E1, module_id, "m", 1.0, T0), 0)
+    for _ in range(1_000):
+        assembler.add(STORY[0], 0)
+        assembler.add(STORY[-1], 0)
+    assert len(assembler._due) <= 2 * len(modules) + 2
+    assert len(assembler.advance(SECOND)) == 101
+
+
+def test_what_is_due_is_forgotten_when_nothing_is_open() -> None:
+    assembler = Assembler(settle=1)
+    for event in STORY:
+        assembler.add(event, 0)
+    assembler.finish()
+    assert (assembler._due, assembler.deadline_ns) == ([], None)
+
+
+def test_the_deadline_is_the_first_of_settling_idleness_and_age() -> None:
+    assembler = Assembler(settle=3, idle_timeout=2, max_age=4)
+    assembler.add(STORY[0], 0)
+    assert assembler.deadline_ns == 2 * SECOND
+    assembler.add(STORY[-1], SECOND)
+    assert assembler.deadline_ns == 3 * SECOND
+    assembler = Assembler(settle=1, idle_timeout=2, max_age=4)
+    for event in STORY:
+        assembler.add(event, 0)
+    assert assembler.deadline_ns == SECOND
+
+
+def test_one_event_may_have_to_make_room_twice() -> None:
+    assembler = Assembler(max_open=100)
+    for number in range(100):
+        assembler.add(ExecutionStarted(UUID(int=number), "d", T0), number)
+    for number in range(100, 200):
+        assembler.add(ModuleStarted(UUID(int=number), M1, "m", T0), number)
+        assert assembler._held <= 100
+
+
+def test_an_error_type_from_a_wire_is_mended_wherever_it_is_shown() -> None:
+    error = ErrorInfo("\ud800" + "x" * 10_000, "why")
+    module, execution = assemble([STORY[0], ModuleFailed(E1, M1, "W", error, T0), STORY[-1]])
+    shown = "\N{REPLACEMENT CHARACTER}" + "x" * 1_023
+    assert module.attributes["error.type"] == execution.attributes["error.type"] == shown
+    assert module.events[0].attributes["exception.type"] == shown
+
+
+def test_a_bad_name_is_counted_once_for_each_span_that_it_names() -> None:
+    assembler = Assembler()
+    assembler.add(ExecutionStarted(E1, "", T0), 0)
+    for module_id in (M1, M2):
+        assembler.add(ModuleCompleted(E1, module_id, "m", 1.0, T0), 0)
+    assembler.add(ExecutionCompleted(E1, "", True, 1.0, T0), 0)
+    assert assembler.counters.corrected == 1
+
+
+@pytest.mark.parametrize("field", ["traceparent", "tracestate"])
+def test_a_trace_context_that_is_no_text_is_refused_and_changes_nothing(field: str) -> None:
+    assembler = Assembler()
+    with pytest.raises(TypeError, match=f"{field} must be a str, not 7"):
+        assembler.add(msgspec.structs.replace(STORY[0], **{field: 7}), 0)
+    assert assembler.open_executions == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [{"settle": -1.0}, {"max_open": 0}, {"max_settled": 0}, {"idle_timeout": 0.0}, {"max_age": 0.0}],
@@ -534,6 +654,53 @@ def test_no_permutation_and_no_duplication_before_settling_changes_a_byte(
     spans += assembler.advance(now + 3 * SECOND)
     assert bytes_of(spans + assembler.finish()) == expected
     assert assembler.counters.late == 0
+
+
+def in_order(story: list[Event]) -> list[Event]:
+    """As an ordered source tells it: nothing twice, each start before what it starts, the end last."""
+    first: dict[tuple[object, object], Event] = {}
+    for event in story:
+        is_start = isinstance(event, ExecutionStarted | ModuleStarted)
+        first.setdefault((getattr(event, "module_id", None), is_start), event)
+    return sorted(
+        first.values(),
+        key=lambda event: (
+            not isinstance(event, ExecutionStarted),
+            isinstance(event, ExecutionCompleted | ExecutionCancelled),
+            not isinstance(event, ModuleStarted),
+        ),
+    )
+
+
+@given(stories())
+def test_an_ordered_source_s_spans_are_the_same_whether_they_settle_or_leave_at_once(story: list[Event]) -> None:
+    events = in_order(story)
+    at_once, settled = assemble(events), assemble(events, settle=1)
+    assert bytes_of(at_once) == bytes_of(settled)
+
+
+@given(stories(), st.integers(0, 2**30), st.randoms(use_true_random=False))
+def test_no_events_are_lost_from_the_counts_however_time_passes(
+    story: list[Event], room: int, rng: random.Random
+) -> None:
+    """Identified and anonymous modules mixed, spans leaving between events, evictions: never a span twice."""
+    mixed = [
+        msgspec.structs.replace(event, module_id=None) if hasattr(event, "module_id") and rng.random() < 0.3 else event
+        for event in story
+    ]
+    assembler = Assembler(settle=rng.choice([0, 1]), max_open=1 + room % 5, idle_timeout=3, max_age=5)
+    spans: list[Span] = []
+    now = 0
+    for event in mixed:
+        spans += assembler.add(event, now)
+        now += rng.randrange(2 * SECOND)
+        spans += assembler.advance(now)
+    spans += assembler.finish()
+    counters = assembler.counters
+    assert counters.events == len(story)
+    assert (counters.spans, counters.executions) == (len(spans), bool(story))
+    assert len({(span.trace_id, span.span_id) for span in spans}) == len(spans)
+    assert (assembler._held, assembler.open_modules, assembler.deadline_ns) == (0, 0, None)
 
 
 @given(st.lists(stories(), min_size=2, max_size=3), st.randoms(use_true_random=False))

@@ -9,7 +9,7 @@ matter for as long as an execution is open. Nothing stays open for ever.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["Assembler", "Counters"]
 
 _SECOND: Final = 1_000_000_000
+_DUE_SLACK: Final = 1_024
 _START_PATIENCE: Final = 30
 """How many times ``settle`` an execution that has ended waits for its start."""
 
@@ -103,11 +104,26 @@ class _TraceOf(Struct, frozen=True):
 
 
 class _Module(Struct):
-    """What is known of a module."""
+    """What is known of a module whose span has not left."""
 
     start: ModuleStarted | None = None
     end: _ModuleEnd | None = None
-    left: bool = False
+
+
+class _Failure(Struct, frozen=True, order=True):
+    """What an execution's span says of a failed module; the first one is the least.
+
+    Attributes:
+        timestamp_ns: When it failed.
+        module: What tells modules apart that failed at the same moment.
+        error_type: As the span has it.
+        said: What failed, and why.
+    """
+
+    timestamp_ns: int
+    module: str
+    error_type: str
+    said: str
 
 
 class _Execution(Struct):
@@ -121,6 +137,8 @@ class _Execution(Struct):
     modules: dict[UUID, _Module] = field(default_factory=dict)
     anonymous: dict[tuple[int, int], ModuleStarted | _ModuleEnd] = field(default_factory=dict)
     running: int = 0
+    failure: _Failure | None = None
+    has_left: bool = False
     trace_of: tuple[ExecutionStarted | None, _TraceOf] | None = None
 
     def size(self) -> int:
@@ -140,8 +158,8 @@ class Assembler:
             was silent longest is abandoned.
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
-        max_settled: How many ids of settled executions are remembered, so that a late
-            event does not open them again.
+        max_settled: How many ids of settled executions are remembered, and how many of
+            modules that have left, so that a late event does not open them again.
 
     Attributes:
         counters: What was seen and done so far.
@@ -171,6 +189,7 @@ class Assembler:
         self._open: OrderedDict[UUID, _Execution] = OrderedDict()
         self._touched: OrderedDict[UUID, None] = OrderedDict()
         self._settled: OrderedDict[UUID, None] = OrderedDict()
+        self._left: OrderedDict[tuple[UUID, UUID], None] = OrderedDict()
         self._due: list[tuple[int, int, UUID, UUID | None]] = []
         self._position = 0
         self._held = 0
@@ -180,6 +199,10 @@ class Assembler:
     def open_executions(self) -> int:
         """Executions that have not left."""
         return len(self._open)
+
+    def is_open(self, execution_id: UUID) -> bool:
+        """Whether an execution is known and has not left."""
+        return execution_id in self._open
 
     @property
     def open_modules(self) -> int:
@@ -218,32 +241,9 @@ class Assembler:
         if execution_id in self._settled:
             self.counters.late += 1
             return []
-        execution = self._open.get(execution_id)
-        if execution is None:
-            execution = self._open[execution_id] = _Execution(execution_id, now_ns, now_ns)
-            self._touched[execution_id] = None
-            self._held += 1
-        else:
-            execution.touched_ns = now_ns
-            self._touched.move_to_end(execution_id)
-        spans: list[Span] = []
-        match event:
-            case ExecutionStarted():
-                execution.start = self._least(execution.start, event)
-                if not self._settle_ns:
-                    spans = self._modules_that_waited(execution)
-                elif execution.end is not None or execution.modules:
-                    self._schedule(execution, now_ns)
-            case ExecutionCompleted() | ExecutionCancelled():
-                execution.end = self._least(execution.end, event)
-                if not self._settle_ns:
-                    return self._leave(execution, None)
-                self._schedule(execution, now_ns)
-            case ModuleStarted(module_id=None) | ModuleCompleted(module_id=None) | ModuleFailed(module_id=None):
-                self._add_anonymous(execution, event, position)
-            case _:
-                spans = self._add_module(execution, event, now_ns)
-        if self._held > self._max_open:
+        execution = self._touch(execution_id, now_ns)
+        spans = self._merge(execution, event, now_ns, position)
+        while self._held > self._max_open:
             spans += self._evict(next(iter(self._touched)), "capacity")
         return spans
 
@@ -256,20 +256,7 @@ class Assembler:
         Returns:
             The spans that leave by it, in the order in which they were due.
         """
-        spans: list[Span] = []
-        while self._due and self._due[0][0] <= now_ns:
-            _, _, execution_id, module_id = heappop(self._due)
-            execution = self._open.get(execution_id)
-            if execution is None:
-                continue
-            if module_id is None:
-                patience_ends_ns = execution.touched_ns + self._settle_ns * _START_PATIENCE
-                if execution.start is not None or now_ns >= patience_ends_ns:
-                    spans += self._leave(execution, None)
-                else:
-                    self._schedule_at(patience_ends_ns, execution_id, None)
-            elif execution.start is not None and not execution.modules[module_id].left:
-                spans.append(self._leave_module(execution, module_id))
+        spans = self._settle(now_ns)
         while self._open:
             silent = next(iter(self._touched))
             if self._open[silent].touched_ns + self._idle_ns > now_ns:
@@ -293,6 +280,65 @@ class Assembler:
             spans += self._evict(next(iter(self._open)), "closed")
         return spans
 
+    def _settle(self, now_ns: int) -> list[Span]:
+        """What has waited for long enough after its end leaves."""
+        spans: list[Span] = []
+        while self._due and self._due[0][0] <= now_ns:
+            _, _, execution_id, module_id = heappop(self._due)
+            execution = self._open.get(execution_id)
+            if execution is None:
+                continue
+            # looked at again: what was due may have left, and its id have been opened anew
+            if module_id is not None:
+                module = execution.modules.get(module_id)
+                if execution.start is not None and module is not None and module.end is not None:
+                    spans.append(self._leave_module(execution, module_id))
+            elif execution.end is not None:
+                patience_ends_ns = execution.touched_ns + self._settle_ns * _START_PATIENCE
+                if execution.start is not None or now_ns >= patience_ends_ns:
+                    spans += self._leave(execution, None)
+                else:
+                    self._schedule_at(patience_ends_ns, execution_id, None)
+        return spans
+
+    def _touch(self, execution_id: UUID, now_ns: int) -> _Execution:
+        """The open execution, opened if need be, as the one that was silent for the shortest time."""
+        execution = self._open.get(execution_id)
+        if execution is None:
+            execution = self._open[execution_id] = _Execution(execution_id, now_ns, now_ns)
+            self._touched[execution_id] = None
+            self._held += 1
+        else:
+            execution.touched_ns = now_ns
+            self._touched.move_to_end(execution_id)
+        return execution
+
+    def _merge(self, execution: _Execution, event: Event, now_ns: int, position: int | None) -> list[Span]:
+        """Adds an event to what is known of its execution; the spans that leave by it."""
+        match event:
+            case ExecutionStarted() if execution.has_left:
+                # a module's span has told the parent and the trace already
+                self.counters.late += 1
+            case ExecutionStarted():
+                was_known = execution.start is not None
+                execution.start = self._least(execution.start, event)
+                if not self._settle_ns:
+                    return self._modules_that_waited(execution)
+                if not was_known:
+                    self._schedule_what_waited(execution, now_ns)
+            case ExecutionCompleted() | ExecutionCancelled():
+                was_known = execution.end is not None
+                execution.end = self._least(execution.end, event)
+                if not self._settle_ns:
+                    return self._leave(execution, None)
+                if not was_known:
+                    self._schedule_end(execution, now_ns)
+            case ModuleStarted(module_id=None) | ModuleCompleted(module_id=None) | ModuleFailed(module_id=None):
+                self._add_anonymous(execution, event, position)
+            case _:
+                return self._add_module(execution, event, now_ns)
+        return []
+
     def _least(self, known: _E | None, event: _E) -> _E:
         """The fact that stays of two that are the same kind of fact."""
         if known is None:
@@ -315,13 +361,13 @@ class Assembler:
         assert isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed)  # noqa: S101 - for the type checker
         assert event.module_id is not None  # noqa: S101 - as above
         module_id = event.module_id
+        if execution.has_left and (execution.execution_id, module_id) in self._left:
+            self.counters.late += 1
+            return []
         module = execution.modules.get(module_id)
         if module is None:
             module = execution.modules[module_id] = _Module()
             self._held += 1
-        elif module.left:
-            self.counters.late += 1
-            return []
         was_running = module.start is not None and module.end is None
         if isinstance(event, ModuleStarted):
             module.start = self._least(module.start, event)
@@ -339,25 +385,33 @@ class Assembler:
         execution.running += change
         self._running += change
 
-    def _schedule(self, execution: _Execution, now_ns: int) -> None:
-        """Sees to it that what waited for the start, or for the end to settle, leaves."""
+    def _schedule_end(self, execution: _Execution, now_ns: int) -> None:
+        """Sees to it that an execution that has ended leaves; one without a start is waited for longer."""
+        patience = 1 if execution.start is not None else _START_PATIENCE
+        self._schedule_at(now_ns + self._settle_ns * patience, execution.execution_id, None)
+
+    def _schedule_what_waited(self, execution: _Execution, now_ns: int) -> None:
+        """Sees to it that what came before the start leaves when that has settled."""
         if execution.end is not None:
-            patience = 1 if execution.start is not None else _START_PATIENCE
-            self._schedule_at(now_ns + self._settle_ns * patience, execution.execution_id, None)
+            self._schedule_end(execution, now_ns)
         for module_id, module in execution.modules.items():
-            if module.end is not None and not module.left:
+            if module.end is not None:
                 self._schedule_at(now_ns + self._settle_ns, execution.execution_id, module_id)
 
     def _schedule_at(self, due_ns: int, execution_id: UUID, module_id: UUID | None) -> None:
         self._position += 1
         heappush(self._due, (due_ns, self._position, execution_id, module_id))
+        if len(self._due) > 4 * self._held + _DUE_SLACK:
+            # most are of what has left otherwise
+            self._due = [due for due in self._due if due[2] in self._open]
+            heapify(self._due)
 
     def _modules_that_waited(self, execution: _Execution) -> list[Span]:
         """The modules whose end came before the execution's start."""
         return [
             self._leave_module(execution, module_id)
             for module_id, module in list(execution.modules.items())
-            if module.end is not None and not module.left
+            if module.end is not None
         ]
 
     def _evict(self, execution_id: UUID, reason: _Reason) -> list[Span]:
@@ -377,29 +431,23 @@ class Assembler:
             self._due.clear()
         if execution.end is None:
             self.counters.abandoned += 1
-        trace_of = self._trace_of(execution)
         spans = []
-        failures: list[tuple[int, str, ModuleFailed]] = []
         for module_id, module in _identified(execution):
-            if isinstance(module.end, ModuleFailed):
-                failures.append((module.end.timestamp_ns, str(module_id), module.end))
-            if not module.left:
-                known_id = module_id if module_id in execution.modules else None
-                spans.append(self._module_span(execution, trace_of, module_id, known_id, module))
-        failures.sort(key=lambda failure: failure[:2])
-        spans.append(self._execution_span(execution, trace_of, failures[0][2] if failures else None, reason))
+            known_id = module_id if module_id in execution.modules else None
+            spans.append(self._module_span(execution, module_id, known_id, module))
+        spans.append(self._execution_span(execution, reason))
         self.counters.executions += 1
         self.counters.spans += len(spans)
         return spans
 
     def _leave_module(self, execution: _Execution, module_id: UUID) -> Span:
-        module = execution.modules[module_id]
-        span = self._module_span(execution, self._trace_of(execution), module_id, module_id, module)
-        module.left = True
-        # what the execution's span needs of it is its failure, if any
-        module.start = None
-        if isinstance(module.end, ModuleCompleted):
-            module.end = None
+        """A module becomes a span; what stays is that it has left, and how it failed."""
+        span = self._module_span(execution, module_id, module_id, execution.modules.pop(module_id))
+        self._held -= 1
+        execution.has_left = True
+        self._left[execution.execution_id, module_id] = None
+        if len(self._left) > self._max_settled:
+            self._left.popitem(last=False)
         self.counters.spans += 1
         return span
 
@@ -420,14 +468,13 @@ class Assembler:
             self.counters.corrected += 1
         return _TraceOf(trace_id_of(execution.execution_id), None, int(TraceFlags.RANDOM_TRACE_ID), "")
 
-    def _name(self, *names: str | None) -> str:
-        """The first name that is known, as every backend can hold it."""
-        for name in names:
-            if name is not None:
-                clean = clean_name(name)
-                self.counters.corrected += clean != name
-                return clean
-        return "unknown"
+    def _name(self, name: str | None) -> str:
+        """A name as every backend can hold it."""
+        if name is None:
+            return clean_name("")
+        clean = clean_name(name)
+        self.counters.corrected += clean != name
+        return clean
 
     def _times(self, start_ns: int | None, end_ns: int | None, duration_ms: float | None) -> tuple[int, int]:
         """A span's start and end: section 6's rule of lengths."""
@@ -442,15 +489,10 @@ class Assembler:
             self.counters.corrected += 1
         return (end_ns if start_ns is None else min(start_ns, end_ns)), end_ns
 
-    def _dag_name(self, execution: _Execution) -> str:
-        start, end = execution.start, execution.end
-        return self._name(start.dag_name if start else None, end.dag_name if end else None)
-
-    def _execution_span(
-        self, execution: _Execution, trace_of: _TraceOf, failure: ModuleFailed | None, reason: _Reason | None
-    ) -> Span:
-        start, end = execution.start, execution.end
-        name = self._dag_name(execution)
+    def _execution_span(self, execution: _Execution, reason: _Reason | None) -> Span:
+        start, end, failure = execution.start, execution.end, execution.failure
+        trace_of = self._trace_of(execution)
+        name = self._name(_dag_name(execution))
         attributes: dict[str, AttributeValue] = {EXECUTION_ID: str(execution.execution_id), DAG_NAME: name}
         description: str | None = None
         outcome: _Outcome
@@ -462,7 +504,7 @@ class Assembler:
                 description = f"abandoned without an end: {_REASONS[why]}"
             case ExecutionCancelled():
                 outcome = "cancelled"
-            case ExecutionCompleted(succeeded=True):
+            case ExecutionCompleted() if end.succeeded:
                 outcome = "success"
             case _:
                 outcome = "failure"
@@ -470,8 +512,8 @@ class Assembler:
                     attributes[ERROR_TYPE] = OTHER_ERROR
                     description = "failed, and no failed module is known"
                 else:
-                    attributes[ERROR_TYPE] = failure.error.type or OTHER_ERROR
-                    description = _described(f"{clean_name(failure.module_name)} failed", failure.error)
+                    attributes[ERROR_TYPE] = failure.error_type
+                    description = failure.said
         attributes[OUTCOME] = outcome
         _put_missing(attributes, start, end)
         start_ns, end_ns = self._times(
@@ -499,16 +541,16 @@ class Assembler:
     def _module_span(
         self,
         execution: _Execution,
-        trace_of: _TraceOf,
         module_id: UUID,
         known_id: UUID | None,
         module: _Module,
     ) -> Span:
         start, end = module.start, module.end
-        name = self._name(start.module_name if start else None, end.module_name if end else None)
+        trace_of = self._trace_of(execution)
+        name = self._name(start.module_name if start else end.module_name if end else None)
         attributes: dict[str, AttributeValue] = {
             EXECUTION_ID: str(execution.execution_id),
-            DAG_NAME: self._dag_name(execution),
+            DAG_NAME: clean_name(_dag_name(execution) or ""),
         }
         if known_id is not None:
             attributes[MODULE_ID] = str(known_id)
@@ -521,9 +563,11 @@ class Assembler:
                 outcome = "success"
             case ModuleFailed():
                 outcome = "failure"
-                attributes[ERROR_TYPE] = end.error.type or OTHER_ERROR
-                status, description = StatusCode.ERROR, clean_message(end.error.message or end.error.type or "failed")
+                error_type = attributes[ERROR_TYPE] = _type_of(end.error)
+                status, description = StatusCode.ERROR, _said(end.error) or "failed"
                 events = (_exception_event(end.error, end.timestamp_ns),)
+                failure = _Failure(end.timestamp_ns, str(module_id), error_type, _described(name, end.error))
+                execution.failure = failure if execution.failure is None else min(execution.failure, failure)
             case _:
                 outcome = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
         attributes[OUTCOME] = outcome
@@ -602,13 +646,26 @@ def _put_missing(attributes: dict[str, AttributeValue], start: object, end: obje
         attributes[MISSING] = missing
 
 
-def _described(what: str, error: ErrorInfo) -> str:
-    said = error.message or error.type
-    return clean_message(f"{what}: {said}" if said else what)
+def _dag_name(execution: _Execution) -> str | None:
+    known = execution.start or execution.end
+    return known.dag_name if known is not None else None
+
+
+def _type_of(error: ErrorInfo) -> str:
+    return clean_name(error.type) if error.type else OTHER_ERROR
+
+
+def _said(error: ErrorInfo) -> str | None:
+    return clean_message(error.message) if error.message else clean_name(error.type) if error.type else None
+
+
+def _described(module_name: str, error: ErrorInfo) -> str:
+    said = _said(error)
+    return clean_message(f"{module_name} failed: {said}" if said else f"{module_name} failed")
 
 
 def _exception_event(error: ErrorInfo, timestamp_ns: int) -> SpanEvent:
-    attributes: dict[str, AttributeValue] = {EXCEPTION_TYPE: error.type or OTHER_ERROR}
+    attributes: dict[str, AttributeValue] = {EXCEPTION_TYPE: _type_of(error)}
     if error.message is not None:
         attributes[EXCEPTION_MESSAGE] = clean_message(error.message)
     if error.stacktrace is not None:

@@ -57,6 +57,8 @@ MAX_NAME: Final = 1_024
 
 _MAX_CAUSES: Final = 4
 _MAX_FRAMES: Final = 32
+_MAX_SOURCE: Final = 200
+_MAX_STACKTRACE: Final = 32_768
 _NOT_IN_NAMES: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_MESSAGES: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
@@ -89,7 +91,7 @@ class Frames(Struct, frozen=True):
             parts.append(f'  File "{filename}", line {line_number}, in {function}\n')
             source = linecache.getline(filename, line_number).strip()
             if source:
-                parts.append(f"    {source}\n")
+                parts.append(f"    {source[:_MAX_SOURCE]}\n")
         parts.append(f"{self.type}: {self.message}\n" if self.message else f"{self.type}\n")
         return "".join(parts)
 
@@ -116,7 +118,11 @@ class ErrorInfo(Struct, frozen=True):
         """The same with its traceback as text; reads source files, so not for a callback."""
         if self.frames is None:
             return self
-        return ErrorInfo(self.type, self.message, None, self.frames.format())
+        text = self.frames.format()
+        if len(text) > _MAX_STACKTRACE:
+            # what matters most is at the end
+            text = f"(cut; it had {len(text)} characters) …{text[-_MAX_STACKTRACE:]}"
+        return ErrorInfo(self.type, self.message, None, text)
 
     @classmethod
     def of(cls, error: BaseException, redact: Callable[[str], str] | None = None) -> ErrorInfo:
@@ -379,13 +385,7 @@ def check_event(event: Event) -> None:
     """
     if not isinstance(event.execution_id, UUID):
         raise _wrong("execution_id", "a UUID", event.execution_id)
-    if isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed):
-        if not isinstance(event.module_id, UUID | None):
-            raise _wrong("module_id", "a UUID", event.module_id)
-        if not isinstance(event.module_name, str):
-            raise _wrong("module_name", "a str", event.module_name)
-    elif not isinstance(event.dag_name, str):
-        raise _wrong("dag_name", "a str", event.dag_name)
+    _check_names(event)
     if isinstance(event, ModuleCompleted | ExecutionCompleted) and not isinstance(
         event.duration_ms, float | int | None
     ):
@@ -428,6 +428,21 @@ def clean_message(message: str) -> str:
         note = f"… (cut; it had {len(message)} characters)"
         message = message[: MAX_MESSAGE - len(note)] + note
     return message if message.isprintable() else _NOT_IN_MESSAGES.sub(_REPLACEMENT, message)
+
+
+def _check_names(event: Event) -> None:
+    if isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed):
+        if not isinstance(event.module_id, UUID | None):
+            raise _wrong("module_id", "a UUID", event.module_id)
+        if not isinstance(event.module_name, str):
+            raise _wrong("module_name", "a str", event.module_name)
+    elif not isinstance(event.dag_name, str):
+        raise _wrong("dag_name", "a str", event.dag_name)
+    elif isinstance(event, ExecutionStarted):
+        if not isinstance(event.traceparent, str | None):
+            raise _wrong("traceparent", "a str", event.traceparent)
+        if not isinstance(event.tracestate, str | None):
+            raise _wrong("tracestate", "a str", event.tracestate)
 
 
 def _wrong(field: str, expected: str, value: object) -> TypeError:
@@ -481,4 +496,7 @@ def _walk(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
         code = traceback.tb_frame.f_code
         frames.append((code.co_filename, traceback.tb_lineno, code.co_qualname))
         traceback = traceback.tb_next
-    return tuple((clean_name(filename), line_number, function) for filename, line_number, function in frames)
+    return tuple(
+        (clean_name(filename), line_number, clean_name(function)[:_MAX_SOURCE])
+        for filename, line_number, function in frames
+    )
