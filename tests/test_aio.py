@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
+from functools import wraps
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -17,6 +20,8 @@ from constellation_otel.buffer import QueueCounters
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+
     from constellation_otel import ExecutionListener
 
 E = UUID(int=1)
@@ -91,7 +96,11 @@ def test_every_callback_is_awaited_in_order_on_one_loop_with_the_callers_span() 
     assert adapter.close(DEADLINE)
 
 
-def test_the_loop_runs_on_between_callbacks_and_ends_with_the_adapter() -> None:
+def loop_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "AsyncListenerAdapter"]
+
+
+def test_the_loop_runs_on_between_callbacks_and_has_ended_when_the_adapter_is_closed() -> None:
     class StartsATask:
         ticks = 0
         task: asyncio.Task[None]
@@ -111,9 +120,117 @@ def test_the_loop_runs_on_between_callbacks_and_ends_with_the_adapter() -> None:
     seen = listener.ticks
     eventually(lambda: listener.ticks > seen + 3, "the task to go on")
     assert adapter.close(DEADLINE)
-    eventually(listener.task.cancelled, "the task to be cancelled")
-    name = "AsyncListenerAdapter"
-    eventually(lambda: name not in {thread.name for thread in threading.enumerate()}, "the loop's thread to end")
+    assert listener.task.cancelled()
+    assert loop_threads() == []
+
+
+class Leaves:
+    """Starts a task and an async generator, neither of which has ended when its callback has.
+
+    Args:
+        ends: What each awaits when it is made to end.
+    """
+
+    def __init__(self, ends: Callable[[], Awaitable[object]]) -> None:
+        self.ends = ends
+        self.notes: list[str] = []
+        self.generator = self.generate()
+
+    async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+        self.task = asyncio.create_task(self.wait(), name="left")
+        await asyncio.sleep(0)
+        await anext(self.generator)
+
+    async def wait(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.ends()
+            self.notes.append("task")
+
+    async def generate(self) -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await self.ends()
+            self.notes.append("generator")
+
+
+def test_closing_waits_for_the_end_of_tasks_and_then_of_async_generators() -> None:
+    async def a_few_turns() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    listener = Leaves(a_few_turns)
+    adapter = AsyncListenerAdapter(listener)
+    adapter.on_execution_start(E, "d")
+    assert adapter.close(DEADLINE)
+    assert listener.notes == ["task", "generator"]
+
+
+def test_closing_does_not_wait_for_ever_for_what_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    listener = Leaves(never)
+    adapter = AsyncListenerAdapter(listener, callback_timeout=0.05)
+    adapter.on_execution_start(E, "d")
+    assert adapter.close(DEADLINE)
+    assert listener.notes == []
+    assert loop_threads() == []
+    warnings = [record.getMessage() for record in caplog.records if record.name == "constellation_otel.aio"]
+    assert [message.partition(": ")[2] for message in warnings] == [
+        "not ended within 0.1 s of closing; it is abandoned",
+        "not ended within 0.1 s of closing; it is abandoned",
+    ]
+    assert "name='left'" in warnings[0]
+    assert "shutdown_asyncgens" in warnings[1]
+
+
+def test_closing_does_not_wait_for_ever_for_a_loop_that_is_blocked(caplog: pytest.LogCaptureFixture) -> None:
+    gate = threading.Event()
+
+    class Blocks:
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            gate.wait(DEADLINE)
+
+    adapter = AsyncListenerAdapter(Blocks(), callback_timeout=0.05)
+    adapter.on_execution_start(E, "d")
+    assert adapter.close(DEADLINE)
+    (thread,) = loop_threads()
+    gate.set()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert adapter.counters == QueueCounters(received=1, delivered=0, dropped=0, rejected=1, held=0)
+    assert [record.getMessage() for record in caplog.records if record.name == "constellation_otel.aio"] == [
+        "AsyncListenerAdapter: the event loop has not ended; something of the listener blocks it"
+    ]
+
+
+def test_at_the_interpreters_exit_tasks_end_and_nothing_is_printed() -> None:
+    program = """
+import asyncio
+from uuid import UUID
+from constellation_otel import AsyncListenerAdapter
+
+class Leaves:
+    async def on_execution_start(self, execution_id, dag_name):
+        self.task = asyncio.create_task(self.wait())
+        await asyncio.sleep(0)
+
+    async def wait(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            print("the task has ended")
+
+adapter = AsyncListenerAdapter(Leaves())
+adapter.on_execution_start(UUID(int=1), "d")
+assert adapter.flush(30)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("the task has ended\n", "")
 
 
 def test_a_callback_that_raises_or_hangs_is_rejected_and_the_next_is_called(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,6 +257,209 @@ def test_a_callback_that_raises_or_hangs_is_rejected_and_the_next_is_called(capl
     assert listener.completed == 1
     assert adapter.counters == QueueCounters(received=6, delivered=4, dropped=0, rejected=2, held=0)
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError, TimeoutError]
+
+
+def test_a_callback_that_hangs_is_cancelled_at_its_timeout() -> None:
+    class Hangs:
+        cancelled = False
+
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+
+    listener = Hangs()
+    adapter = AsyncListenerAdapter(listener, callback_timeout=0.05)
+    adapter.on_execution_start(E, "d")
+    eventually(lambda: listener.cancelled, "the callback to be cancelled while the adapter is open")
+    assert adapter.close(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (SystemExit(3), "RuntimeError: the callback raised SystemExit(3), which ends nothing here"),
+        (KeyboardInterrupt(), "RuntimeError: the callback raised KeyboardInterrupt(), which ends nothing here"),
+        (GeneratorExit("mine"), "GeneratorExit: mine"),
+        (BaseException("mine"), "BaseException: mine"),
+        (asyncio.CancelledError(), "CancelledError: "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_callback_that_raises_no_exception_is_rejected_at_once_and_the_next_is_awaited(
+    error: BaseException, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Exits:
+        completed = 0
+
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            raise error
+
+        async def on_execution_complete(
+            self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float
+        ) -> None:
+            self.completed += 1
+
+    listener = Exits()
+    adapter = AsyncListenerAdapter(listener, callback_timeout=2 * DEADLINE)
+    tell_everything(adapter)
+    assert adapter.close(DEADLINE)
+    assert listener.completed == 1
+    assert adapter.counters == QueueCounters(received=6, delivered=5, dropped=0, rejected=1, held=0)
+    (raised,) = (record.exc_info[1] for record in caplog.records if record.exc_info)
+    assert f"{type(raised).__name__}: {raised}" == logged
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_a_task_of_the_listeners_own_stops_neither_the_loop_nor_its_closing(error: BaseException) -> None:
+    class Leaves:
+        tasks: tuple[asyncio.Task[None], ...] = ()
+        ended = False
+        completed = 0
+
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            coroutines = (self.exits(), self.exits_when_cancelled(), self.exits_when_cancelled(), self.ends())
+            self.tasks = tuple(map(asyncio.create_task, coroutines))
+
+        async def exits(self) -> None:
+            raise error
+
+        async def exits_when_cancelled(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise error from None
+
+        async def ends(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                self.ended = True
+
+        async def on_execution_complete(
+            self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float
+        ) -> None:
+            await asyncio.sleep(0)
+            self.completed += 1
+
+    listener = Leaves()
+    adapter = AsyncListenerAdapter(listener)
+    tell_everything(adapter)
+    assert adapter.close(DEADLINE)
+    assert [task.exception() for task in listener.tasks[:-1]] == [error, error, error]
+    assert listener.tasks[-1].cancelled()
+    assert listener.ended
+    assert listener.completed == 1
+    assert loop_threads() == []
+    assert adapter.counters == QueueCounters(received=6, delivered=6, dropped=0, rejected=0, held=0)
+
+
+def test_a_loop_that_is_asked_to_end_in_the_very_turn_in_which_a_task_exits_ends() -> None:
+    class Leaves:
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            self.task = asyncio.create_task(self.exits())
+
+        async def exits(self) -> None:
+            while adapter.counters.delivered == 0:  # noqa: ASYNC110 - no asyncio.Event announces it
+                await asyncio.sleep(0)
+            ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
+            before = len(ready)
+            closing.start()
+            eventually(lambda: len(ready) > before, "the loop to be asked")
+            await asyncio.sleep(0)  # to the same turn, after the asking
+            raise SystemExit(3)
+
+    listener = Leaves()
+    adapter = AsyncListenerAdapter(listener)
+    closing = threading.Thread(target=adapter.close, args=(DEADLINE,))
+    adapter.on_execution_start(E, "d")
+    eventually(lambda: closing.ident is not None and not closing.is_alive(), "the adapter to be closed")
+    assert isinstance(listener.task.exception(), SystemExit)
+    assert loop_threads() == []
+
+
+def test_whatever_can_be_awaited_is_awaited() -> None:
+    class Query:
+        def __init__(self, listener: Returns) -> None:
+            self.listener = listener
+
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+            self.listener.notes.append("query")
+
+    class Returns:
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            self.loop = asyncio.get_running_loop()
+            self.future: asyncio.Future[None] = self.loop.create_future()
+            self.future.add_done_callback(lambda _: self.notes.append("future"))
+
+        def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> Awaitable[None]:
+            return Query(self)
+
+        def on_module_complete(
+            self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float
+        ) -> Awaitable[None]:
+            self.loop.call_soon_threadsafe(self.loop.call_later, 0.01, self.future.set_result, None)
+            return self.future
+
+        async def on_execution_complete(
+            self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float
+        ) -> None:
+            self.notes.append("complete")
+
+    listener = Returns()
+    adapter = AsyncListenerAdapter(listener)
+    tell_everything(adapter)
+    assert adapter.close(DEADLINE)
+    assert listener.notes == ["query", "future", "complete"]
+    assert adapter.counters == QueueCounters(received=6, delivered=6, dropped=0, rejected=0, held=0)
+
+
+def test_an_async_generator_is_refused_as_a_callback() -> None:
+    class Yields:
+        async def on_module_start(
+            self, execution_id: UUID, module_id: UUID, module_name: str
+        ) -> AsyncIterator[None]:  # pragma: no cover - refused
+            yield
+
+    class Inherits(Yields):
+        pass
+
+    for listener in (Yields(), Inherits()):
+        with pytest.raises(ListenerDefinitionError) as refused:
+            AsyncListenerAdapter(listener)
+        assert str(refused.value) == (
+            f"{Yields.__qualname__}.on_module_start is an async generator, which nobody would iterate, so that its"
+            " body would never run: take the yield out"
+        )
+
+
+def test_a_callback_that_turns_out_to_be_a_generator_is_rejected(caplog: pytest.LogCaptureFixture) -> None:
+    def decorated(function: Callable[..., object]) -> Callable[..., object]:
+        @wraps(function)
+        def call(*args: object) -> object:
+            return function(*args)
+
+        return call
+
+    class Yields:
+        @decorated
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> AsyncIterator[None]:
+            yield
+
+        def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> Generator[None, None, None]:
+            yield
+
+    adapter = AsyncListenerAdapter(Yields())
+    tell_everything(adapter)
+    assert adapter.close(DEADLINE)
+    assert adapter.counters == QueueCounters(received=6, delivered=4, dropped=0, rejected=2, held=0)
 
 
 def test_a_listener_may_have_plain_callbacks_too() -> None:

@@ -8,12 +8,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry import context as otel_context
 
+from constellation_otel import buffer
 from constellation_otel.buffer import QueueCounters, Worker
 from support import DEADLINE, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROMPTLY = 5.0
+"""Seconds: far more than a timeout of 50 ms needs on a busy machine, far less than a test's deadline."""
 
 
 class Blocked:
@@ -28,6 +37,24 @@ class Blocked:
         self.entered.set()
         assert self.gate.wait(DEADLINE)
         self.items.append(item)
+
+
+class Late(deque[int]):
+    """A queue in which something happens just before an item is appended, as another thread could do it."""
+
+    def __init__(self, before: Callable[[], object]) -> None:
+        super().__init__()
+        self.before = before
+
+    def append(self, item: int) -> None:
+        self.before()
+        super().append(item)
+
+
+def output_of(program: str) -> tuple[str, str]:
+    """What a program says on stdout and stderr, to the end of its interpreter."""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return ran.stdout, ran.stderr
 
 
 def test_items_are_handled_in_order_by_one_thread_that_the_first_one_starts() -> None:
@@ -95,11 +122,21 @@ def test_flush_and_close_return_within_their_timeout_and_tell_the_truth(caplog: 
     before = time.monotonic()
     assert not worker.flush(0.05)
     assert not worker.close(0.05)
-    assert time.monotonic() - before < DEADLINE
+    assert 0.1 * 0.9 < time.monotonic() - before < PROMPTLY
+    assert blocked.items == []
     assert caplog.messages == ["slow: not done within 0.1 s of closing; 2 items are still held"]
     blocked.gate.set()
     assert worker.flush(DEADLINE)
     assert worker.close(DEADLINE)
+
+
+def test_timeouts_without_an_end_are_taken() -> None:
+    worker = Worker[int](lambda _: None, name="endless", linger=float("inf"), tick=lambda: 1e300)
+    worker.put(1)
+    assert worker.flush(float("inf"))
+    worker.put(2)
+    assert worker.close(float("inf"))
+    assert worker.counters == QueueCounters(received=2, delivered=2, dropped=0, rejected=0, held=0)
 
 
 def test_the_worker_cannot_wait_for_itself() -> None:
@@ -110,12 +147,107 @@ def test_the_worker_cannot_wait_for_itself() -> None:
     assert answers == [False]
 
 
+def test_a_worker_that_closes_itself_does_not_wait_and_ends_when_the_rest_is_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[object] = []
+
+    def handle(item: int) -> None:
+        calls.append(item)
+        if item == 1:
+            calls.append(worker.close(DEADLINE))
+            calls.append(worker.put(3))
+
+    worker = Worker[int](handle, name="self-closing", linger=1e6, finish=lambda: calls.append("finish"))
+    worker.put(1)
+    worker.put(2)
+    before = time.monotonic()
+    worker.flush(DEADLINE)
+    eventually(lambda: "self-closing" not in {thread.name for thread in threading.enumerate()}, "the thread's end")
+    assert time.monotonic() - before < DEADLINE / 2
+    assert calls == [1, False, False, 2, "finish"]
+    assert worker.close(0)
+    assert caplog.messages == ["self-closing: the queue is closed; dropping the newest"]
+
+
 def test_flush_does_not_linger() -> None:
     worker = Worker[int](lambda _: None, name="lingering", linger=1e6)
     worker.put(1)
     assert worker.flush(DEADLINE)
     worker.put(2)
     assert worker.close(DEADLINE)
+
+
+@pytest.mark.parametrize("flushes", ["none", "one of nothing", "one of an item"])
+def test_items_gather_for_as_long_as_the_linger_whatever_was_flushed_before(flushes: str) -> None:
+    handled_at: list[float] = []
+    worker = Worker[int](lambda _: handled_at.append(time.monotonic()), name="gathering", linger=0.1)
+    if flushes == "one of an item":
+        worker.put(0)
+    if flushes != "none":
+        assert worker.flush(DEADLINE)
+    handled_at.clear()
+    before = time.monotonic()
+    worker.put(1)
+    eventually(lambda: handled_at, "the item")
+    assert handled_at[0] - before > 0.1 * 0.9
+    assert worker.close(DEADLINE)
+
+
+def test_half_a_full_queue_ends_the_linger() -> None:
+    seen: list[int] = []
+    worker = Worker[int](seen.append, name="half-full", linger=1e6, max_queue=100)
+    worker.put(0)
+    eventually(lambda: worker._wake_from == 50, "the linger")
+    assert all(worker.put(item) for item in range(1, 50))
+    eventually(lambda: seen == list(range(50)), "the items")
+    assert worker.close(DEADLINE)
+
+
+def test_a_whole_batch_is_not_lingered_on() -> None:
+    blocked = Blocked()
+    worker = Worker[int](blocked, name="batch", linger=1e6)
+    worker.put(0)
+    worker.flush(0)
+    assert blocked.entered.wait(DEADLINE)
+    assert all(worker.put(item) for item in range(1, buffer._MAX_BATCH + 1))
+    blocked.gate.set()
+    eventually(lambda: blocked.items == list(range(buffer._MAX_BATCH + 1)), "the batch")
+    assert worker.close(DEADLINE)
+
+
+def test_a_tick_alone_is_not_lingered_on() -> None:
+    ticks: list[int] = []
+
+    def tick() -> float | None:
+        ticks.append(len(ticks))
+        return 0.01 if len(ticks) < 3 else None
+
+    worker = Worker[int](lambda _: None, name="tick-only", linger=1e6, tick=tick)
+    worker.put(1)
+    assert worker.flush(DEADLINE)
+    eventually(lambda: ticks == [0, 1, 2], "the ticks")
+    assert worker.close(DEADLINE)
+
+
+def test_a_tick_that_raises_is_logged_and_called_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(buffer, "_TICK_AGAIN", 0.1)
+    ticked_at: list[float] = []
+
+    def tick() -> None:
+        ticked_at.append(time.monotonic())
+        if len(ticked_at) == 1:
+            raise ValueError
+
+    worker = Worker[int](lambda _: None, name="stumbling", linger=0, tick=tick)
+    worker.put(1)
+    eventually(lambda: len(ticked_at) == 2, "the second tick")
+    assert ticked_at[1] - ticked_at[0] > 0.1 * 0.9
+    assert worker.counters == QueueCounters(received=1, delivered=1, dropped=0, rejected=0, held=0)
+    assert worker.close(DEADLINE)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
 
 
 def test_tick_is_called_after_every_batch_and_again_when_it_said() -> None:
@@ -142,6 +274,62 @@ def test_finish_is_called_last_and_once() -> None:
     assert worker.close(DEADLINE)
     assert worker.close(DEADLINE)
     assert calls == ["item", "finish"]
+
+
+def test_what_finish_raises_is_logged_and_the_worker_is_closed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    def finish() -> None:
+        raise ValueError
+
+    worker = Worker[int](lambda _: None, name="fumbling", finish=finish)
+    worker.put(1)
+    assert worker.close(DEADLINE)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_logging_handler_that_raises_neither_ends_the_worker_nor_reaches_who_puts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[BaseException]
+) -> None:
+    def refuse(_: logging.LogRecord) -> bool:
+        raise error("the log is broken")
+
+    monkeypatch.setattr(buffer._LOGGER, "filters", [refuse])
+    seen: list[int] = []
+
+    def handle(item: int) -> None:
+        if item == 0:
+            raise LookupError(item)
+        seen.append(item)
+
+    worker = Worker[int](handle, name="unheard", linger=0)
+    worker.put(0)
+    assert worker.flush(DEADLINE)
+    worker.put(1)
+    assert worker.close(DEADLINE)
+    assert not worker.put(2)
+    assert seen == [1]
+    assert worker.counters == QueueCounters(received=3, delivered=1, dropped=1, rejected=1, held=0)
+    told = capsys.readouterr().err
+    assert "unheard: <function" in told
+    assert "LookupError: 0" in told
+    assert f"{error.__name__}: the log is broken" in told
+    assert "unheard: the queue is closed; dropping the newest" in told
+
+
+def test_close_does_not_raise_what_a_logging_handler_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: logging.LogRecord) -> bool:
+        raise ValueError
+
+    monkeypatch.setattr(buffer._LOGGER, "filters", [refuse])
+    blocked = Blocked()
+    worker = Worker[int](blocked, name="unheard", linger=0)
+    worker.put(1)
+    assert not worker.close(0)
+    assert "unheard: not done within 0.0 s of closing; 1 items are still held" in capsys.readouterr().err
+    blocked.gate.set()
+    assert worker.close(DEADLINE)
 
 
 def test_what_the_worker_does_is_never_traced() -> None:
@@ -177,6 +365,119 @@ def test_where_no_thread_can_be_had_items_are_held_and_it_is_said(
     ]
     assert worker.close(DEADLINE)
     assert seen == [1]
+
+
+def test_a_logging_handler_may_ask_the_worker_whose_thread_could_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[QueueCounters] = []
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    start = threading.Thread.start
+
+    def ask(_: logging.LogRecord) -> bool:
+        # in a thread of its own, so that a worker that kept its lock would not hang the test run
+        asking = threading.Thread(target=lambda: seen.append(worker.counters), daemon=True)
+        start(asking)
+        asking.join(PROMPTLY)
+        return True
+
+    worker = Worker[int](lambda _: None, name="asked", linger=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(buffer._LOGGER, "filters", [ask])
+        assert worker.put(1)
+        assert seen == [QueueCounters(received=1, delivered=0, dropped=0, rejected=0, held=1)]
+    assert worker.close(DEADLINE)
+
+
+def test_an_item_that_comes_after_the_worker_has_ended_is_taken_back() -> None:
+    for items in ([], [1]):
+        worker = Worker[int](lambda _: None, name="ended", linger=0)
+        assert all(worker.put(item) for item in items)
+        assert worker.flush(DEADLINE)
+        worker._queue = Late(before=lambda worker=worker: worker.close(DEADLINE))  # type: ignore[misc]
+        assert not worker.put(2)
+        done = len(items)
+        assert worker.counters == QueueCounters(received=done + 1, delivered=done, dropped=1, rejected=0, held=0)
+        assert worker.flush(0)
+        assert worker.close(0)
+
+
+def test_an_item_that_comes_while_the_worker_finishes_is_taken_back() -> None:
+    finishing, gate = threading.Event(), threading.Event()
+
+    def finish() -> None:
+        finishing.set()
+        assert gate.wait(DEADLINE)
+
+    def begin_to_close() -> None:
+        assert not worker.close(0)
+        assert finishing.wait(DEADLINE)
+
+    worker = Worker[int](lambda _: None, name="finishing", linger=0, finish=finish)
+    worker.put(1)
+    assert worker.flush(DEADLINE)
+    worker._queue = Late(before=begin_to_close)
+    assert not worker.put(2)
+    gate.set()
+    assert worker.close(DEADLINE)
+    assert worker.counters == QueueCounters(received=2, delivered=1, dropped=1, rejected=0, held=0)
+
+
+def test_an_item_that_comes_while_the_worker_still_deals_with_others_is_dealt_with() -> None:
+    blocked = Blocked()
+    worker = Worker[int](blocked, name="closing", linger=0)
+    worker.put(1)
+    assert blocked.entered.wait(DEADLINE)
+    worker._queue = Late(before=lambda: worker.close(0))
+    assert worker.put(2)
+    blocked.gate.set()
+    assert worker.close(DEADLINE)
+    assert blocked.items == [1, 2]
+
+
+def test_what_is_put_while_another_thread_closes_is_delivered_or_dropped_and_the_answer_says_which(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    for _ in range(50):
+        worker = Worker[int](lambda _: None, name="racing", linger=0)
+        taken: list[bool] = []
+
+        def produce(put: Callable[[int], bool] = worker.put, taken: list[bool] = taken) -> None:
+            while put(0):
+                taken.append(True)
+
+        threads = [threading.Thread(target=produce) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert worker.close(DEADLINE)
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert worker.counters == QueueCounters(
+            received=len(taken) + 4, delivered=len(taken), dropped=4, rejected=0, held=0
+        )
+
+
+def test_the_sum_is_right_at_every_moment() -> None:
+    class Moment(deque[int]):
+        """A queue that gets longer whenever somebody looks, as one without a lock may."""
+
+        def __len__(self) -> int:
+            self.append(0)
+            return super().__len__()
+
+    blocked = Blocked()
+    worker = Worker[int](blocked, name="sum", linger=0)
+    worker.put(0)
+    assert blocked.entered.wait(DEADLINE)
+    queue, worker._queue = worker._queue, Moment()
+    counters = worker.counters
+    assert counters == QueueCounters(received=2, delivered=0, dropped=0, rejected=0, held=2)
+    worker._queue = queue
+    blocked.gate.set()
+    assert worker.close(DEADLINE)
 
 
 def test_eight_threads_lose_nothing_and_the_sum_is_right(caplog: pytest.LogCaptureFixture) -> None:
@@ -231,25 +532,84 @@ def test_a_forked_child_starts_its_own_worker_and_has_none_of_the_parents_items(
     assert blocked.items == [1, 2]
 
 
-def test_the_interpreters_exit_waits_for_what_is_held() -> None:
+def test_a_worker_that_was_closed_before_the_fork_is_closed_in_the_child() -> None:
     program = """
+import os
+from constellation_otel.buffer import Worker
+worker = Worker(lambda item: os.write(1, item), name="closed", finish=lambda: os.write(1, b"finished\\n"))
+worker.put(b"item\\n")
+worker.close(30)
+child = os.fork()
+if child == 0:
+    taken = worker.put("child's")
+    counters = worker.counters
+    os.write(1, f"{taken} {counters.dropped} {counters.held} {worker.close(0)}\\n".encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    assert output_of(program) == (
+        "item\nfinished\nFalse 1 0 True\n",
+        "closed: the queue is closed; dropping the newest\n",
+    )
+
+
+LEAVING = """
+import atexit
 from constellation_otel.buffer import Worker
 worker = Worker(print, name="leaving", linger=1e6, finish=lambda: print("finished"))
-worker.put("held")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "held\nfinished\n"
+
+
+def test_the_interpreters_exit_waits_for_what_is_held() -> None:
+    assert output_of(LEAVING + "worker.put('held')") == ("held\nfinished\n", "")
+
+
+def test_the_interpreters_exit_waits_for_what_a_forgotten_worker_holds() -> None:
+    program = LEAVING + "import gc; worker.put('held'); del worker; gc.collect()"
+    assert output_of(program) == ("held\nfinished\n", "")
+
+
+def test_the_worker_closes_after_exit_hooks_that_are_younger_than_its_thread_unless_it_is_put_first() -> None:
+    program = LEAVING + "worker.put('held'); atexit.register(print, 'the provider shuts down')"
+    assert output_of(program) == ("the provider shuts down\nheld\nfinished\n", "")
+    assert output_of(f"{program}; worker.close_first_at_exit()") == ("held\nfinished\nthe provider shuts down\n", "")
+
+
+def test_a_worker_that_is_put_first_before_it_has_a_thread_has_nothing_to_close() -> None:
+    program = """
+worker.close_first_at_exit()
+atexit.register(print, "the provider shuts down")
+Worker.close = lambda *_: print("closed")
+"""
+    assert output_of(LEAVING + program) == ("the provider shuts down\n", "")
+
+
+def test_a_worker_that_is_put_first_during_the_exit_is_still_closed() -> None:
+    program = "worker.put('held'); atexit.register(worker.close_first_at_exit)"
+    assert output_of(LEAVING + program) == ("held\nfinished\n", "")
+
+
+def test_the_exit_does_not_close_what_is_closed() -> None:
+    program = """
+worker.put("held")
+worker.close_first_at_exit()
+worker.close(30)
+worker.close_first_at_exit()
+Worker.close = lambda *_: print("closed again")
+"""
+    assert output_of(LEAVING + program) == ("held\nfinished\n", "")
 
 
 def test_a_worker_that_is_gone_does_not_disturb_the_exit() -> None:
     program = """
-import gc
-from constellation_otel.buffer import Worker
-worker = Worker(print, name="gone")
-close = worker._at_exit
-del worker
+import gc, threading, weakref
+worker = Worker(lambda _: worker.close(30), name="gone")
+reference = weakref.ref(worker)
+worker.put("last")
+thread = worker._thread
+thread.join(30)
+del worker, thread
 gc.collect()
-close()
+print(reference())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+    assert output_of(LEAVING + program) == ("None\n", "")

@@ -49,6 +49,7 @@ from constellation_otel.listener import ExecutionListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 EXECUTION = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
 MODULE = UUID("b44fdf1e-430d-4ac9-ab2c-8a06a5dc8538")
@@ -611,3 +612,32 @@ def test_a_missing_extra_says_what_to_install() -> None:
         "click is not installed; run: pip install 'constellation-otel[cli]'",
         "click",
     )
+
+
+def test_a_stacktrace_is_bounded_whatever_the_source_files_hold(tmp_path: Path) -> None:
+    """A line of a megabyte, as minified or generated code has, and a message that is itself long."""
+    source = tmp_path / "generated.py"
+    source.write_text(f"def fail(): raise ValueError('y' * 8000) #{'x' * 1_000_000}\n")
+    namespace: dict[str, Any] = {}
+    exec(compile(source.read_text(), str(source), "exec"), namespace)
+    errors: list[Exception] = []
+    for _ in range(6):
+        try:
+            try:
+                namespace["fail"]()
+            except ValueError as error:
+                raise error from (errors[-1] if errors else None)
+        except ValueError as error:
+            errors.append(error)
+    info = ErrorInfo.of(errors[-1]).formatted()
+    assert info.frames is None
+    assert info.stacktrace is not None
+    assert info.stacktrace.startswith("(cut; it had ")
+    assert len(info.stacktrace) < 33_000
+    assert "x" * 201 not in info.stacktrace
+    assert info.stacktrace.endswith(f"ValueError: {'y' * 8000}\n")
+
+
+def test_an_error_without_a_traceback_stays_as_it_is_when_it_is_formatted() -> None:
+    info = ErrorInfo("E", "said on a wire")
+    assert info.formatted() is info

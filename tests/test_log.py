@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from constellation_otel import _log
 from constellation_otel._log import RateLimitedLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LOGGER = logging.getLogger("constellation_otel.test_log")
 
@@ -93,3 +99,67 @@ def test_a_clock_is_there_where_none_is_given(caplog: pytest.LogCaptureFixture) 
     log = RateLimitedLog(3_600.0)
     assert [write(log), write(log)] == [True, False]
     assert caplog.messages == ["complaint 7"]
+
+
+class Refusing(logging.Handler):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise self.error
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    return lambda error: monkeypatch.setattr(LOGGER, "handlers", [Refusing(error)])
+
+
+@pytest.mark.parametrize("error", [ValueError("the disk is full"), SystemExit("the disk is full")])
+def test_what_logging_raises_is_counted_and_told_to_stderr_and_stays_inside(
+    log: RateLimitedLog,
+    refuse: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    refuse(error)
+    assert [write(log), write(log)] == [False, False]
+    assert (log.count, log.failed) == (2, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        f"{LOGGER.name} could not log: complaint 7",
+        "Traceback (most recent call last):",
+    ]
+    assert lines[-1] == f"{type(error).__name__}: the disk is full"
+
+
+def test_an_interrupt_by_the_user_is_not_held_back(
+    log: RateLimitedLog, refuse: Callable[[BaseException], None]
+) -> None:
+    refuse(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        write(log)
+    assert log.failed == 0
+
+
+def test_stderr_is_told_also_where_the_application_has_no_last_resort(
+    log: RateLimitedLog,
+    refuse: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(logging, "lastResort", None)
+    refuse(ValueError())
+    assert not write(log)
+    assert capsys.readouterr().err.startswith(f"{LOGGER.name} could not log: complaint 7\n")
+
+
+def test_where_stderr_is_gone_too_it_is_only_counted(
+    log: RateLimitedLog, refuse: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    stderr.close()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    refuse(ValueError())
+    assert not write(log)
+    assert log.failed == 1

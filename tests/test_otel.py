@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.context import Context
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import (
@@ -48,7 +49,7 @@ from constellation_otel import (
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted, ModuleStarted
 from constellation_otel.otel import ListenerCounters
 from constellation_otel.testing import span_tree
-from constellation_otel.tracing import _KnownAnswer
+from constellation_otel.tracing import NOT_TRACED, _KnownAnswer
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -528,6 +529,38 @@ def test_two_listeners_and_another_library_do_not_disturb_each_others_ids(
     assert {tuple(names) for trace_id, names in traces.items() if trace_id not in ours} == {("child", "theirs")}
 
 
+def test_what_was_dropped_is_a_metric_too(make: Callable[..., OpenTelemetryListener]) -> None:
+    exporter = Blocking()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    listener = make(provider, meters, max_queue=10)
+    run(listener)
+    assert exporter.entered.wait(DEADLINE)
+    for _ in range(5):
+        run(listener)
+    exporter.gate.set()
+    assert listener.close(DEADLINE)
+    (point,) = points_of(reader, "constellation.events.dropped")
+    assert point.value == listener.counters.dropped > 0
+    meters.shutdown()
+    provider.shutdown()
+
+
+def test_a_callers_trace_id_is_not_called_random_where_the_caller_did_not(
+    memory: tuple[TracerProvider, InMemorySpanExporter], make: Callable[..., OpenTelemetryListener]
+) -> None:
+    provider, exporter = memory
+    listener = make(provider)
+    for flags in (TraceFlags.SAMPLED, TraceFlags.SAMPLED | TraceFlags.RANDOM_TRACE_ID):
+        caller = SpanContext(5, 7, is_remote=True, trace_flags=TraceFlags(flags))
+        with trace.use_span(NonRecordingSpan(caller)):
+            run(listener)
+        assert listener.flush(DEADLINE)
+    assert [int(span.context.trace_flags) for span in exporter.get_finished_spans()] == [1] * 3 + [3] * 3
+
+
 def test_listeners_that_share_a_meter_provider_are_summed(make: Callable[..., OpenTelemetryListener]) -> None:
     reader = InMemoryMetricReader()
     meters = MeterProvider([reader], shutdown_on_exit=False)
@@ -576,6 +609,9 @@ def test_late_duplicate_abandoned_and_rejected_are_metrics_too(
         (point,) = points_of(reader, f"constellation.{name}")
         points[name] = point.value
     assert points == {"events.late": 1, "events.duplicate": 1, "events.rejected": 1, "executions.abandoned": 2}
+    # what has no length has no duration: neither of the two that were abandoned, and none of their modules
+    assert [point.count for point in points_of(reader, "constellation.execution.duration")] == [1]
+    assert sum(point.count for point in points_of(reader, "constellation.module.duration")) == 2
     counters = listener.counters
     assert counters.received == counters.delivered + counters.dropped + counters.rejected + counters.held == 12
     assert (counters.dropped, counters.rejected, counters.abandoned) == (1, 1, 2)
@@ -641,9 +677,7 @@ def test_a_provider_that_raises_loses_its_span_and_nothing_else(
     assert listener.flush(DEADLINE)
     assert [span.name for span in exporter.get_finished_spans()] == ["WordCount", "my-pipeline"] * 3
     assert (listener.counters.failed, listener.counters.delivered) == (3, 18)
-    assert caplog.messages == [
-        "the application's OpenTelemetry SDK raised for span 'Trim'; it is lost, the others go on"
-    ]
+    assert caplog.messages == ["the application's OpenTelemetry SDK raised for a span; it is lost, the others go on"]
     provider.shutdown()
 
 
@@ -667,6 +701,184 @@ def test_a_sampler_that_raises_costs_the_execution_its_trace_and_nothing_else(
     provider.shutdown()
 
 
+def test_after_an_overload_nothing_is_left_of_what_was_dropped_and_traces_are_whole_again(
+    make: Callable[..., OpenTelemetryListener],
+) -> None:
+    exporter = Blocking()
+    kept = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    listener = make(provider, max_queue=50, max_open=100)
+    run(listener)
+    assert exporter.entered.wait(DEADLINE)
+    for _ in range(1_000):
+        run(listener)
+    assert listener.counters.dropped > 0
+    exporter.gate.set()
+    assert listener.flush(DEADLINE)
+    eventually(lambda: listener.flush(DEADLINE) and len(listener._decisions) == listener.open_executions, "recovery")
+    kept.clear()
+    for _ in range(20):
+        with provider.get_tracer("web").start_as_current_span("GET"):
+            run(listener)
+        assert listener.flush(DEADLINE)
+    traces: dict[int, list[str]] = {}
+    for span in kept.get_finished_spans():
+        traces.setdefault(span.context.trace_id, []).append(span.name)
+    assert [sorted(names) for names in traces.values()] == [["GET", "Trim", "WordCount", "my-pipeline"]] * 20
+    provider.shutdown()
+
+
+def test_a_start_that_is_late_or_refused_leaves_no_decision_behind(
+    memory: tuple[TracerProvider, InMemorySpanExporter], make: Callable[..., OpenTelemetryListener]
+) -> None:
+    provider, _ = memory
+    listener = make(provider)
+    for _ in range(20):
+        execution_id = run(listener)
+        assert listener.flush(DEADLINE)
+        listener.on_execution_start(execution_id, "my-pipeline")
+        listener.accept(ExecutionStarted(execution_id, "my-pipeline", 1))
+        listener.accept(ExecutionStarted(uuid4(), "my-pipeline", -1))
+    listener.on_execution_start(["no id"], "my-pipeline")  # type: ignore[arg-type]
+    listener.on_execution_start("no id", "my-pipeline")  # type: ignore[arg-type]
+    assert listener.close(DEADLINE)
+    listener.on_execution_start(uuid4(), "after closing")
+    assert listener._decisions == {}
+    assert (listener.counters.late, listener.counters.rejected, listener.counters.dropped) == (40, 22, 1)
+
+
+@pytest.mark.parametrize(("sampled", "expected"), [(True, ["GET", "d", "m"]), (False, [])])
+def test_where_there_is_no_room_for_its_answer_the_sampler_is_still_asked_about_the_caller(
+    memory: tuple[TracerProvider, InMemorySpanExporter],
+    make: Callable[..., OpenTelemetryListener],
+    sampled: bool,
+    expected: list[str],
+) -> None:
+    provider, exporter = provider_with(ParentBased(ALWAYS_ON if sampled else ALWAYS_OFF))
+    listener = make(provider, max_open=2)
+    for _ in range(2):
+        listener._decisions[uuid4()] = NOT_TRACED
+    execution_id = uuid4()
+    with provider.get_tracer("web").start_as_current_span("GET"):
+        listener.on_execution_start(execution_id, "d")
+    listener.on_module_complete(execution_id, uuid4(), "m", 1.0)
+    listener.on_execution_complete(execution_id, "d", True, 2.0)
+    assert listener.flush(DEADLINE)
+    spans = exporter.get_finished_spans()
+    assert sorted(span.name for span in spans) == expected
+    assert len({span.context.trace_id for span in spans}) == bool(expected)
+    provider.shutdown()
+
+
+def test_a_second_start_of_an_execution_does_not_part_its_trace(
+    memory: tuple[TracerProvider, InMemorySpanExporter], make: Callable[..., OpenTelemetryListener]
+) -> None:
+    provider, exporter = memory
+    listener = make(provider)
+    execution_id = uuid4()
+    listener.on_execution_start(execution_id, "d")
+    listener.on_module_complete(execution_id, uuid4(), "m", 1.0)
+    with trace.use_span(NonRecordingSpan(SpanContext(5, 7, is_remote=True))):
+        listener.on_execution_start(execution_id, "d")
+    listener.on_execution_complete(execution_id, "d", True, 2.0)
+    assert listener.flush(DEADLINE)
+    assert [span.context.trace_id for span in exporter.get_finished_spans()] == [trace_id_of(execution_id)] * 2
+
+
+class RaisingMeters(MeterProvider):
+    """A meter provider that is of no use."""
+
+    def get_meter(self, *args: Any, **kwargs: Any) -> Any:
+        raise Boom("no meter")
+
+
+def test_a_meter_provider_that_raises_costs_the_metrics_and_nothing_else(
+    memory: tuple[TracerProvider, InMemorySpanExporter],
+    make: Callable[..., OpenTelemetryListener],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    provider, exporter = memory
+    meters = RaisingMeters([], shutdown_on_exit=False)
+    listener = make(provider, meters)
+    run(listener)
+    assert listener.flush(DEADLINE)
+    assert len(exporter.get_finished_spans()) == 3
+    assert caplog.messages == ["a meter provider raised; it is asked again when the next execution starts"]
+    meters.shutdown()
+
+
+def test_a_processor_and_a_logger_that_raise_cost_neither_the_metrics_nor_each_other(
+    make: Callable[..., OpenTelemetryListener], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "logs/dup")
+
+    class Raises(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise Boom("no room")
+
+    class RaisingLoggers(LoggerProvider):
+        def get_logger(self, *args: Any, **kwargs: Any) -> Any:
+            raise Boom("no logger")
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Raises())
+    loggers = RaisingLoggers(shutdown_on_exit=False)
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    listener = make(provider, meters, loggers)
+    run(listener)
+    assert listener.flush(DEADLINE)
+    assert sum(point.count for point in points_of(reader, "constellation.module.duration")) == 2
+    assert listener.counters.failed == 3
+    assert sorted(caplog.messages) == [
+        "the application's OpenTelemetry SDK raised for a span; it is lost, the others go on",
+        "the application's logger raised",
+    ]
+    meters.shutdown()
+    loggers.shutdown()
+    provider.shutdown()
+
+
+def test_a_counter_that_raises_stops_neither_time_nor_the_other_counters(
+    memory: tuple[TracerProvider, InMemorySpanExporter],
+    make: Callable[..., OpenTelemetryListener],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider, exporter = memory
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    listener = make(provider, meters, settle=0.05)
+    assert listener._instruments is not None
+
+    def refuse(gained: int) -> None:
+        raise Boom("no more")
+
+    monkeypatch.setattr(listener._instruments._counters["rejected"], "add", refuse)
+    execution_id = run(listener)
+    listener.on_module_start("no id", uuid4(), "rejected")  # type: ignore[arg-type]
+    eventually(lambda: len(exporter.get_finished_spans()) == 3, "the spans to settle")
+    listener.on_module_start(execution_id, uuid4(), "late")
+    eventually(lambda: points_of(reader, "constellation.events.late"), "the late event to be a metric")
+    (late,) = points_of(reader, "constellation.events.late")
+    assert late.value == 1
+    meters.shutdown()
+
+
+def test_events_before_any_start_are_taken_where_there_is_an_sdk(
+    memory: tuple[TracerProvider, InMemorySpanExporter], make: Callable[..., OpenTelemetryListener]
+) -> None:
+    provider, exporter = memory
+    listener = make(provider)
+    execution_id = uuid4()
+    listener.on_module_complete(execution_id, uuid4(), "Trim", 2.0)
+    listener.on_execution_complete(execution_id, "my-pipeline", True, 3.0)
+    assert listener.flush(DEADLINE)
+    assert [span.name for span in exporter.get_finished_spans()] == ["Trim", "my-pipeline"]
+    assert listener.counters.received == 2
+
+
 def test_a_provider_that_has_no_tracer_to_give_is_asked_again(
     memory: tuple[TracerProvider, InMemorySpanExporter],
     make: Callable[..., OpenTelemetryListener],
@@ -681,7 +893,7 @@ def test_a_provider_that_has_no_tracer_to_give_is_asked_again(
 
     listener = make(NotReady())
     run(listener)
-    assert caplog.messages == ["an OpenTelemetry provider raised; it is asked again when the next execution starts"]
+    assert caplog.messages == ["a tracer provider raised; it is asked again when the next execution starts"]
     answers.append(provider.get_tracer("library"))
     run(listener)
     assert listener.flush(DEADLINE)
@@ -851,6 +1063,51 @@ assert os.waitpid(child, 0)[1] == 0
         'left open by the parent (server) abandoned ERROR "abandoned without an end: the source ended"\n\n'
         f"parent (server) success\n{MODULES}"
     )
+
+
+def test_tracing_that_is_set_up_after_metrics_is_still_served_at_exit(receiver: Receiver) -> None:
+    text = """
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+metrics.set_meter_provider(MeterProvider())
+run("metrics only")
+assert listener.flush(20)
+set_up()
+run("and traces")
+"""
+    program(receiver, PRELUDE + text)
+    assert span_tree(receiver.spans) == f"and traces (server) success\n{MODULES}"
+
+
+def test_a_fork_while_another_thread_makes_instruments_does_not_hang_the_child(receiver: Receiver) -> None:
+    text = """
+import os
+from constellation_otel import instruments
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+metrics.set_meter_provider(MeterProvider())
+with instruments._REGISTRY.lock:
+    child = os.fork()
+    if child == 0:
+        run("child")
+        os._exit(0 if listener.close(20) and not listener._decisions else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    program(receiver, PRELUDE + text)
+
+
+def test_a_forked_child_knows_nothing_of_what_its_parent_had_decided(receiver: Receiver) -> None:
+    text = """
+import os
+set_up()
+listener.on_execution_start(uuid.UUID(int=1), "the parent's")
+assert len(listener._decisions) == 1
+child = os.fork()
+if child == 0:
+    os._exit(len(listener._decisions) or len(listener._worker._queue))
+assert os.waitpid(child, 0)[1] == 0
+"""
+    program(receiver, PRELUDE + text)
 
 
 def test_a_provider_that_is_not_the_sdks_gets_plain_spans_and_one_warning(

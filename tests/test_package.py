@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "assembler": {"events", "ids", "spans"},
     "buffer": {"_fork", "_log"},
     "aio": {"_callbacks", "buffer", "errors", "events", "listener"},
-    "instruments": {"_version", "spans"},
+    "instruments": {"_fork", "_version", "spans"},
     "tracing": {"_version", "events", "ids", "spans"},
     "otel": {"_log", "_version", "assembler", "buffer", "events", "ids", "instruments", "spans", "tracing"},
     "dag": {"errors"},

@@ -40,7 +40,7 @@ def check_callbacks(cls: type, *, allow_async: bool) -> None:
 
     Args:
         cls: The class; only what it defines itself is looked at.
-        allow_async: Whether callbacks may be coroutine functions.
+        allow_async: Whether callbacks may be coroutine functions; async generators they never may.
 
     Raises:
         ListenerDefinitionError: With the right spelling, or the way to have async callbacks.
@@ -50,6 +50,12 @@ def check_callbacks(cls: type, *, allow_async: bool) -> None:
         if not callable(value):
             continue
         if name in CALLBACKS:
+            if allow_async and inspect.isasyncgenfunction(value):
+                message = (
+                    f"{cls.__qualname__}.{name} is an async generator, which nobody would iterate, so that its body"
+                    " would never run: take the yield out"
+                )
+                raise ListenerDefinitionError(message)
             if not allow_async and (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)):
                 message = (
                     f"{cls.__qualname__}.{name} is async, and callbacks are called, not awaited: make it a plain"

@@ -1,19 +1,21 @@
 """A log that cannot be flooded.
 
 The same complaint is written at most once an interval; the next one that gets
-through says how many were held back. All of them are counted.
+through says how many were held back. All of them are counted. And one that
+cannot break the caller: a logging handler that raises is told of on stderr.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from constellation_otel._fork import after_fork_in_child
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable, Hashable
 
 __all__ = ["RateLimitedLog"]
@@ -30,12 +32,14 @@ class RateLimitedLog:
 
     Attributes:
         count: Records asked for so far, written or held back.
+        failed: Records that were not written because the logger, a handler or a filter raised.
     """
 
     def __init__(self, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
         self.count = 0
+        self.failed = 0
         self._keys: dict[Hashable, tuple[float, int]] = {}
         self._new_lock()
         after_fork_in_child(self._new_lock)
@@ -52,7 +56,10 @@ class RateLimitedLog:
         *args: object,
         error: BaseException | None = None,
     ) -> bool:
-        """Writes one record, or holds it back.
+        """Writes one record, or holds it back; never raises.
+
+        What the logger, a handler or a filter raises is counted, and told to
+        ``logging.lastResort``, which is stderr, together with the record.
 
         Args:
             logger: Where to.
@@ -78,5 +85,20 @@ class RateLimitedLog:
         if held_back:
             message += " (%d more like it since the last such record)"
             args = (*args, held_back)
-        logger.log(level, message, *args, exc_info=error)
+        try:
+            logger.log(level, message, *args, exc_info=error)
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - the application's; it may end neither a callback nor a worker
+            self._tell_last_resort(logger.name, message, args, raised)
+            return False
         return True
+
+    def _tell_last_resort(self, name: str, message: str, args: tuple[object, ...], raised: BaseException) -> None:
+        with self._lock:
+            self.failed += 1
+        exc_info = (type(raised), raised, raised.__traceback__)
+        record = logging.LogRecord(
+            name, logging.ERROR, __file__, 0, f"%s could not log: {message}", (name, *args), exc_info
+        )
+        # stderr may be closed, too: then there is nobody left to tell, and the count has it
+        with suppress(Exception):
+            (logging.lastResort or logging.StreamHandler()).handle(record)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel._callbacks import CALLBACKS, check_callbacks
@@ -13,23 +17,25 @@ from constellation_otel.events import Event, EventListener
 from constellation_otel.listener import ExecutionListener
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from uuid import UUID
 
 __all__ = ["AsyncListenerAdapter"]
 
+_LOGGER: Final = logging.getLogger(__name__)
 _CALLBACK_TIMEOUT: Final = 30.0
 
 
 class AsyncListenerAdapter(EventListener):
-    """Runs a listener whose callbacks are coroutine functions.
+    """Runs a listener whose callbacks are coroutine functions, or return what can be awaited.
 
     Events are queued, and awaited one after another, in order, on an event loop in a
     thread of its own; the loop runs on between them, so that clients that need it
     (connection pools, producers) work. The queue is bounded: what finds it full is
     dropped, counted and logged. An error of a module arrives as a
     :class:`~constellation_otel.RemoteError`, since a queued exception would pin the
-    locals of its frames.
+    locals of its frames. Nothing that a callback or a task of the listener raises ends
+    the loop, SystemExit and KeyboardInterrupt included; nor does it end the process.
 
     Args:
         listener: Any object that has one or more of the SPI's callbacks, each
@@ -37,10 +43,12 @@ class AsyncListenerAdapter(EventListener):
         redact: Rewrites the message of each error before it is kept anywhere.
         max_queue: Events held at most.
         callback_timeout: Seconds after which a callback that has not returned is
-            cancelled and counted as rejected.
+            cancelled and counted as rejected. Closing waits as long for the tasks that
+            the listener has left, and as long again for its async generators.
 
     Raises:
-        ListenerDefinitionError: The listener's class has a misspelt callback, or none.
+        ListenerDefinitionError: The listener's class has a misspelt callback, one that is
+            an async generator, or none.
     """
 
     def __init__(
@@ -56,12 +64,12 @@ class AsyncListenerAdapter(EventListener):
             check_callbacks(cls, allow_async=True)
         self._target = _Target(listener, self._await)
         self._callback_timeout = callback_timeout
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: _LoopThread | None = None
         self._worker = Worker(
             self._handle,
             name=f"{type(self).__name__}({type(listener).__name__})",
             max_queue=max_queue,
-            finish=self._stop_loop,
+            finish=self._close_loop,
             forked=self._forget_loop,
         )
 
@@ -87,6 +95,9 @@ class AsyncListenerAdapter(EventListener):
     def close(self, timeout: float) -> bool:
         """Takes nothing more, calls what is held, and ends the loop.
 
+        What the listener has left on the loop ends with it: tasks are cancelled and
+        awaited, then async generators are closed. What does not end is logged.
+
         Args:
             timeout: Seconds; this returns within them.
 
@@ -98,42 +109,96 @@ class AsyncListenerAdapter(EventListener):
     def _handle(self, event: Event) -> None:
         event.notify(self._target)
 
-    def _await(self, coroutine: Coroutine[Any, Any, object]) -> None:
+    def _await(self, awaitable: Awaitable[object]) -> None:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_run, args=(self._loop,), name=type(self).__name__, daemon=True).start()
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            future.result(self._callback_timeout)
-        except TimeoutError:
-            future.cancel()
-            raise
+            self._loop = _LoopThread(type(self).__name__, self._callback_timeout)
+        self._loop.wait_for(awaitable)
 
-    def _stop_loop(self) -> None:
+    def _close_loop(self) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.close()
 
     def _forget_loop(self) -> None:
         self._loop = None
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
+class _LoopThread:
+    """An event loop, and the thread in which it runs until it is closed.
+
+    Args:
+        name: The thread's.
+        timeout: Seconds that anything which is waited for may take.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self._timeout = timeout
+        self._loop = asyncio.new_event_loop()
+        self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def wait_for(self, awaitable: Awaitable[object]) -> None:
+        """Has something awaited, and waits until it has been.
+
+        Raises:
+            TimeoutError: It took too long, and is cancelled.
+            BaseException: What it raised.
+        """
+        future = asyncio.run_coroutine_threadsafe(_contained(awaitable), self._loop)
+        try:
+            future.result(self._timeout)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Ends tasks, then async generators, then the loop; what does not end in time is logged."""
+        self._loop.call_soon_threadsafe(self._closing.set_result, None)
+        self._thread.join(3 * self._timeout)  # tasks, generators, and what blocks the loop
+        if self._thread.is_alive():
+            _LOGGER.warning("%s: the event loop has not ended; something of the listener blocks it", self._thread.name)
+
+    def _run(self) -> None:
+        try:
+            self._run_until(self._closing)
+            self._run_until(self._loop.create_task(self._wind_up()))
+        finally:
+            self._loop.close()
+
+    def _run_until(self, future: asyncio.Future[None]) -> None:
+        while not future.done():
+            # an exit is of a task that the listener has made, and that task has it; a RuntimeError is asyncio's own
+            # word for a loop that was stopped: by what was still scheduled of the run that an exit cut short
+            with suppress(SystemExit, KeyboardInterrupt, RuntimeError):
+                self._loop.run_until_complete(future)
+
+    async def _wind_up(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=_CALLBACK_TIMEOUT))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
+        if left:
+            await self._end(left)
+        await self._end({asyncio.create_task(self._loop.shutdown_asyncgens())})
+
+    async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        _, pending = await asyncio.wait(tasks, timeout=self._timeout)
+        for task in pending:
+            _LOGGER.warning("%r: not ended within %.1f s of closing; it is abandoned", task, self._timeout)
+
+
+async def _contained(awaitable: Awaitable[object]) -> None:
+    """Awaits, and turns into an ordinary error the two that asyncio would let out through the loop."""
+    try:
+        await awaitable
+    except (SystemExit, KeyboardInterrupt) as error:
+        message = f"the callback raised {error!r}, which ends nothing here"
+        raise RuntimeError(message) from error
 
 
 class _Target(ExecutionListener):
     """Calls the async listener's callbacks and has what they return awaited."""
 
-    def __init__(self, listener: object, wait: Callable[[Coroutine[Any, Any, object]], None]) -> None:
+    def __init__(self, listener: object, wait: Callable[[Awaitable[object]], None]) -> None:
         self._callbacks = {name: getattr(listener, name) for name in CALLBACKS if hasattr(listener, name)}
         if not self._callbacks:
             message = f"{listener!r} has none of the callbacks {', '.join(CALLBACKS)}"
@@ -145,8 +210,11 @@ class _Target(ExecutionListener):
         if callback is None:
             return
         returned = callback(*args)
-        if asyncio.iscoroutine(returned):
+        if inspect.isawaitable(returned):
             self._wait(returned)
+        elif isinstance(returned, Generator | AsyncGenerator):
+            message = f"{name} returned {returned!r}, whose body nobody would run; take the yield out of the callback"
+            raise TypeError(message)
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
         self._call("on_execution_start", execution_id, dag_name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -30,9 +31,10 @@ __all__ = ["QueueCounters", "Worker"]
 _LOGGER: Final = logging.getLogger(__name__)
 _EXIT_TIMEOUT: Final = 5.0
 _MAX_BATCH: Final = 512
+_TICK_AGAIN: Final = 1.0
+_NEVER: Final = sys.maxsize
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class QueueCounters(Struct, frozen=True):
@@ -41,7 +43,7 @@ class QueueCounters(Struct, frozen=True):
     Attributes:
         received: Items that were offered.
         delivered: Items that the worker has dealt with.
-        dropped: Items that found the queue full, or closed.
+        dropped: Items that found the queue full, or the worker closed.
         rejected: Items whose handling raised.
         held: Items that wait in the queue or are in the worker's hands.
     """
@@ -60,15 +62,22 @@ class Worker(Generic[T]):
     they share needs no lock. An exception out of one of them is logged and counted,
     and the worker goes on.
 
+    The thread keeps the worker, and whatever its functions belong to, alive: only
+    :meth:`close` ends them. A worker that is forgotten without it lives on to the
+    interpreter's exit, which closes it. A forked child's worker starts with an empty
+    queue and a thread of its own, and is closed if it was closed before the fork.
+
     Args:
         handle: Takes one item.
         name: The thread's name, and who is speaking in the log.
         max_queue: Items held at most; beyond it the newest is dropped and counted.
             Several threads at once may overshoot it by one item each.
-        linger: Seconds that the worker lets items gather after the first one.
+        linger: Seconds that the worker lets items gather after the first one, unless
+            half of the queue is in use before.
         tick: Called after every batch and when the time that it last answered has
             come: does what time alone makes due, and answers in how many seconds it
-            wants to be called again (``None``: not before the next item).
+            wants to be called again (``None``: not before the next item). When it
+            raises, it is called again in a second.
         finish: Called once, last, when the worker is closed.
         forked: Called in a forked child, before its own worker starts afresh.
     """
@@ -90,6 +99,7 @@ class Worker(Generic[T]):
         self._handle = handle
         self._name = name
         self._max_queue = max_queue
+        self._enough = max(1, max_queue // 2)
         self._linger = linger
         self._tick = tick
         self._finish = finish
@@ -99,31 +109,35 @@ class Worker(Generic[T]):
         self._start_afresh()
         after_fork_in_child(self._after_fork)
 
-    def _start_afresh(self) -> None:
+    def _start_afresh(self, *, closed: bool = False) -> None:
         self._queue: deque[T] = deque()
         self._condition = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
-        self._asleep = True
+        # how long the queue must be for an append to wake the worker
+        self._wake_from = 1
         self._hurry = False
-        self._closed = False
-        self._finished = False
+        self._closed = closed
+        # the worker has had its last look at the queue; and then, it has finished
+        self._drained = closed
+        self._finished = closed
         self._taken = 0
-        self._done = 0
+        self._delivered = 0
         self._rejected = 0
         self._dropped = 0
 
     def _after_fork(self) -> None:
-        self._start_afresh()
+        self._start_afresh(closed=self._closed)
         self._forked()
 
     @property
     def counters(self) -> QueueCounters:
         """What has become of the items so far."""
         with self._condition:
-            held = len(self._queue) + self._taken - self._done
-            received = len(self._queue) + self._taken + self._dropped
-            delivered = self._done - self._rejected
-            return QueueCounters(received, delivered, self._dropped, self._rejected, held)
+            # each is read once: the queue and what is done change without the lock
+            waiting, delivered, rejected = len(self._queue), self._delivered, self._rejected
+            received = waiting + self._taken + self._dropped
+            held = waiting + self._taken - delivered - rejected
+            return QueueCounters(received, delivered, self._dropped, rejected, held)
 
     def put(self, item: T) -> bool:
         """Appends an item; never waits and never raises.
@@ -133,12 +147,12 @@ class Worker(Generic[T]):
         """
         queue = self._queue
         if len(queue) >= self._max_queue or self._closed:
-            self._drop()
+            with self._condition:
+                self._dropped += 1
+            self._log_drop()
             return False
         queue.append(item)
-        if self._asleep:
-            self._wake()
-        return True
+        return len(queue) < self._wake_from or self._wake()
 
     def flush(self, timeout: float) -> bool:
         """Waits until what has been put so far has been dealt with.
@@ -154,12 +168,16 @@ class Worker(Generic[T]):
             return False
         with self._condition:
             goal = self._taken + len(self._queue)
-            self._hurry = True
+            self._hurry = bool(self._queue)
             self._condition.notify_all()
-            return self._condition.wait_for(lambda: self._done >= goal, timeout)
+            # an item that is taken back from a closed queue is in no sum
+            return self._wait_for(lambda: self._delivered + self._rejected >= goal or self._finished, timeout)
 
     def close(self, timeout: float) -> bool:
         """Takes nothing more, deals with what is held, and ends the thread.
+
+        Called in the worker's own thread, it answers at once; the thread ends when it
+        has dealt with what is held.
 
         Args:
             timeout: Seconds; this returns within them.
@@ -168,94 +186,140 @@ class Worker(Generic[T]):
             Whether everything was dealt with. What was not is logged, and is lost when
             the process ends.
         """
+        error = None
         with self._condition:
             self._closed = True
-            if self._thread is None:
-                if self._queue:
-                    self._start()
-                else:
-                    self._finished = True
+            if threading.current_thread() is self._thread:
+                return False
+            if self._queue:
+                error = self._start()
+            elif self._thread is None:
+                self._drained = self._finished = True
             self._condition.notify_all()
-            done = self._condition.wait_for(lambda: self._finished, timeout if self._thread is not None else 0)
-            held = len(self._queue) + self._taken - self._done
+            done = self._wait_for(lambda: self._finished, 0 if self._thread is None else timeout)
+            held = len(self._queue) + self._taken - self._delivered - self._rejected
         atexit.unregister(self._at_exit)
+        self._log_no_thread(error)
         if not done:
             message = "%s: not done within %.1f s of closing; %d items are still held"
-            _LOGGER.warning(message, self._name, timeout, held)
+            self._log.write(_LOGGER, logging.WARNING, "close", message, self._name, timeout, held)
         return done
 
-    def _drop(self) -> None:
-        with self._condition:
-            self._dropped += 1
-        why = "closed" if self._closed else f"full ({self._max_queue} items)"
-        self._log.write(_LOGGER, logging.WARNING, why, "%s: the queue is %s; dropping the newest", self._name, why)
+    def close_first_at_exit(self) -> None:
+        """Has the interpreter's exit close this before it runs the exit hooks registered so far.
 
-    def _wake(self) -> None:
+        The worker's own hook is registered when its thread starts, and the latest runs
+        first. What is registered after that and has to outlive the worker, such as the
+        shutdown of a tracer provider, asks for this. Without a thread, and once closed,
+        there is nothing to be done.
+        """
         with self._condition:
-            self._asleep = False
-            if self._thread is None:
-                self._start()
-            self._condition.notify_all()
+            if self._thread is not None and not self._closed:
+                # the earlier one stays: an exit that has begun runs no hook that is registered since
+                atexit.register(self._at_exit)
 
-    def _start(self) -> None:
-        """Starts the thread; the lock is held."""
+    def _wait_for(self, condition: Callable[[], object], timeout: float) -> bool:
+        """Waits for a condition, however long; the lock is held."""
+        return bool(self._condition.wait_for(condition, min(timeout, threading.TIMEOUT_MAX)))
+
+    def _wake(self) -> bool:
+        """Has the item that was just appended dealt with, or takes one back if the worker is beyond that."""
+        error = None
+        with self._condition:
+            drained = self._drained
+            if drained:
+                self._queue.pop()
+                self._dropped += 1
+            else:
+                self._wake_from = _NEVER
+                error = self._start()
+                self._condition.notify_all()
+        self._log_no_thread(error)
+        if drained:
+            self._log_drop()
+        return not drained
+
+    def _start(self) -> RuntimeError | None:
+        """Starts the thread, unless there is one; the lock is held, so the error is for the caller to log."""
+        if self._thread is not None:
+            return None
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             # the interpreter is going down, or the machine has no threads left
-            self._log.write(_LOGGER, logging.ERROR, "thread", "%s: no worker thread: %s", self._name, error)
-            self._asleep = True
-            return
+            self._wake_from = 1
+            return error
         self._thread = thread
         # not sooner: what was registered before us, an SDK's shutdown for one, then runs after us
         atexit.register(self._at_exit)
+        return None
 
     def _run(self) -> None:
         # for good: what this thread does, exporting included, is never traced itself
         otel_context.attach(otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True))  # noqa: SLF001 - the exporters' own key
         wake_at = inf
-        last = False
-        while not last:
-            batch, last = self._take(wake_at)
-            self._process(batch)
-            wake_in = self._call(self._tick)
-            wake_at = inf if wake_in is None else time.monotonic() + wake_in
-            if last:
-                self._call(self._finish)
+        while not self._drained:
+            self._process(self._take(wake_at))
+            wake_at = self._do_what_is_due()
             with self._condition:
-                self._finished = last
                 self._condition.notify_all()
+        try:
+            self._finish()
+        except BaseException as error:  # noqa: BLE001 - who closes is waiting
+            self._log_error(self._finish, error)
+        with self._condition:
+            self._finished = True
+            self._condition.notify_all()
 
-    def _process(self, batch: list[T]) -> None:
-        """Deals with items, counting each as done when it is."""
-        for item in batch:
-            self._call(self._handle, item)
-            self._done += 1
-
-    def _take(self, wake_at: float) -> tuple[list[T], bool]:
+    def _take(self, wake_at: float) -> list[T]:
         """Waits for items, for the time to come, or for the end."""
         with self._condition:
-            # first the flag, then the look: an item that comes between them finds the flag up
-            self._asleep = True
-            timeout = None if wake_at == inf else max(0.0, wake_at - time.monotonic())
-            self._condition.wait_for(lambda: self._queue or self._closed, timeout)
-            self._asleep = False
+            # first the mark, then the look: an item that comes between them finds the mark set
+            self._wake_from = 1
+            self._wait_for(lambda: self._queue or self._closed, max(0.0, wake_at - time.monotonic()))
             if 0 < len(self._queue) < _MAX_BATCH:
-                self._condition.wait_for(lambda: self._closed or self._hurry, self._linger)
+                self._wake_from = self._enough
+                self._wait_for(lambda: len(self._queue) >= self._enough or self._closed or self._hurry, self._linger)
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MAX_BATCH))]
             self._taken += len(batch)
             self._hurry = self._hurry and bool(self._queue)
-            return batch, self._closed and not batch
+            self._drained = self._closed and not batch
+            if not self._drained:
+                self._wake_from = _NEVER
+            return batch
 
-    def _call(self, function: Callable[..., R], *args: T) -> R | None:
+    def _process(self, batch: list[T]) -> None:
+        """Deals with items, counting each when it is done."""
+        for item in batch:
+            try:
+                self._handle(item)
+            except BaseException as error:  # noqa: BLE001 - nothing may end the one thread that empties the queue
+                self._rejected += 1
+                self._log_error(self._handle, error)
+            else:
+                self._delivered += 1
+
+    def _do_what_is_due(self) -> float:
+        """Answers at what time something will be due again."""
         try:
-            return function(*args)
-        except BaseException as error:  # noqa: BLE001 - nothing may end the one thread that empties the queue
-            self._rejected += len(args)
-            message = "%s: %s raised; the worker goes on"
-            self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, self._name, function, error=error)
-            return None
+            wake_in = self._tick()
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._log_error(self._tick, error)
+            wake_in = _TICK_AGAIN
+        return inf if wake_in is None else time.monotonic() + wake_in
+
+    def _log_error(self, function: Callable[..., object], error: BaseException) -> None:
+        message = "%s: %s raised; the worker goes on"
+        self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, self._name, function, error=error)
+
+    def _log_drop(self) -> None:
+        why = "closed" if self._closed else f"full ({self._max_queue} items)"
+        self._log.write(_LOGGER, logging.WARNING, why, "%s: the queue is %s; dropping the newest", self._name, why)
+
+    def _log_no_thread(self, error: RuntimeError | None) -> None:
+        if error is not None:
+            self._log.write(_LOGGER, logging.ERROR, "thread", "%s: no worker thread: %s", self._name, error)
 
 
 def _closer(reference: weakref.ref[Worker[Any]]) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from opentelemetry.metrics import CallbackOptions, NoOpMeter, Observation
 
+from constellation_otel._fork import after_fork_in_child
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.spans import DAG_NAME, ERROR_TYPE, MISSING, MODULE_NAME, OUTCOME, Span
 
@@ -35,9 +36,6 @@ COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
 
 _DURATION_BOUNDARIES: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 """Seconds: from a function call to an hour's job."""
-
-_INSTRUMENTS: Final[weakref.WeakKeyDictionary[MeterProvider, Instruments]] = weakref.WeakKeyDictionary()
-_LOCK: Final = threading.Lock()
 
 
 class Observed(Protocol):
@@ -94,10 +92,10 @@ class Instruments:
         meter = provider.get_meter(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
         if isinstance(meter, NoOpMeter):
             return None
-        with _LOCK:
-            instruments = _INSTRUMENTS.get(provider)
+        with _REGISTRY.lock:
+            instruments = _REGISTRY.instruments.get(provider)
             if instruments is None:
-                instruments = _INSTRUMENTS[provider] = cls(meter)
+                instruments = _REGISTRY.instruments[provider] = cls(meter)
             return instruments
 
     def observe(self, observed: Observed) -> None:
@@ -128,14 +126,39 @@ class Instruments:
         Args:
             before: The counters when this was last called.
             now: The counters; fields are looked up by the names in :data:`COUNTED`.
+
+        Raises:
+            ExceptionGroup: What some of the application's counters raised; the others have counted.
         """
+        errors = []
         for field, counter in self._counters.items():
             gained = getattr(now, field) - getattr(before, field)
             if gained:
-                counter.add(gained)
+                try:
+                    counter.add(gained)
+                except Exception as error:  # noqa: BLE001 - the application's; the other counters still count
+                    errors.append(error)
+        if errors:
+            message = "not all counters took what they gained"
+            raise ExceptionGroup(message, errors)
 
     def _active_executions(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(observed.open_executions for observed in self._observed))]
 
     def _active_modules(self, _: CallbackOptions) -> Iterable[Observation]:
         return [Observation(sum(observed.open_modules for observed in self._observed))]
+
+
+class _Registry:
+    """The instruments of each meter provider, for as long as that lives."""
+
+    def __init__(self) -> None:
+        self.instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+        self._new_lock()
+        after_fork_in_child(self._new_lock)
+
+    def _new_lock(self) -> None:
+        self.lock = threading.Lock()
+
+
+_REGISTRY: Final = _Registry()

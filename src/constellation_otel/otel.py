@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -145,11 +146,6 @@ class OpenTelemetryListener(EventListener):
         )
         self._exceptions_as_events, self._exceptions_as_logs = _exception_signals()
         self._log = RateLimitedLog()
-        self._traces: SdkTraces | PlainTraces | None = None
-        self._tracing_known = False
-        self._instruments: Instruments | None = None
-        self._metrics_known = False
-        self._active = False
         self._start_afresh()
         self._worker = Worker(
             self._handle,
@@ -160,9 +156,15 @@ class OpenTelemetryListener(EventListener):
             forked=self._start_afresh,
         )
         self._put = self._worker.put
+        self._is_listening()
 
     def _start_afresh(self) -> None:
-        """What is known of executions is this process's own."""
+        """What is known of executions is this process's own, and providers may be other ones in a child."""
+        self._traces: SdkTraces | PlainTraces | None = None
+        self._tracing_known = False
+        self._instruments: Instruments | None = None
+        self._metrics_known = False
+        self._active = False
         self._assembler = self._new_assembler()
         self._decisions: dict[UUID, Decision] = {}
         self._failed = 0
@@ -203,16 +205,17 @@ class OpenTelemetryListener(EventListener):
         The callbacks are for an engine in this process; this is for events that have
         travelled. Costs as little, and never raises.
         """
-        if isinstance(event, ExecutionStarted) and self._is_listening() and event.execution_id not in self._decisions:
-            self._decide(event, remote_parent(event.traceparent, event.tracestate) or Context())
-        if self._active:
+        if self._active or self._is_listening():
             self._put(event)
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
-        if self._is_listening():
-            event = started_now(execution_id, dag_name)
-            self._decide(event, otel_context.get_current())
-            self._put(event)
+        if not self._is_listening():
+            return
+        event = started_now(execution_id, dag_name)
+        # here, and not in the worker: module_context needs the answer at once
+        has_decided = len(self._decisions) < self._max_open and self._decide(event, otel_context.get_current())
+        if not self._put(event) and has_decided:
+            self._decisions.pop(execution_id, None)
 
     # The two that fire most are written out: a call less each.
 
@@ -270,44 +273,69 @@ class OpenTelemetryListener(EventListener):
         """
         return self._worker.close(timeout)
 
-    def _decide(self, event: ExecutionStarted, context: Context) -> None:
-        """Asks the sampler, once for all of the execution's spans."""
-        if self._traces is None or len(self._decisions) >= self._max_open:
-            return
+    def _decide(self, event: ExecutionStarted, context: Context) -> bool:
+        """Asks the sampler, once for all of the execution's spans.
+
+        Returns:
+            Whether it was asked: not where there is an answer already.
+        """
+        execution_id: object = event.execution_id
+        if self._traces is None or not isinstance(execution_id, UUID) or execution_id in self._decisions:
+            return False
+        self._decisions[execution_id] = self._decision(execution_id, event.dag_name, context)
+        return True
+
+    def _decision(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
+        if self._traces is None:
+            return NOT_TRACED
         try:
-            decision = self._traces.decide(event.execution_id, event.dag_name, context)
+            return self._traces.decide(execution_id, dag_name, context)
         except Exception as error:  # noqa: BLE001 - a sampler of the application's; a callback may not raise
-            decision = NOT_TRACED
             message = "the sampler raised for execution %s; the execution is not traced"
-            self._log.write(_LOGGER, logging.ERROR, "sampler", message, event.execution_id, error=error)
-        self._decisions[event.execution_id] = decision
+            self._log.write(_LOGGER, logging.ERROR, "sampler", message, execution_id, error=error)
+            return NOT_TRACED
 
     def _is_listening(self) -> bool:
-        """Whether there is anyone to tell; looks for providers until they are real."""
-        if not (self._tracing_known and self._metrics_known):
-            try:
-                self._look_up()
-            except Exception as error:  # noqa: BLE001 - a provider of the application's; a callback may not raise
-                message = "an OpenTelemetry provider raised; it is asked again when the next execution starts"
-                self._log.write(_LOGGER, logging.ERROR, "provider", message, error=error)
+        """Whether there is anyone to tell; looks for providers until they are real.
+
+        Two threads doing so at once is harmless.
+        """
+        if not self._tracing_known:
+            self._try("a tracer provider raised; it is asked again when the next execution starts", self._find_traces)
+        if not self._metrics_known:
+            self._try("a meter provider raised; it is asked again when the next execution starts", self._find_meter)
+        self._active = self._traces is not None or self._instruments is not None
         return self._active
 
-    def _look_up(self) -> None:
-        """Looks for providers that are real; two threads doing so at once is harmless."""
-        if not self._tracing_known:
-            tracer_provider = self._tracer_provider or trace.get_tracer_provider()
-            if not isinstance(tracer_provider, trace.ProxyTracerProvider):
-                self._traces = self._traces_of(tracer_provider)
-                self._tracing_known = True
-        if not self._metrics_known:
-            meter_provider = self._meter_provider or metrics.get_meter_provider()
-            # the class of the API's proxy has no public name
-            if type(meter_provider).__name__ != "_ProxyMeterProvider":
-                self._instruments = Instruments.of(meter_provider)
-                if self._instruments is not None:
-                    self._instruments.observe(self)
-                self._metrics_known = True
-        self._active = self._traces is not None or self._instruments is not None
+    def _try(self, message: str, step: Callable[..., object], *args: object) -> bool:
+        """Takes a step through the application's OpenTelemetry, whose failure is only its own.
+
+        Returns:
+            Whether it went well; otherwise ``message`` is logged.
+        """
+        try:
+            step(*args)
+        except Exception as error:  # noqa: BLE001 - the application's providers, processors, instruments
+            self._log.write(_LOGGER, logging.ERROR, message, message, error=error)
+            return False
+        return True
+
+    def _find_traces(self) -> None:
+        provider = self._tracer_provider or trace.get_tracer_provider()
+        if not isinstance(provider, trace.ProxyTracerProvider):
+            self._traces = self._traces_of(provider)
+            self._tracing_known = True
+            self._worker.close_first_at_exit()
+
+    def _find_meter(self) -> None:
+        provider = self._meter_provider or metrics.get_meter_provider()
+        # the class of the API's proxy has no public name
+        if type(provider).__name__ != "_ProxyMeterProvider":
+            self._instruments = Instruments.of(provider)
+            if self._instruments is not None:
+                self._instruments.observe(self)
+            self._metrics_known = True
+            self._worker.close_first_at_exit()
 
     def _traces_of(self, provider: TracerProvider) -> SdkTraces | PlainTraces | None:
         tracer = provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
@@ -325,17 +353,29 @@ class OpenTelemetryListener(EventListener):
     def _handle(self, event: Event) -> None:
         if isinstance(event, ModuleFailed):
             event = msgspec.structs.replace(event, error=event.error.formatted())
-        for span in self._assembler.add(event, time.monotonic_ns()):
+        elif isinstance(event, ExecutionStarted):
+            # where the callback could not: the event has travelled, or the SDK or room for an answer came later
+            self._decide(event, remote_parent(event.traceparent, event.tracestate) or Context())
+        try:
+            spans = self._assembler.add(event, time.monotonic_ns())
+        finally:
+            if isinstance(event, ExecutionStarted) and isinstance(event.execution_id, UUID):
+                self._forget_unless_open(event.execution_id)
+        for span in spans:
             self._emit(span)
+
+    def _forget_unless_open(self, execution_id: UUID) -> None:
+        """Of a start that was late, or refused, no span will come that takes the decision away."""
+        if not self._assembler.is_open(execution_id):
+            self._decisions.pop(execution_id, None)
 
     def _tick(self) -> float | None:
         now_ns = time.monotonic_ns()
         for span in self._assembler.advance(now_ns):
             self._emit(span)
         if self._instruments is not None:
-            counters = self.counters
-            self._instruments.count(self._published, counters)
-            self._published = counters
+            before, self._published = self._published, self.counters
+            self._try("a counter raised", self._instruments.count, before, self._published)
         deadline_ns = self._assembler.deadline_ns
         return None if deadline_ns is None else max(0.0, (deadline_ns - now_ns) / 1e9)
 
@@ -345,33 +385,23 @@ class OpenTelemetryListener(EventListener):
         self._tick()
 
     def _emit(self, span: Span) -> None:
-        try:
-            self._emit_or_raise(span)
-        except Exception as error:  # noqa: BLE001 - the application's SDK; one span's failure is not another's
-            self._failed += 1
-            message = "the application's OpenTelemetry SDK raised for span %r; it is lost, the others go on"
-            self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, span.name, error=error)
-
-    def _emit_or_raise(self, span: Span) -> None:
         decision = self._decision_of(span)
         if self._traces is not None:
-            self._traces.emit(span, decision, with_events=self._exceptions_as_events)
-        if not (self._exceptions_as_logs and span.events) and self._instruments is None:
-            return
+            message = "the application's OpenTelemetry SDK raised for a span; it is lost, the others go on"
+            emit = partial(self._traces.emit, with_events=self._exceptions_as_events)
+            self._failed += not self._try(message, emit, span, decision)
         context = decision.context_of(span.span_id, Context())
         if self._exceptions_as_logs and span.events:
-            self._log_exceptions(span, context)
+            self._try("the application's logger raised", self._log_exceptions, span, context)
         if self._instruments is not None:
-            self._instruments.record(span, context)
+            self._try("a histogram raised", self._instruments.record, span, context)
 
     def _decision_of(self, span: Span) -> Decision:
         """What was decided when the execution started; decided now where its start was never told."""
         execution_id = UUID(str(span.attributes[EXECUTION_ID]))
         decision = self._decisions.get(execution_id)
         if decision is None:
-            decision = NOT_TRACED
-            if self._traces is not None:
-                decision = self._traces.decide(execution_id, str(span.attributes[DAG_NAME]), Context())
+            decision = self._decision(execution_id, str(span.attributes[DAG_NAME]), Context())
             self._decisions[execution_id] = decision
         if MODULE_NAME not in span.attributes:
             # an execution's own span is its last
