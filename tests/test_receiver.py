@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -905,6 +907,27 @@ def test_stopping_cuts_idle_connections_and_leaves_no_thread() -> None:
         receiver.stop()
         left = {thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("otlp-")}
     assert left == set()
+
+
+CLIENT_THAT_STAYS_CONNECTED = """
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from constellation_otel.receiver import Receiver
+
+for number in range(10):
+    with Receiver() as receiver:
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(receiver.grpc_endpoint)))
+        provider.get_tracer("scope").start_span("x").end()
+    provider.shutdown()
+"""
+
+
+def test_stopping_lets_a_connected_grpc_client_go_without_a_word() -> None:
+    line = [sys.executable, "-c", CLIENT_THAT_STAYS_CONNECTED]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_port_in_use_is_an_error_that_names_it(receiver: Receiver) -> None:

@@ -73,6 +73,8 @@ Signal: TypeAlias = Literal["traces", "metrics", "logs"]
 
 _LOG: Final = logging.getLogger(__name__)
 _GRPC_WORKERS: Final = 16
+_GRPC_GRACE: Final = 1.0
+"""Seconds that a gRPC client may take to let go of its connection, before it is cut."""
 _POLL_INTERVAL: Final = 0.02
 """Seconds in which the HTTP server notices that it should stop."""
 _CHUNK: Final = 65_536
@@ -561,7 +563,8 @@ class _Servers:
         self._http.server_close()
 
     def _stop_grpc(self) -> None:
-        self._grpc.stop(grace=None).wait()
+        # without a grace, gRPC clients would print that their calls were cancelled, also where they had none
+        self._grpc.stop(_GRPC_GRACE).wait()
         self._workers.shutdown()
 
 
