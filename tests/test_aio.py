@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from constellation_otel import AsyncListenerAdapter, ListenerDefinitionError, RemoteError
-from constellation_otel.buffer import QueueCounters
+from constellation_otel.worker import QueueCounters
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:

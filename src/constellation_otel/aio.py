@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel._callbacks import CALLBACKS, check_callbacks
-from constellation_otel.buffer import QueueCounters, Worker
+from constellation_otel.worker import QueueCounters, Worker
 from constellation_otel.errors import ListenerDefinitionError
 from constellation_otel.events import Event, EventListener
 from constellation_otel.listener import ExecutionListener

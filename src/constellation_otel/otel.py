@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import Tracer as SdkTracer
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.assembler import Assembler
-from constellation_otel.buffer import Worker
+from constellation_otel.worker import Worker
 from constellation_otel.events import (
     Event,
     EventListener,

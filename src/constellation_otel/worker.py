@@ -74,6 +74,9 @@ class Worker(Generic[T]):
             Several threads at once may overshoot it by one item each.
         linger: Seconds that the worker lets items gather after the first one, unless
             half of the queue is in use before.
+        is_ready: Whether items may be taken out of the queue now. Where they may not, they
+            wait in it, and what finds it full is dropped; asked after each ``tick``. Once
+            the worker is closed, items are taken all the same.
         tick: Called after every batch and when the time that it last answered has
             come: does what time alone makes due, and answers in how many seconds it
             wants to be called again (``None``: not before the next item). When it
@@ -89,6 +92,7 @@ class Worker(Generic[T]):
         name: str,
         max_queue: int = 65_536,
         linger: float = 0.05,
+        is_ready: Callable[[], bool] = lambda: True,
         tick: Callable[[], float | None] = lambda: None,
         finish: Callable[[], None] = lambda: None,
         forked: Callable[[], None] = lambda: None,
@@ -101,6 +105,7 @@ class Worker(Generic[T]):
         self._max_queue = max_queue
         self._enough = max(1, max_queue // 2)
         self._linger = linger
+        self._is_ready = is_ready
         self._tick = tick
         self._finish = finish
         self._forked = forked
@@ -116,6 +121,7 @@ class Worker(Generic[T]):
         # how long the queue must be for an append to wake the worker
         self._wake_from = 1
         self._hurry = False
+        self._nudged = False
         self._closed = closed
         # the worker has had its last look at the queue; and then, it has finished
         self._drained = closed
@@ -152,7 +158,31 @@ class Worker(Generic[T]):
             self._log_drop()
             return False
         queue.append(item)
-        return len(queue) < self._wake_from or self._wake()
+        return len(queue) < self._wake_from or self._wake(item)
+
+    def nudge(self) -> None:
+        """Has ``tick`` called soon, whether or not there are items."""
+        error = None
+        with self._condition:
+            self._nudged = True
+            if not self._closed:
+                error = self._start()
+            self._condition.notify_all()
+        self._log_no_thread(error)
+
+    def wait_for_room(self, count: int, timeout: float) -> bool:
+        """Waits until so many items would find room in the queue.
+
+        Args:
+            count: Items; more than the queue can hold find room when it is empty.
+            timeout: Seconds; this returns within them.
+
+        Returns:
+            Whether there is room, which another thread may take.
+        """
+        with self._condition:
+            most = max(0, self._max_queue - count)
+            return self._wait_for(lambda: len(self._queue) <= most, timeout)
 
     def flush(self, timeout: float) -> bool:
         """Waits until what has been put so far has been dealt with.
@@ -222,22 +252,32 @@ class Worker(Generic[T]):
         """Waits for a condition, however long; the lock is held."""
         return bool(self._condition.wait_for(condition, min(timeout, threading.TIMEOUT_MAX)))
 
-    def _wake(self) -> bool:
-        """Has the item that was just appended dealt with, or takes one back if the worker is beyond that."""
+    def _wake(self, item: T) -> bool:
+        """Has the item that was just appended dealt with, or takes it back if the worker is beyond that."""
         error = None
+        taken_back = False
         with self._condition:
-            drained = self._drained
-            if drained:
-                self._queue.pop()
-                self._dropped += 1
+            if self._drained:
+                taken_back = self._take_back(item)
             else:
                 self._wake_from = _NEVER
                 error = self._start()
                 self._condition.notify_all()
         self._log_no_thread(error)
-        if drained:
+        if taken_back:
             self._log_drop()
-        return not drained
+        return not taken_back
+
+    def _take_back(self, item: T) -> bool:
+        """Whether an item was still in the queue; it is not any more. The lock is held."""
+        # a copy, since others may append; what they append comes after it
+        for index, waiting in enumerate(list(self._queue)):
+            if waiting is item:
+                del self._queue[index]
+                self._dropped += 1
+                return True
+        # the worker had it in its last batch, before it was asked for here
+        return False
 
     def _start(self) -> RuntimeError | None:
         """Starts the thread, unless there is one; the lock is held, so the error is for the caller to log."""
@@ -273,15 +313,21 @@ class Worker(Generic[T]):
             self._condition.notify_all()
 
     def _take(self, wake_at: float) -> list[T]:
-        """Waits for items, for the time to come, or for the end."""
+        """Waits for items, for the time to come, for a nudge, or for the end."""
+        is_ready = self._is_ready()
         with self._condition:
             # first the mark, then the look: an item that comes between them finds the mark set
-            self._wake_from = 1
-            self._wait_for(lambda: self._queue or self._closed, max(0.0, wake_at - time.monotonic()))
-            if 0 < len(self._queue) < _MAX_BATCH:
+            self._wake_from = 1 if is_ready else _NEVER
+            self._wait_for(
+                lambda: (is_ready and self._queue) or self._nudged or self._closed,
+                max(0.0, wake_at - time.monotonic()),
+            )
+            if is_ready and 0 < len(self._queue) < _MAX_BATCH:
                 self._wake_from = self._enough
                 self._wait_for(lambda: len(self._queue) >= self._enough or self._closed or self._hurry, self._linger)
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MAX_BATCH))]
+            self._nudged = False
+            takes = min(len(self._queue), _MAX_BATCH) if is_ready or self._closed else 0
+            batch = [self._queue.popleft() for _ in range(takes)]
             self._taken += len(batch)
             self._hurry = self._hurry and bool(self._queue)
             self._drained = self._closed and not batch

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from opentelemetry import context as otel_context
 
-from constellation_otel import buffer
-from constellation_otel.buffer import QueueCounters, Worker
+from constellation_otel import worker as worker_module
+from constellation_otel.worker import QueueCounters, Worker
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -210,9 +210,9 @@ def test_a_whole_batch_is_not_lingered_on() -> None:
     worker.put(0)
     worker.flush(0)
     assert blocked.entered.wait(DEADLINE)
-    assert all(worker.put(item) for item in range(1, buffer._MAX_BATCH + 1))
+    assert all(worker.put(item) for item in range(1, worker_module._MAX_BATCH + 1))
     blocked.gate.set()
-    eventually(lambda: blocked.items == list(range(buffer._MAX_BATCH + 1)), "the batch")
+    eventually(lambda: blocked.items == list(range(worker_module._MAX_BATCH + 1)), "the batch")
     assert worker.close(DEADLINE)
 
 
@@ -233,7 +233,7 @@ def test_a_tick_alone_is_not_lingered_on() -> None:
 def test_a_tick_that_raises_is_logged_and_called_again_after_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(buffer, "_TICK_AGAIN", 0.1)
+    monkeypatch.setattr(worker_module, "_TICK_AGAIN", 0.1)
     ticked_at: list[float] = []
 
     def tick() -> None:
@@ -293,7 +293,7 @@ def test_a_logging_handler_that_raises_neither_ends_the_worker_nor_reaches_who_p
     def refuse(_: logging.LogRecord) -> bool:
         raise error("the log is broken")
 
-    monkeypatch.setattr(buffer._LOGGER, "filters", [refuse])
+    monkeypatch.setattr(worker_module._LOGGER, "filters", [refuse])
     seen: list[int] = []
 
     def handle(item: int) -> None:
@@ -322,7 +322,7 @@ def test_close_does_not_raise_what_a_logging_handler_raises(
     def refuse(_: logging.LogRecord) -> bool:
         raise ValueError
 
-    monkeypatch.setattr(buffer._LOGGER, "filters", [refuse])
+    monkeypatch.setattr(worker_module._LOGGER, "filters", [refuse])
     blocked = Blocked()
     worker = Worker[int](blocked, name="unheard", linger=0)
     worker.put(1)
@@ -385,7 +385,7 @@ def test_a_logging_handler_may_ask_the_worker_whose_thread_could_not_be_had(monk
     worker = Worker[int](lambda _: None, name="asked", linger=0)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        patch.setattr(buffer._LOGGER, "filters", [ask])
+        patch.setattr(worker_module._LOGGER, "filters", [ask])
         assert worker.put(1)
         assert seen == [QueueCounters(received=1, delivered=0, dropped=0, rejected=0, held=1)]
     assert worker.close(DEADLINE)
@@ -435,6 +435,18 @@ def test_an_item_that_comes_while_the_worker_still_deals_with_others_is_dealt_wi
     blocked.gate.set()
     assert worker.close(DEADLINE)
     assert blocked.items == [1, 2]
+
+
+def test_what_comes_too_late_takes_back_itself_and_nobody_elses_item() -> None:
+    """A putter that was overtaken between its append and its look at the queue: its item may have been taken."""
+    worker = Worker[list[int]](lambda _: None, name="overtaken")
+    assert worker.close(DEADLINE)
+    taken, late = [1], [1]
+    worker._queue.append(late)
+    assert worker._wake(taken)
+    assert list(worker._queue) == [late]
+    assert not worker._wake(late)
+    assert worker.counters == QueueCounters(received=1, delivered=0, dropped=1, rejected=0, held=0)
 
 
 def test_what_is_put_while_another_thread_closes_is_delivered_or_dropped_and_the_answer_says_which(
@@ -535,7 +547,7 @@ def test_a_forked_child_starts_its_own_worker_and_has_none_of_the_parents_items(
 def test_a_worker_that_was_closed_before_the_fork_is_closed_in_the_child() -> None:
     program = """
 import os
-from constellation_otel.buffer import Worker
+from constellation_otel.worker import Worker
 worker = Worker(lambda item: os.write(1, item), name="closed", finish=lambda: os.write(1, b"finished\\n"))
 worker.put(b"item\\n")
 worker.close(30)
@@ -555,7 +567,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 LEAVING = """
 import atexit
-from constellation_otel.buffer import Worker
+from constellation_otel.worker import Worker
 worker = Worker(print, name="leaving", linger=1e6, finish=lambda: print("finished"))
 """
 
@@ -613,3 +625,53 @@ gc.collect()
 print(reference())
 """
     assert output_of(LEAVING + program) == ("None\n", "")
+
+
+def test_items_wait_in_the_queue_while_the_worker_is_not_ready_and_what_finds_it_full_is_dropped() -> None:
+    seen: list[int] = []
+    ready = threading.Event()
+    worker = Worker[int](seen.append, name="not ready", max_queue=2, linger=0, is_ready=ready.is_set)
+    assert [worker.put(number) for number in range(3)] == [True, True, False]
+    assert not worker.flush(0.05)
+    assert (seen, worker.counters.held) == ([], 2)
+    ready.set()
+    worker.nudge()
+    assert worker.flush(DEADLINE)
+    assert worker.close(DEADLINE)
+    assert seen == [0, 1]
+
+
+def test_a_worker_that_is_never_ready_takes_what_it_has_when_it_is_closed() -> None:
+    seen: list[int] = []
+    worker = Worker[int](seen.append, name="never ready", linger=0, is_ready=lambda: False)
+    worker.put(1)
+    assert worker.close(DEADLINE)
+    assert seen == [1]
+
+
+def test_a_nudge_has_tick_called_without_any_item() -> None:
+    ticked = threading.Event()
+    worker = Worker[int](lambda _: None, name="nudged", tick=ticked.set)
+    worker.nudge()
+    assert ticked.wait(DEADLINE)
+    assert worker.close(DEADLINE)
+
+
+def test_a_nudge_after_the_end_starts_nothing() -> None:
+    worker = Worker[int](lambda _: None, name="ended")
+    assert worker.close(DEADLINE)
+    worker.nudge()
+    assert worker._thread is None
+
+
+def test_room_is_waited_for_and_more_than_the_queue_holds_finds_room_when_it_is_empty() -> None:
+    ready = threading.Event()
+    worker = Worker[int](lambda _: None, name="roomy", max_queue=3, linger=0, is_ready=ready.is_set)
+    assert worker.wait_for_room(100, 0)
+    worker.put(1)
+    assert worker.wait_for_room(2, 0)
+    assert not worker.wait_for_room(3, 0.05)
+    ready.set()
+    worker.nudge()
+    assert worker.wait_for_room(100, DEADLINE)
+    assert worker.close(DEADLINE)
