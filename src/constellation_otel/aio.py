@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel._callbacks import CALLBACKS, check_callbacks
-from constellation_otel.worker import QueueCounters, Worker
 from constellation_otel.errors import ListenerDefinitionError
 from constellation_otel.events import Event, EventListener
 from constellation_otel.listener import ExecutionListener
+from constellation_otel.worker import QueueCounters, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

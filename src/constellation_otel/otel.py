@@ -25,7 +25,6 @@ from opentelemetry.sdk.trace import Tracer as SdkTracer
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.assembler import Assembler
-from constellation_otel.worker import Worker
 from constellation_otel.events import (
     Event,
     EventListener,
@@ -40,6 +39,7 @@ from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Instruments
 from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, AttributeValue, Span
 from constellation_otel.tracing import NOT_TRACED, Decision, PlainTraces, SdkTraces
+from constellation_otel.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
