@@ -14,15 +14,22 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 __all__ = [
+    "ConfigurationError",
     "ConstellationOtelError",
     "DagError",
     "DecodeError",
+    "DeliveryError",
     "ExecutionCancelledError",
     "ExecutionFailedError",
+    "JournalError",
     "ListenerDefinitionError",
+    "MisconfiguredError",
     "MissingExtraError",
     "ReceiverError",
+    "RefusedError",
     "RemoteError",
+    "SourceError",
+    "UnavailableError",
 ]
 
 
@@ -64,6 +71,54 @@ class MissingExtraError(ConstellationOtelError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return type(self), (self.library, self.extra)
+
+
+class ConfigurationError(ConstellationOtelError, ValueError):
+    """A URL, an option or a variable cannot be used; the message has no secret in it."""
+
+
+class SourceError(ConstellationOtelError):
+    """A source can never be read as it is: a table without the columns, a file that is not there."""
+
+
+class JournalError(ConstellationOtelError):
+    """A journal cannot be used: it is no journal, another version's, or another process has it."""
+
+
+class DeliveryError(ConstellationOtelError):
+    """A sink did not take what it was sent, or a source could not be read.
+
+    Seen by users in logs only: what is to be done about it is the lane's business.
+    """
+
+
+class UnavailableError(DeliveryError):
+    """What could not be done now, and is tried again.
+
+    Args:
+        message: What went wrong, with the value, and without secrets.
+        retry_after: Seconds that the far side asked to wait; ``None`` where it did not.
+        delivered: Indices of the items that are safe all the same.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, delivered: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.delivered = delivered
+
+
+class MisconfiguredError(UnavailableError):
+    """What only somebody can mend: wrong credentials, a wrong path, a topic or table that is missing.
+
+    Everything is held, and tried again, since it does get mended; it is an alarm in the
+    log, and the health check says that the sink is not ready.
+    """
+
+
+class RefusedError(DeliveryError):
+    """The far side refuses items for good, and does not say which of them: too large, malformed."""
 
 
 class ReceiverError(ConstellationOtelError, RuntimeError):
