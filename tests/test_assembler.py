@@ -503,6 +503,37 @@ def test_the_deadline_is_the_first_of_settling_idleness_and_age() -> None:
     assert assembler.deadline_ns == SECOND
 
 
+def test_what_is_discarded_was_never_told_and_may_be_told_again_whole() -> None:
+    """As when another process takes a partition over, and gives it back."""
+    assembler = Assembler()
+    for event in STORY[:4]:
+        assembler.add(event, 0)
+    assembler.discard(E1)
+    assembler.discard(E2)
+    assert (assembler.open_executions, assembler.open_modules, assembler.deadline_ns) == (0, 0, None)
+    assert [span for event in STORY for span in assembler.add(event, 0)] == [TRIM, UPPERCASE, WORD_COUNT, EXECUTION]
+    assert assembler.counters.late == 0
+
+
+def test_finishing_without_abandoning_lets_only_what_has_ended_leave() -> None:
+    assembler = Assembler(settle=1)
+    for event in [*STORY, ExecutionStarted(E2, "other", T0)]:
+        assembler.add(event, 0)
+    assert assembler.finish(abandon=False) == [TRIM, UPPERCASE, WORD_COUNT, EXECUTION]
+    assert assembler.open_executions == 1
+    assert assembler.counters.abandoned == 0
+
+
+def test_eviction_takes_the_execution_that_was_silent_longest_and_nothing_where_nothing_is_open() -> None:
+    assembler = Assembler()
+    assert assembler.evict() == []
+    for execution_id in (E1, E2, E1):
+        assembler.add(ExecutionStarted(execution_id, "dag", T0), 0)
+    (execution,) = assembler.evict()
+    assert execution.attributes["constellation.execution.id"] == str(E2)
+    assert execution.attributes["constellation.abandoned.reason"] == "capacity"
+
+
 def test_one_event_may_have_to_make_room_twice() -> None:
     assembler = Assembler(max_open=100)
     for number in range(100):

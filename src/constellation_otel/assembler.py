@@ -130,6 +130,7 @@ class _Execution(Struct):
     """What is known of an open execution."""
 
     execution_id: UUID
+    number: int
     opened_ns: int
     touched_ns: int
     start: ExecutionStarted | None = None
@@ -189,9 +190,10 @@ class Assembler:
         self._open: OrderedDict[UUID, _Execution] = OrderedDict()
         self._touched: OrderedDict[UUID, None] = OrderedDict()
         self._settled: OrderedDict[UUID, None] = OrderedDict()
-        self._left: OrderedDict[tuple[UUID, UUID], None] = OrderedDict()
+        self._left: OrderedDict[tuple[UUID, UUID], int] = OrderedDict()
         self._due: list[tuple[int, int, UUID, UUID | None]] = []
         self._position = 0
+        self._opened = 0
         self._held = 0
         self._running = 0
 
@@ -244,7 +246,7 @@ class Assembler:
         execution = self._touch(execution_id, now_ns)
         spans = self._merge(execution, event, now_ns, position)
         while self._held > self._max_open:
-            spans += self._evict(next(iter(self._touched)), "capacity")
+            spans += self.evict()
         return spans
 
     def advance(self, now_ns: int) -> list[Span]:
@@ -269,16 +271,38 @@ class Assembler:
             spans += self._evict(oldest, "age")
         return spans
 
-    def finish(self) -> list[Span]:
+    def finish(self, *, abandon: bool = True) -> list[Span]:
         """Lets everything leave: its source has ended, or its owner closes.
 
+        Args:
+            abandon: Whether executions without an end leave too; otherwise they stay open.
+
         Returns:
-            The spans of what is open: executions without an end are abandoned.
+            The spans of what leaves: executions without an end are abandoned.
         """
         spans: list[Span] = []
-        while self._open:
-            spans += self._evict(next(iter(self._open)), "closed")
+        for execution_id, execution in list(self._open.items()):
+            if abandon or execution.end is not None:
+                spans += self._evict(execution_id, "closed")
         return spans
+
+    def evict(self) -> list[Span]:
+        """Lets the execution leave that was silent longest, to make room.
+
+        Returns:
+            Its spans; none where nothing is open.
+        """
+        return self._evict(next(iter(self._touched)), "capacity") if self._touched else []
+
+    def discard(self, execution_id: UUID) -> None:
+        """Forgets an open execution as if it had never been told of: somebody else has it.
+
+        Args:
+            execution_id: The execution. One that is not open stays as it is.
+        """
+        execution = self._open.get(execution_id)
+        if execution is not None:
+            self._close(execution)
 
     def _settle(self, now_ns: int) -> list[Span]:
         """What has waited for long enough after its end leaves."""
@@ -305,7 +329,8 @@ class Assembler:
         """The open execution, opened if need be, as the one that was silent for the shortest time."""
         execution = self._open.get(execution_id)
         if execution is None:
-            execution = self._open[execution_id] = _Execution(execution_id, now_ns, now_ns)
+            self._opened += 1
+            execution = self._open[execution_id] = _Execution(execution_id, self._opened, now_ns, now_ns)
             self._touched[execution_id] = None
             self._held += 1
         else:
@@ -361,7 +386,7 @@ class Assembler:
         assert isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed)  # noqa: S101 - for the type checker
         assert event.module_id is not None  # noqa: S101 - as above
         module_id = event.module_id
-        if execution.has_left and (execution.execution_id, module_id) in self._left:
+        if self._left.get((execution.execution_id, module_id)) == execution.number:
             self.counters.late += 1
             return []
         module = execution.modules.get(module_id)
@@ -419,16 +444,10 @@ class Assembler:
 
     def _leave(self, execution: _Execution, reason: _Reason | None) -> list[Span]:
         """Everything that is left of an execution becomes spans, its own the last."""
-        execution_id = execution.execution_id
-        del self._open[execution_id]
-        del self._touched[execution_id]
-        self._held -= execution.size()
-        self._count_running(execution, -execution.running)
-        self._settled[execution_id] = None
+        self._close(execution)
+        self._settled[execution.execution_id] = None
         if len(self._settled) > self._max_settled:
             self._settled.popitem(last=False)
-        if not self._open:
-            self._due.clear()
         if execution.end is None:
             self.counters.abandoned += 1
         spans = []
@@ -440,12 +459,21 @@ class Assembler:
         self.counters.spans += len(spans)
         return spans
 
+    def _close(self, execution: _Execution) -> None:
+        """An execution is open no longer."""
+        del self._open[execution.execution_id]
+        del self._touched[execution.execution_id]
+        self._held -= execution.size()
+        self._count_running(execution, -execution.running)
+        if not self._open:
+            self._due.clear()
+
     def _leave_module(self, execution: _Execution, module_id: UUID) -> Span:
         """A module becomes a span; what stays is that it has left, and how it failed."""
         span = self._module_span(execution, module_id, module_id, execution.modules.pop(module_id))
         self._held -= 1
         execution.has_left = True
-        self._left[execution.execution_id, module_id] = None
+        self._left[execution.execution_id, module_id] = execution.number
         if len(self._left) > self._max_settled:
             self._left.popitem(last=False)
         self.counters.spans += 1
