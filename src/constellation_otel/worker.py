@@ -184,6 +184,19 @@ class Worker(Generic[T]):
             most = max(0, self._max_queue - count)
             return self._wait_for(lambda: len(self._queue) <= most, timeout)
 
+    def wait_until(self, condition: Callable[[], object], timeout: float) -> bool:
+        """Waits until a condition holds that the worker's thread brings about.
+
+        Args:
+            condition: Asked at once and after every batch and tick; must not wait.
+            timeout: Seconds; this returns within them.
+
+        Returns:
+            Whether it holds.
+        """
+        with self._condition:
+            return self._wait_for(condition, timeout)
+
     def flush(self, timeout: float) -> bool:
         """Waits until what has been put so far has been dealt with.
 

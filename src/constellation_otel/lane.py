@@ -1,0 +1,410 @@
+"""The way to one sink: batches, retries with backoff, halving, dead letters, acknowledgement, counters.
+
+What a transport need not know. A lane has no thread of its own: one worker's
+thread calls it, and whoever owns that thread gives it records.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from constellation_otel._log import RateLimitedLog
+from constellation_otel.dialects import encode_json
+from constellation_otel.errors import MisconfiguredError, RefusedError, UnavailableError
+from constellation_otel.spans import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from constellation_otel.dead_letters import DeadLetters
+    from constellation_otel.delivery import Position, Record, Sink
+    from constellation_otel.stages import Group, Parcel, Stage
+
+__all__ = ["Backoff", "Lane", "LaneCounters", "Trouble"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+_SLICE: Final = 0.25
+"""Seconds that sending may go on before the worker looks at its queue again."""
+_FINISH_TIMEOUT: Final = 5.0
+_ACKNOWLEDGE_AGAIN: Final = 1.0
+
+T = TypeVar("T")
+"""Event or Span."""
+
+
+class Backoff:
+    """How long to wait before the next try: twice as long each time, with jitter, bounded.
+
+    Args:
+        first: Seconds before the second try, at most.
+        longest: Seconds, at most; what a far side asks for may be longer.
+        jitter: Gives numbers from 0 to 1.
+    """
+
+    def __init__(self, first: float = 0.5, longest: float = 30.0, jitter: Callable[[], float] = random.random) -> None:
+        self._first = first
+        self._longest = longest
+        self._jitter = jitter
+        self.failures = 0
+
+    def next(self, asked_for: float | None = None) -> float:
+        """Seconds to wait after one more failure.
+
+        Args:
+            asked_for: What the far side asked for: waited at least, an hour at most.
+        """
+        # half of it is certain, so that many clients come back neither together nor at once
+        ceiling = min(self._longest, self._first * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+        wait = ceiling * (0.5 + self._jitter() / 2)
+        return wait if asked_for is None else max(wait, min(asked_for, _LONGEST_ASKED_FOR))
+
+    def reset(self) -> None:
+        """After a success."""
+        self.failures = 0
+
+
+_LONGEST_ASKED_FOR: Final = 3_600.0
+
+
+class Trouble(Struct, frozen=True):
+    """Why a sink takes nothing at the moment.
+
+    Attributes:
+        reason: What it, or its protocol, said last.
+        since: When that began, in seconds of :func:`time.monotonic`.
+        needs_mending: Whether only somebody can mend it: credentials, a path, a table.
+    """
+
+    reason: str
+    since: float
+    needs_mending: bool
+
+
+class LaneCounters(Struct, frozen=True):
+    """What has become of the events of a lane: ``received = delivered + rejected + revoked + held``.
+
+    Attributes:
+        received: Events that were added.
+        delivered: Events that are safe with everything made of them.
+        rejected: Events that carry what they cannot, or whose item the far side refused for good.
+        revoked: Events that somebody else reads from now on.
+        held: Events that are open, wait, or are on their way.
+        retried: Batches that were sent again.
+        sent: Items that are safe: events, or spans.
+        refused: Items that the far side refused for good.
+        dead_lettered: What was written to the dead-letter file.
+    """
+
+    received: int
+    delivered: int
+    rejected: int
+    revoked: int
+    held: int
+    retried: int
+    sent: int
+    refused: int
+    dead_lettered: int
+
+
+class Lane(Generic[T]):
+    """Brings records to one sink, as long as it takes.
+
+    Not thread-safe: all calls come from one thread, but for the properties and
+    :meth:`finish_by`.
+
+    Args:
+        sink: Closed by :meth:`finish`.
+        stage: What makes of records what the sink takes.
+        acknowledge: Called with the positions that are safe, in any order. Where it raises
+            UnavailableError, it is called again with the same ones.
+        max_held: Events held at most; see :meth:`has_room`.
+        send_timeout: Seconds that one call of the sink may take.
+        dead_letters: Where what is refused goes.
+        backoff: Between tries.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        sink: Sink[T],
+        stage: Stage[T],
+        *,
+        acknowledge: Callable[[Sequence[Position]], None] = lambda positions: None,  # noqa: ARG005 - nobody asked
+        max_held: int = 65_536,
+        send_timeout: float = 10.0,
+        dead_letters: DeadLetters | None = None,
+        backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sink = sink
+        self.stage = stage
+        self._acknowledge = acknowledge
+        self._max_held = max_held
+        self._send_timeout = send_timeout
+        self._dead_letters = dead_letters
+        self._abandon_open: bool | None = True
+        self._backoff = backoff or Backoff()
+        self._clock = clock
+        self._log = RateLimitedLog()
+        self._outbox: deque[Parcel[T]] = deque()
+        # what failed, or was halved, the next one last
+        self._again: list[list[Parcel[T]]] = []
+        self._again_count = 0
+        self._not_before = 0.0
+        self._safe: list[Position] = []
+        self._finish_by: float | None = None
+        self._trouble: Trouble | None = None
+        self._received = self._delivered = self._rejected = self._revoked = 0
+        self._retried = self._sent = self._refused = self._dead_lettered = 0
+
+    @property
+    def counters(self) -> LaneCounters:
+        """What has become of the events so far."""
+        # what leaves is read first, so that nothing is missing when another thread reads
+        delivered, rejected, revoked, received = self._delivered, self._rejected, self._revoked, self._received
+        return LaneCounters(
+            received=received,
+            delivered=delivered,
+            rejected=rejected,
+            revoked=revoked,
+            held=received - delivered - rejected - revoked,
+            retried=self._retried,
+            sent=self._sent,
+            refused=self._refused,
+            dead_lettered=self._dead_lettered,
+        )
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why the sink takes nothing at the moment; ``None`` where it does, as far as is known."""
+        return self._trouble
+
+    @property
+    def waiting(self) -> int:
+        """Items that could be sent now and are not safe yet, and acknowledgements that were not taken."""
+        return len(self._outbox) + self._again_count + len(self._safe)
+
+    def has_room(self) -> bool:
+        """Whether one more record may be added."""
+        return self._held() < self._max_held
+
+    def add(self, record: Record) -> None:
+        """Takes a record; it is sent by the next :meth:`tick`."""
+        self._received += 1
+        try:
+            parcels = self.stage.add(record)
+        except (TypeError, ValueError) as error:
+            self._rejected += 1
+            message = "%s: event %s cannot be sent: %s"
+            self._log.write(_LOGGER, logging.ERROR, "event", message, self.sink.name, record.position.offset, error)
+            self._bury(str(error), repr(record.event).encode(errors="backslashreplace"))
+            self._safe.append(record.position)
+        else:
+            self._take(parcels)
+
+    def revoke(self, origin: Hashable) -> None:
+        """Drops what is open of a part of the source, since somebody else reads it from now on."""
+        for group in self.stage.revoke(origin):
+            self._revoked += len(group.positions)
+
+    def tick(self) -> float | None:
+        """Does what is due: sends, sends again, acknowledges.
+
+        Returns:
+            In how many seconds something will be due; ``None`` where only a record makes it so.
+        """
+        self._take(self.stage.advance())
+        send_in = self._send_all(self._clock() + _SLICE)
+        # what has just become safe waits for nothing but this
+        acknowledge_in = self._acknowledge_all()
+        while not self.has_room() and not self.waiting:
+            # all that is held is open: without this, nothing would ever be taken in again
+            self._take(self.stage.make_room())
+            send_in = self._send_all(self._clock() + _SLICE)
+            acknowledge_in = self._acknowledge_all()
+        return min(
+            (due for due in (send_in, acknowledge_in, self.stage.wake_in()) if due is not None),
+            default=None,
+        )
+
+    def finish_by(self, deadline: float, *, abandon_open: bool | None = True) -> None:
+        """Says how :meth:`finish` is to go on; from any thread, before it is called.
+
+        Args:
+            deadline: Until when, in seconds of the clock.
+            abandon_open: Whether executions without an end leave then; ``None`` where they
+                are read again, by a successor: nothing leaves that has not left by itself.
+        """
+        self._finish_by = deadline
+        self._abandon_open = abandon_open
+
+    def finish(self) -> None:
+        """Lets everything leave that does, sends it while there is time, and closes the sink."""
+        if self._abandon_open is not None:
+            self._take(self.stage.finish(abandon=self._abandon_open))
+        deadline = self._finish_by if self._finish_by is not None else self._clock() + _FINISH_TIMEOUT
+        pause = threading.Event()
+        while self.waiting:
+            send_in = self._send_all(deadline)
+            acknowledge_in = self._acknowledge_all()
+            left = deadline - self._clock()
+            if not self.waiting or left <= 0:
+                break
+            pause.wait(min([left, *(due for due in (send_in, acknowledge_in) if due is not None)]))
+        if self.waiting:
+            message = "%s: %d items were not delivered in time for the end; %s"
+            why = self._trouble.reason if self._trouble is not None else "it is too slow"
+            self._log.write(_LOGGER, logging.WARNING, "finish", message, self.sink.name, self.waiting, why)
+        self.sink.close()
+
+    def _held(self) -> int:
+        return self._received - self._delivered - self._rejected - self._revoked
+
+    def _take(self, parcels: Iterable[Parcel[T]]) -> None:
+        for parcel in parcels:
+            if parcel.item is None:
+                self._look_at(parcel.group)
+            else:
+                self._outbox.append(parcel)
+
+    def _look_at(self, group: Group) -> None:
+        """A group whose last parcel is safe is safe."""
+        if group.is_complete and not group.outstanding:
+            rejected = min(group.rejected, len(group.positions))
+            self._rejected += rejected
+            self._delivered += len(group.positions) - rejected
+            self._safe += group.positions
+
+    def _send_all(self, until: float) -> float | None:
+        """Sends what there is; in how many seconds to go on, ``None`` where nothing is left."""
+        while self._again or self._outbox:
+            now = self._clock()
+            if now < self._not_before:
+                return self._not_before - now
+            if now >= until:
+                return 0.0
+            if self._again:
+                batch = self._again.pop()
+                self._again_count -= len(batch)
+                self._retried += 1
+            else:
+                batch = [self._outbox.popleft() for _ in range(min(len(self._outbox), self.sink.max_batch))]
+            self._send(batch, self._send_timeout)
+        return None
+
+    def _send(self, batch: list[Parcel[T]], timeout: float) -> None:
+        finish_by = self._finish_by
+        if finish_by is not None:
+            timeout = max(0.1, min(timeout, finish_by - self._clock()))
+        try:
+            rejections = self.sink.send([parcel.item for parcel in batch if parcel.item is not None], timeout)
+        except RefusedError as error:
+            self._recovered()
+            self._halve(batch, str(error))
+        except UnavailableError as error:
+            self._done([parcel for index, parcel in enumerate(batch) if index in error.delivered])
+            left = [parcel for index, parcel in enumerate(batch) if index not in error.delivered]
+            self._hold(left, error)
+        except Exception as error:  # noqa: BLE001 - a sink of the user's own, or a defect; nothing may get lost by it
+            self._hold(batch, error)
+        else:
+            self._recovered()
+            refused: set[int] = set()
+            for rejection in rejections:
+                # where the far side tells only how many, some have to stand for them
+                indices = range(len(batch)) if rejection.index is None else (rejection.index,)
+                chosen = [index for index in indices if index not in refused][-rejection.count :]
+                refused.update(chosen)
+                self._refuse([batch[index] for index in chosen], rejection.reason, is_known=rejection.index is not None)
+            self._done([parcel for index, parcel in enumerate(batch) if index not in refused])
+
+    def _put_again(self, batch: list[Parcel[T]]) -> None:
+        if batch:
+            self._again.append(batch)
+            self._again_count += len(batch)
+
+    def _halve(self, batch: list[Parcel[T]], reason: str) -> None:
+        if len(batch) == 1:
+            self._refuse(batch, reason, is_known=True)
+            return
+        middle = len(batch) // 2
+        self._put_again(batch[middle:])
+        self._put_again(batch[:middle])
+
+    def _hold(self, batch: list[Parcel[T]], error: Exception) -> None:
+        """Keeps what could not be sent, and waits."""
+        self._put_again(batch)
+        wait = self._backoff.next(error.retry_after if isinstance(error, UnavailableError) else None)
+        self._not_before = self._clock() + wait
+        needs_mending = isinstance(error, MisconfiguredError) or not isinstance(error, UnavailableError)
+        since = self._trouble.since if self._trouble is not None else self._clock()
+        self._trouble = Trouble(str(error) or type(error).__name__, since, needs_mending)
+        self._log.write(
+            _LOGGER,
+            logging.ERROR if needs_mending else logging.WARNING,
+            type(error).__name__,
+            "%s: %s; %d events are held, the next try is in %.1f s",
+            self.sink.name,
+            self._trouble.reason,
+            self._held(),
+            wait,
+            error=None if isinstance(error, UnavailableError) else error,
+        )
+
+    def _recovered(self) -> None:
+        self._backoff.reset()
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            away = self._clock() - trouble.since
+            _LOGGER.info("%s: takes events again, after %.1f s", self.sink.name, away)
+
+    def _done(self, parcels: Sequence[Parcel[T]]) -> None:
+        self._sent += len(parcels)
+        for parcel in parcels:
+            parcel.group.outstanding -= 1
+            self._look_at(parcel.group)
+
+    def _refuse(self, parcels: Sequence[Parcel[T]], reason: str, *, is_known: bool) -> None:
+        self._refused += len(parcels)
+        message = "%s refuses %d items for good: %s"
+        self._log.write(_LOGGER, logging.ERROR, "refused", message, self.sink.name, len(parcels), reason)
+        for parcel in parcels:
+            if is_known:
+                self._bury(reason, _readable(parcel.item))
+            parcel.group.outstanding -= 1
+            parcel.group.rejected += 1
+            self._look_at(parcel.group)
+
+    def _bury(self, reason: str, data: bytes) -> None:
+        if self._dead_letters is not None:
+            self._dead_lettered += self._dead_letters.write(self.sink.name, reason, data)
+
+    def _acknowledge_all(self) -> float | None:
+        """Says which records are safe; in how many seconds to say it again, ``None`` where it was heard."""
+        if not self._safe:
+            return None
+        try:
+            self._acknowledge(self._safe)
+        except UnavailableError as error:
+            message = "%s: %d events are safe, which could not be noted down: %s; it is tried again"
+            self._log.write(_LOGGER, logging.WARNING, "safe", message, self.sink.name, len(self._safe), error)
+            return _ACKNOWLEDGE_AGAIN
+        self._safe = []
+        return None
+
+
+def _readable(item: object) -> bytes:
+    """An item for a person to look at."""
+    if not isinstance(item, Span):
+        return encode_json(item)  # type: ignore[arg-type] # a parcel has an event or a span
+    ids = {"trace_id": f"{item.trace_id:032x}", "span_id": f"{item.span_id:016x}"}
+    return msgspec.json.encode({**msgspec.structs.asdict(item), **ids})

@@ -1,0 +1,236 @@
+"""What stands between records and what a sink takes: nothing for events, the assembler for spans.
+
+A stage turns records into parcels and remembers which records a parcel stands
+for, so that a record is acknowledged when everything made of it is safe: an
+event with itself, the events of an execution with the last of its spans.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from constellation_otel.delivery import Position, Record
+from constellation_otel.events import Event, ModuleFailed, check_event
+from constellation_otel.spans import EXECUTION_ID, MODULE_NAME, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from constellation_otel.assembler import Assembler, Counters
+
+__all__ = ["AssemblyStage", "EventClock", "EventStage", "Group", "Parcel", "Stage"]
+
+T = TypeVar("T")
+"""Event or Span."""
+
+_WINDOW: Final = 64
+"""Records that have to agree that it is later, before an :class:`EventClock` believes it."""
+
+
+class Group(Struct):
+    """Records that become safe together.
+
+    Attributes:
+        positions: Where their source has them.
+        outstanding: Parcels made of them that are on their way.
+        is_complete: Whether no more will be made of them.
+        rejected: Parcels made of them that the far side has refused.
+    """
+
+    positions: list[Position]
+    outstanding: int = 0
+    is_complete: bool = False
+    rejected: int = 0
+
+
+class Parcel(Struct, Generic[T]):
+    """What a sink is to be sent.
+
+    Attributes:
+        item: The event or the span; ``None`` where there is nothing to send and the group
+            has only to be looked at: its events were late, or its trace is not sampled.
+        group: The records that it stands for.
+    """
+
+    item: T | None
+    group: Group
+
+
+class Stage(Protocol[T]):
+    """What a lane asks of a stage; see :class:`EventStage` and :class:`AssemblyStage`."""
+
+    def add(self, record: Record) -> Sequence[Parcel[T]]:
+        """Takes a record in; what leaves by it.
+
+        Raises:
+            TypeError, ValueError: The event carries what it cannot; nothing has changed.
+        """
+
+    def advance(self) -> Sequence[Parcel[T]]:
+        """Lets time pass; what leaves by it."""
+
+    def wake_in(self) -> float | None:
+        """Seconds until :meth:`advance` has something to do; ``None`` while nothing is open."""
+
+    def make_room(self) -> Sequence[Parcel[T]]:
+        """Lets go of what is open for longest without news; what leaves by it."""
+
+    def finish(self, *, abandon: bool) -> Sequence[Parcel[T]]:
+        """The source has ended; what leaves by it."""
+
+    def revoke(self, origin: Hashable) -> Sequence[Group]:
+        """Drops what is open of a part of the source; the groups that are dropped."""
+
+
+class EventStage:
+    """For sinks that take events: each is a parcel of its own."""
+
+    def add(self, record: Record) -> Sequence[Parcel[Event]]:
+        check_event(record.event)
+        return (Parcel(record.event, Group([record.position], 1, is_complete=True)),)
+
+    def advance(self) -> Sequence[Parcel[Event]]:
+        return ()
+
+    def wake_in(self) -> float | None:
+        return None
+
+    def make_room(self) -> Sequence[Parcel[Event]]:
+        return ()
+
+    def finish(self, *, abandon: bool) -> Sequence[Parcel[Event]]:  # noqa: ARG002 - nothing is ever open here
+        return ()
+
+    def revoke(self, origin: Hashable) -> Sequence[Group]:  # noqa: ARG002 - as above
+        return ()
+
+
+class EventClock:
+    """The time of a replay: what the events say, and not the wall.
+
+    It is the earliest timestamp of the last 64 records, and never goes back: neither one
+    event from the future nor an engine whose clock is an hour ahead of the others' makes
+    everything else look as if it had been silent since. Of the first 64 it is the median.
+    """
+
+    def __init__(self) -> None:
+        self._window: deque[int] = deque(maxlen=_WINDOW)
+        self._now_ns = 0
+
+    def __call__(self) -> int:
+        """Nanoseconds."""
+        return self._now_ns
+
+    def see(self, timestamp_ns: int) -> None:
+        """Takes note of a record's timestamp."""
+        self._window.append(timestamp_ns)
+        if timestamp_ns > self._now_ns:
+            is_full = len(self._window) == _WINDOW
+            agreed_ns = min(self._window) if is_full else sorted(self._window)[(len(self._window) - 1) // 2]
+            self._now_ns = max(self._now_ns, agreed_ns)
+
+
+class AssemblyStage:
+    """For sinks that take spans: an assembler, and which records are in which trace.
+
+    Args:
+        assembler: Owned by this from now on.
+        finish_span: Has the last word on each span: what the sampler adds, or ``None`` for
+            a span that is not to be sent. Called once for each, in order.
+        clock: The time of a replay; a monotonic clock where none is given.
+        forget: Called with an execution of which no span will come: its events were late, or
+            somebody else has it.
+    """
+
+    def __init__(
+        self,
+        assembler: Assembler,
+        finish_span: Callable[[Span], Span | None] = lambda span: span,
+        clock: EventClock | None = None,
+        forget: Callable[[UUID], object] = lambda execution_id: None,  # noqa: ARG005 - nobody asked
+    ) -> None:
+        self._assembler = assembler
+        self._finish_span = finish_span
+        self._event_clock = clock
+        self._forget = forget
+        self._now: Callable[[], int] = clock or time.monotonic_ns
+        self._groups: dict[UUID, Group] = {}
+
+    @property
+    def counters(self) -> Counters:
+        """The assembler's."""
+        return self._assembler.counters
+
+    @property
+    def open_executions(self) -> int:
+        """Executions that have started and not left."""
+        return self._assembler.open_executions
+
+    @property
+    def open_modules(self) -> int:
+        """Modules that have started and not ended."""
+        return self._assembler.open_modules
+
+    def add(self, record: Record) -> Sequence[Parcel[Span]]:
+        event = record.event
+        if isinstance(event, ModuleFailed):
+            event = msgspec.structs.replace(event, error=event.error.formatted())
+        check_event(event)
+        if self._event_clock is not None:
+            self._event_clock.see(event.timestamp_ns)
+        execution_id = event.execution_id
+        group = self._groups.setdefault(execution_id, Group([]))
+        group.positions.append(record.position)
+        parcels = self._parcels(self._assembler.add(event, self._now(), record.position.offset))
+        if not self._assembler.is_open(execution_id) and not group.is_complete:
+            # it was late: there is no span to wait for
+            del self._groups[execution_id]
+            group.is_complete = True
+            parcels.append(Parcel(None, group))
+            self._forget(execution_id)
+        return parcels
+
+    def advance(self) -> Sequence[Parcel[Span]]:
+        return self._parcels(self._assembler.advance(self._now()))
+
+    def wake_in(self) -> float | None:
+        deadline_ns = self._assembler.deadline_ns
+        if deadline_ns is None or self._event_clock is not None:
+            # the time of a replay passes with its records only
+            return None
+        return max(0.0, (deadline_ns - self._now()) / 1e9)
+
+    def make_room(self) -> Sequence[Parcel[Span]]:
+        return self._parcels(self._assembler.evict())
+
+    def finish(self, *, abandon: bool) -> Sequence[Parcel[Span]]:
+        return self._parcels(self._assembler.finish(abandon=abandon))
+
+    def revoke(self, origin: Hashable) -> Sequence[Group]:
+        # an execution's records are in one part of a source, where it has parts
+        revoked = [execution_id for execution_id, group in self._groups.items() if group.positions[0].origin == origin]
+        for execution_id in revoked:
+            self._assembler.discard(execution_id)
+            self._forget(execution_id)
+        return [self._groups.pop(execution_id) for execution_id in revoked]
+
+    def _parcels(self, spans: Sequence[Span]) -> list[Parcel[Span]]:
+        parcels = []
+        for span in spans:
+            execution_id = UUID(str(span.attributes[EXECUTION_ID]))
+            group = self._groups[execution_id]
+            if MODULE_NAME not in span.attributes:
+                # an execution's own span is its last
+                del self._groups[execution_id]
+                group.is_complete = True
+            finished = self._finish_span(span)
+            if finished is not None:
+                group.outstanding += 1
+            parcels.append(Parcel(finished, group))
+        return parcels

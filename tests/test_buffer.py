@@ -1,0 +1,400 @@
+"""BufferedListener: from callbacks to a sink, with a journal and without."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from constellation_otel.buffer import BufferCounters, BufferedListener
+from constellation_otel.dead_letters import DeadLetters
+from constellation_otel.delivery import Position, Record, Rejection, Unreadable
+from constellation_otel.errors import UnavailableError
+from constellation_otel.events import ExecutionStarted, ModuleFailed, ModuleStarted
+from constellation_otel.testing import check_listener
+from constellation_otel.transports.journal import Journal
+from deliveries import T0, ListSink, execution
+from support import DEADLINE, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from constellation_otel.events import Event
+
+
+class Gate:
+    """A fault of a sink that waits until it is opened, or that fails until then."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.reached = threading.Event()
+
+    def wait(self, items: object) -> None:
+        self.reached.set()
+        assert self.opened.wait(DEADLINE)
+
+    def fail(self, items: object) -> Exception | None:
+        self.reached.set()
+        return None if self.opened.is_set() else UnavailableError("away", retry_after=0.0)
+
+
+def told(listener: BufferedListener, events: Sequence[Event]) -> None:
+    for event in events:
+        listener.accept(event)
+
+
+def kinds(sink: ListSink) -> list[str]:
+    return [type(item).__name__ for item in sink.items]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A far side that comes back is tried again soon."""
+    monkeypatch.setattr("constellation_otel.lane._SLICE", 5.0)
+    monkeypatch.setattr("constellation_otel.lane.Backoff.__init__.__defaults__", (0.02, 0.05, lambda: 1.0))
+
+
+def test_a_listener_keeps_the_spis_promises() -> None:
+    check_listener(lambda: _Closing(ListSink()))
+
+
+class _Closing(BufferedListener):
+    def close(self, timeout: float = DEADLINE) -> bool:
+        return super().close(timeout)
+
+
+def test_every_callback_arrives_as_its_event_in_order_and_is_counted() -> None:
+    sink = ListSink()
+    listener = BufferedListener(sink)
+    for event in execution(1, fails=True):
+        event.notify(listener)
+    listener.on_execution_cancelled(UUID(int=1), "dag-1")
+    assert listener.flush(DEADLINE)
+    assert kinds(sink) == [
+        "ExecutionStarted", "ModuleStarted", "ModuleFailed", "ExecutionCompleted", "ExecutionCancelled",
+    ]  # fmt: skip
+    assert listener.close(DEADLINE)
+    assert listener.counters == BufferCounters(5, 5, 0, 0, 0, 0, 5, 0, 0)
+    assert (sink.closed, listener.trouble) == (1, None)
+
+
+def test_what_the_sink_cannot_take_now_is_delivered_when_it_can() -> None:
+    gate = Gate()
+    sink = ListSink(*[gate.fail] * 1_000)
+    listener = BufferedListener(sink)
+    told(listener, execution(1))
+    assert gate.reached.wait(DEADLINE)
+    eventually(lambda: listener.trouble is not None, "the trouble is told")
+    assert not listener.flush(0.05)
+    assert listener.counters.held == 4
+    gate.opened.set()
+    assert listener.flush(DEADLINE)
+    assert sink.items == execution(1)
+    assert listener.trouble is None
+    assert listener.close(DEADLINE)
+    assert listener.counters.retried > 0
+
+
+def test_what_finds_everything_full_is_dropped_and_the_sum_is_right(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate()
+    sink = ListSink(gate.wait)
+    listener = BufferedListener(sink, max_queue=4)
+    events = [event for number in range(10) for event in execution(number)]
+    told(listener, events[:1])
+    assert gate.reached.wait(DEADLINE)
+    told(listener, events[1:])
+    counters = listener.counters
+    assert counters.received == 40 == counters.dropped + counters.held
+    assert counters.dropped >= 40 - 1 - 4
+    gate.opened.set()
+    assert listener.close(DEADLINE)
+    counters = listener.counters
+    assert (counters.held, counters.delivered) == (0, 40 - counters.dropped)
+    assert len(sink.items) == counters.delivered
+    assert "the queue is full (4 items); dropping the newest" in caplog.text
+
+
+def test_what_is_refused_is_counted_and_a_dead_letter(tmp_path: Path) -> None:
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    listener = BufferedListener(ListSink([Rejection(0, 1, "no")]), dead_letters=letters)
+    told(listener, execution(1)[:1])
+    assert listener.flush(DEADLINE)
+    assert listener.close(DEADLINE)
+    assert listener.counters == BufferCounters(1, 0, 0, 1, 0, 0, 0, 1, 1)
+
+
+def test_an_event_that_carries_what_it_cannot_is_rejected() -> None:
+    sink = ListSink()
+    listener = BufferedListener(sink)
+    listener.on_module_start(UUID(int=1), UUID(int=2), 7)  # type: ignore[arg-type]
+    told(listener, execution(1)[:1])
+    assert listener.close(DEADLINE)
+    assert (kinds(sink), listener.counters.rejected, listener.counters.held) == (["ExecutionStarted"], 1, 0)
+
+
+def test_closing_keeps_its_timeout_and_tells_the_truth_about_a_sink_that_is_away() -> None:
+    listener = BufferedListener(ListSink(*[UnavailableError("away")] * 10_000))
+    told(listener, execution(1))
+    assert not listener.close(0.2)
+    assert listener.counters.held == 4
+
+
+def test_flushing_keeps_its_timeout_while_the_sink_takes_its_time() -> None:
+    gate = Gate()
+    listener = BufferedListener(ListSink(gate.wait))
+    told(listener, execution(1)[:1])
+    assert gate.reached.wait(DEADLINE)
+    told(listener, execution(1)[1:])
+    assert not listener.flush(0.05)
+    gate.opened.set()
+    assert listener.flush(DEADLINE)
+    assert listener.close(DEADLINE)
+
+
+def test_a_forked_child_starts_with_nothing_and_delivers_its_own(tmp_path: Path) -> None:
+    gate, out = Gate(), tmp_path / "child"
+    sink = ListSink(gate.wait)
+    listener = BufferedListener(sink)
+    told(listener, execution(1))
+    assert gate.reached.wait(DEADLINE)
+    child = os.fork()
+    if child == 0:
+        sink.items, sink.faults = [], []
+        told(listener, execution(2))
+        closed = listener.close(DEADLINE)
+        out.write_text(f"{closed} {[item.execution_id.int for item in sink.items]} {listener.counters.received}")
+        os._exit(0)
+    os.waitpid(child, 0)
+    gate.opened.set()
+    assert listener.close(DEADLINE)
+    assert out.read_text() == "True [2, 2, 2, 2] 4"
+    assert sink.items == execution(1)
+
+
+# --- with a journal ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "telemetry.db"
+
+
+def journal(path: Path, **options: Any) -> Journal:
+    return Journal(path, sinks=["list"], **options)
+
+
+def test_with_a_journal_events_arrive_all_the_same_and_nothing_is_left_in_it(path: Path) -> None:
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=journal(path))
+    told(listener, execution(1, fails=True))
+    assert listener.flush(DEADLINE)
+    assert kinds(sink) == ["ExecutionStarted", "ModuleStarted", "ModuleFailed", "ExecutionCompleted"]
+    assert listener.close(DEADLINE)
+    assert listener.counters == BufferCounters(4, 4, 0, 0, 0, 0, 4, 0, 0)
+    with journal_of(path) as left:
+        assert left.held("list") == 0
+
+
+class journal_of:  # noqa: N801 - reads as a function
+    """A journal that is closed again."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = journal(path)
+
+    def __enter__(self) -> Journal:
+        return self._journal
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+
+
+def test_what_was_not_delivered_is_delivered_by_the_next_process_from_the_journal(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    away = BufferedListener(ListSink(*[UnavailableError("away")] * 10_000), journal=journal(path))
+    told(away, execution(1))
+    assert not away.flush(0.2)
+    assert not away.close(0.4)
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=journal(path))
+    told(listener, execution(2))
+    assert listener.flush(DEADLINE)
+    assert [item.execution_id.int for item in sink.items] == [1] * 4 + [2] * 4
+    assert listener.counters == BufferCounters(8, 8, 0, 0, 0, 0, 8, 0, 0)
+    assert listener.close(DEADLINE)
+    assert "the journal holds 4 events from before; they are delivered" in caplog.text
+
+
+def test_more_than_a_page_and_than_the_lane_holds_comes_through(path: Path) -> None:
+    sink = ListSink()
+    away = BufferedListener(ListSink(*[UnavailableError("away")] * 10_000), journal=journal(path))
+    told(away, [event for number in range(400) for event in execution(number)])
+    assert away._writer is not None
+    assert away._writer.flush(DEADLINE)
+    away.close(0.1)
+    listener = BufferedListener(sink, journal=journal(path), max_queue=600)
+    assert listener.flush(DEADLINE)
+    assert len(sink.items) == 1_600
+    assert listener.close(DEADLINE)
+
+
+def test_an_error_has_its_stack_trace_in_the_journal_and_a_bad_event_is_rejected_alone(path: Path) -> None:
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=journal(path))
+    try:
+        raise ValueError("bad")
+    except ValueError as error:
+        listener.on_module_failed(UUID(int=1), UUID(int=2), "trim", error)
+    listener.on_module_start(UUID(int=1), UUID(int=2), 7)  # type: ignore[arg-type]
+    assert listener.flush(DEADLINE)
+    (failed,) = sink.items
+    assert isinstance(failed, ModuleFailed)
+    assert "ValueError: bad" in str(failed.error.stacktrace)
+    assert listener.close(DEADLINE)
+    assert (listener.counters.rejected, listener.counters.held) == (1, 0)
+
+
+class Store:
+    """A journal in memory, whose calls fail on order: for faults that a disk does not produce when asked."""
+
+    def __init__(self) -> None:
+        self.items: list[Record | Unreadable] = []
+        self.append_faults: list[Any] = []
+        self.read_faults: list[Exception] = []
+        self.acknowledged: list[int] = []
+        self.closed = False
+        self.offsets = iter(range(1_000_000))
+
+    def append(self, events: Sequence[Event]) -> int:
+        fault = self.append_faults.pop(0) if self.append_faults else len(events)
+        if isinstance(fault, Exception):
+            raise fault
+        self.items += [Record(event, Position(None, next(self.offsets))) for event in events[:fault]]
+        return int(fault)
+
+    def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable]:
+        if self.read_faults:
+            raise self.read_faults.pop(0)
+        return [item for item in list(self.items) if item.position.offset > after][:limit]
+
+    def acknowledge(self, sink: str, positions: Sequence[Position]) -> None:
+        self.acknowledged += [position.offset for position in positions]
+
+    def held(self, sink: str) -> int:
+        return len(self.items)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+def test_a_journal_that_cannot_be_written_now_is_written_later_and_the_log_says_so(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append_faults = [UnavailableError("the disk is full")] * 2
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    told(listener, execution(1))
+    assert listener.flush(DEADLINE)
+    assert (sink.items, sorted(store.acknowledged)) == (execution(1), [0, 1, 2, 3])
+    assert listener.close(DEADLINE)
+    assert store.closed
+    assert "the disk is full; 4 events wait in memory for it" in caplog.text
+
+
+def test_a_journal_that_cannot_be_written_until_the_end_is_said_to_have_lost_what_it_had_not(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append_faults = [UnavailableError("the disk is full")] * 1_000
+    listener = BufferedListener(ListSink(), journal=store, max_queue=3)
+    told(listener, execution(1))
+    eventually(lambda: len(store.append_faults) < 995, "it was tried several times")
+    assert not listener.flush(0.05)
+    assert not listener.close(0.2)
+    counters = listener.counters
+    assert counters.received == 4 == counters.held + counters.dropped
+    assert "events could not be written to the journal, and are lost with the process" in caplog.text
+
+
+def test_a_journal_that_is_full_drops_the_newest_and_counts_them(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append_faults = [3, 0]
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    told(listener, execution(1))
+    assert listener.flush(DEADLINE)
+    told(listener, execution(2)[:1])
+    assert listener.flush(DEADLINE)
+    assert sink.items == execution(1)[:3]
+    assert listener.close(DEADLINE)
+    assert (listener.counters.dropped, listener.counters.delivered) == (2, 3)
+    assert "the journal is full; dropping the newest" in caplog.text
+
+
+def test_a_journal_that_cannot_be_read_now_is_read_later(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.read_faults = [UnavailableError("busy")] * 2
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    told(listener, execution(1))
+    assert listener.flush(DEADLINE)
+    assert sink.items == execution(1)
+    assert listener.close(DEADLINE)
+    assert "list: busy; it is read again" in caplog.text
+
+
+@pytest.mark.parametrize("has_letters", [True, False])
+def test_a_record_of_the_journal_that_cannot_be_read_is_left_out_and_counted(
+    store: Store, tmp_path: Path, has_letters: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters = DeadLetters(tmp_path / "dead.jsonl") if has_letters else None
+    store.items = [Unreadable(b"junk", "no event", Position(None, next(store.offsets)))]
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store, dead_letters=letters)
+    told(listener, execution(1)[:1])
+    assert listener.flush(DEADLINE)
+    assert (sink.items, sorted(store.acknowledged)) == (execution(1)[:1], [0, 1])
+    assert listener.close(DEADLINE)
+    assert (listener.counters.rejected, listener.counters.held) == (1, 0)
+    assert "record 0 cannot be read and is left out: no event" in caplog.text
+    assert (tmp_path / "dead.jsonl").exists() is has_letters
+
+
+def test_a_forked_child_leaves_the_journal_to_its_parent_and_delivers_from_memory(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "child"
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=journal(path))
+    told(listener, execution(1))
+    assert listener.flush(DEADLINE)
+    child = os.fork()
+    if child == 0:
+        told(listener, execution(2))
+        closed = listener.close(DEADLINE)
+        out.write_text(f"{closed} {[item.execution_id.int for item in sink.items[4:]]} {listener.counters.received}")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert out.read_text() == "True [2, 2, 2, 2] 4"
+    told(listener, execution(3))
+    assert listener.flush(DEADLINE)
+    assert listener.close(DEADLINE)
+    assert [item.execution_id.int for item in sink.items] == [1] * 4 + [3] * 4
+
+
+def test_events_that_were_read_keep_their_time() -> None:
+    sink = ListSink()
+    listener = BufferedListener(sink)
+    event = ExecutionStarted(UUID(int=1), "dag", T0)
+    listener.accept(event)
+    listener.accept(ModuleStarted(UUID(int=1), None, "trim", T0 + 1))
+    assert listener.close(DEADLINE)
+    assert sink.items == [event, ModuleStarted(UUID(int=1), None, "trim", T0 + 1)]

@@ -1,0 +1,138 @@
+"""What becomes of records before they are sent: nothing, or spans."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from msgspec.structs import replace
+
+from constellation_otel.assembler import Assembler
+from constellation_otel.delivery import Position, Record
+from constellation_otel.events import ErrorInfo, ModuleFailed, ModuleStarted
+from constellation_otel.spans import Span
+from constellation_otel.stages import AssemblyStage, EventClock, EventStage, Group, Parcel
+from deliveries import MS, T0, execution, records
+
+
+def test_an_event_is_a_parcel_of_its_own_and_nothing_ever_waits() -> None:
+    stage = EventStage()
+    (record,) = records(execution(1)[:1], first=7)
+    assert stage.add(record) == (Parcel(record.event, Group([Position(None, 7)], 1, is_complete=True)),)
+    assert (stage.advance(), stage.make_room(), stage.finish(abandon=True), stage.revoke(None)) == ((), (), (), ())
+    assert stage.wake_in() is None
+
+
+@pytest.mark.parametrize("stage", [EventStage(), AssemblyStage(Assembler())])
+def test_an_event_with_a_value_of_the_wrong_type_is_refused(stage: EventStage | AssemblyStage) -> None:
+    event = ModuleStarted(UUID(int=1), UUID(int=2), 7, T0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="module_name must be a str, not 7"):
+        stage.add(Record(event, Position(None, 0)))
+    assert stage.wake_in() is None
+
+
+def test_the_records_of_an_execution_are_one_group_that_is_complete_with_its_own_span() -> None:
+    stage = AssemblyStage(Assembler())
+    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
+    module, whole = parcels
+    assert [parcel.item.name for parcel in parcels if parcel.item] == ["trim", "dag-1"]
+    assert module.group is whole.group
+    assert whole.group == Group([Position(None, number) for number in range(4)], 2, is_complete=True)
+
+
+def test_a_late_event_has_nothing_to_wait_for_and_its_execution_is_forgotten() -> None:
+    forgotten: list[UUID] = []
+    stage = AssemblyStage(Assembler(), forget=forgotten.append)
+    for record in records(execution(1)):
+        stage.add(record)
+    late = records(execution(1), first=4)[0]
+    assert stage.add(late) == [Parcel(None, Group([Position(None, 4)], 0, is_complete=True))]
+    assert forgotten == [UUID(int=1)]
+    assert stage.counters.late == 1
+
+
+def test_a_span_that_is_not_to_be_sent_is_a_parcel_without_an_item() -> None:
+    stage = AssemblyStage(Assembler(), lambda span: None if span.name == "trim" else span)
+    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
+    assert [parcel.item and parcel.item.name for parcel in parcels] == [None, "dag-1"]
+    assert parcels[0].group.outstanding == 1
+
+
+def test_an_errors_stack_trace_is_written_out_before_it_is_assembled() -> None:
+    stage = AssemblyStage(Assembler())
+    try:
+        raise ValueError("bad")
+    except ValueError as error:
+        info = ErrorInfo.of(error)
+    start, module_start, _, _ = execution(1)
+    failed = ModuleFailed(UUID(int=1), module_start.module_id, "trim", info, T0)  # type: ignore[union-attr]
+    (parcel,) = [it for record in records([start, module_start, failed]) for it in stage.add(record)]
+    assert isinstance(parcel.item, Span)
+    assert "ValueError: bad" in str(parcel.item.events[0].attributes["exception.stacktrace"])
+
+
+def test_what_is_open_is_let_go_at_the_end_or_kept_and_counted() -> None:
+    stage = AssemblyStage(Assembler())
+    for record in records([*execution(1)[:2], *execution(2)[:1]]):
+        stage.add(record)
+    assert (stage.open_executions, stage.open_modules) == (2, 1)
+    assert stage.finish(abandon=False) == []
+    assert [parcel.item.name for parcel in stage.make_room() if parcel.item] == ["trim", "dag-1"]
+    assert [parcel.item.name for parcel in stage.finish(abandon=True) if parcel.item] == ["dag-2"]
+    assert stage.open_executions == 0
+
+
+def test_time_lets_spans_leave_and_says_when_it_will() -> None:
+    stage = AssemblyStage(Assembler(settle=0.01))
+    assert stage.wake_in() is None
+    for record in records(execution(1)):
+        assert stage.add(record) == []
+    wake_in = stage.wake_in()
+    assert wake_in is not None
+    assert 0 <= wake_in <= 0.01
+    parcels: list[Parcel[Span]] = []
+    while len(parcels) < 2:
+        parcels += stage.advance()
+    assert [parcel.item.name for parcel in parcels if parcel.item] == ["trim", "dag-1"]
+
+
+def test_what_is_open_of_a_part_that_is_taken_away_is_dropped_and_may_come_again() -> None:
+    forgotten: list[UUID] = []
+    stage = AssemblyStage(Assembler(), forget=forgotten.append)
+    for record in [*records(execution(1)[:3], origin="a"), *records(execution(2)[:3], origin="b")]:
+        stage.add(record)
+    (group,) = stage.revoke("a")
+    assert group.positions == [Position("a", number) for number in range(3)]
+    assert forgotten == [UUID(int=1)]
+    assert stage.open_executions == 1
+    again = [parcel for record in records(execution(1), origin="a") for parcel in stage.add(record)]
+    assert [parcel.item.name for parcel in again if parcel.item] == ["trim", "dag-1"]
+
+
+def test_the_time_of_a_replay_is_what_its_records_agree_on() -> None:
+    clock = EventClock()
+    assert clock() == 0
+    seen = []
+    for timestamp_ns in (T0 - 3_600_000 * MS, T0, T0 + 1, T0 + 3_600_000 * MS, T0 + 2, *range(T0 + 3, T0 + 70)):
+        clock.see(timestamp_ns)
+        seen.append(clock() - T0)
+    assert seen[:6] == [-3_600_000 * MS, -3_600_000 * MS, 0, 0, 1, 1]
+    assert seen == sorted(seen)
+    for timestamp_ns in (*range(T0 + 70, T0 + 140), T0 - 1):
+        clock.see(timestamp_ns)
+    assert clock() == T0 + 139 - 63
+
+
+def test_a_replay_lets_what_was_silent_leave_by_the_time_of_its_records_only() -> None:
+    stage = AssemblyStage(Assembler(idle_timeout=60), clock=EventClock())
+    opened = records(execution(1)[:1])[0]
+    stage.add(opened)
+    later = [record for number in range(2, 20) for record in records(execution(number, start_ns=T0 + 30_000 * MS))]
+    for record in later:
+        stage.add(record)
+    assert stage.wake_in() is None
+    assert stage.advance() == []
+    much_later = execution(20, start_ns=T0 + 120_000 * MS)
+    for record in records([replace(event, timestamp_ns=T0 + 120_000 * MS) for _ in range(16) for event in much_later]):
+        stage.add(record)
+    assert [parcel.item.name for parcel in stage.advance() if parcel.item] == ["dag-1"]
