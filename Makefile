@@ -15,7 +15,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests --ignore=tests/e2e --cov --cov-report=term --cov-fail-under=100
 
 e2e: $(STAMP)
-	tests/e2e/peers/get collector jaeger
+	tests/e2e/peers/get collector jaeger kafka postgres
 	$(BIN)/python -m pytest tests/e2e
 
 bench: $(STAMP)

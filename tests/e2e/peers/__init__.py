@@ -9,6 +9,8 @@ from __future__ import annotations
 from .artifact import Artifact, MissingPeerError
 from .collector import Collector
 from .jaeger import Jaeger
+from .kafka import Kafka
+from .postgres import Postgres
 from .server import PeerError, Server
 from .waiting import NotYet, eventually
 
@@ -16,9 +18,11 @@ __all__ = [
     "Artifact",
     "Collector",
     "Jaeger",
+    "Kafka",
     "MissingPeerError",
     "NotYet",
     "PeerError",
+    "Postgres",
     "Server",
     "eventually",
 ]
