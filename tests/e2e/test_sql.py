@@ -1,0 +1,643 @@
+"""The audit table in a real PostgreSQL, whose time zone is Berlin's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from constellation_otel.delivery import Position, Record, Unreadable
+from constellation_otel.errors import MisconfiguredError, RefusedError, SourceError, UnavailableError
+from constellation_otel.events import (
+    ErrorInfo,
+    Event,
+    ExecutionCancelled,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+)
+from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
+
+from .peers import Postgres, eventually
+from .peers.postgres import PASSWORD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+TIMEOUT = 30.0
+EXECUTION = UUID("6ba7b810-9dad-41d1-80b4-00c04fd430c8")
+MODULE = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
+NS = 1_774_742_400_123_456_789
+"""2026-03-29T00:00:00.123456789 UTC, 01:00 in Berlin."""
+
+SIX: list[Event] = [
+    ExecutionStarted(EXECUTION, "my-pipeline", NS, "00-4104c80a8a6c1bf4a355527a7906fb00-00f067aa0ba902b7-01", "v=1"),
+    ModuleStarted(EXECUTION, MODULE, "Trim", NS + 1),
+    ModuleCompleted(EXECUTION, MODULE, "Trim", 2.5, NS + 2),
+    ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo("ValueError", "no words"), NS + 3),
+    ExecutionCompleted(EXECUTION, "my-pipeline", False, 15.0, NS + 4),
+    ExecutionCancelled(EXECUTION, "my-pipeline", NS + 5),
+]
+
+# as the guide has it
+GUIDE_DDL = """
+CREATE TABLE execution_audit (
+  id            SERIAL PRIMARY KEY,
+  event_type    VARCHAR(50) NOT NULL,
+  execution_id  UUID NOT NULL,
+  dag_name      VARCHAR(255),
+  module_name   VARCHAR(255),
+  duration_ms   BIGINT,
+  succeeded     BOOLEAN,
+  error_message TEXT,
+  created_at    TIMESTAMP DEFAULT NOW()
+);
+
+CREATE INDEX idx_audit_execution_id ON execution_audit(execution_id);
+CREATE INDEX idx_audit_dag_name ON execution_audit(dag_name);
+"""
+
+
+class Database:
+    """A database of its own for one test, and what is opened on it: all of it closed at the end."""
+
+    def __init__(self, postgres: Postgres, name: str) -> None:
+        self.postgres = postgres
+        self.name = name
+        self.url = postgres.url(name)
+        self.opened: list[SqlSink | SqlSource] = []
+
+    def psql(self, script: str) -> str:
+        return self.postgres.psql(script, database=self.name)
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A session of somebody else's, with a transaction open from its first statement on."""
+        connection = psycopg.connect(self.url, connect_timeout=10)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def sink(self, parameters: str = "") -> SqlSink:
+        sink = SqlSink(self.url + parameters)
+        self.opened.append(sink)
+        return sink
+
+    def source(self, parameters: str = "", **options: Any) -> SqlSource:
+        source = SqlSource(self.url + parameters, **options)
+        self.opened.append(source)
+        return source
+
+    def items(self, parameters: str = "", **options: Any) -> list[Record | Unreadable]:
+        source = self.source(parameters, **options)
+        items: list[Record | Unreadable] = []
+        while not source.has_ended:
+            items.extend(source.read(TIMEOUT))
+        return items
+
+    def events(self, parameters: str = "", **options: Any) -> list[Event]:
+        return [item.event for item in self.items(parameters, **options) if isinstance(item, Record)]
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres(tmp_path_factory.mktemp("postgres"), {"timezone": "Europe/Berlin"}) as server:
+        yield server
+
+
+@pytest.fixture
+def make_database() -> Iterator[Callable[[Postgres], Database]]:
+    made: list[Database] = []
+
+    def make(postgres: Postgres) -> Database:
+        name = f"audit_{next(numbers)}"
+        postgres.psql(f"CREATE DATABASE {name}")
+        made.append(Database(postgres, name))
+        return made[-1]
+
+    yield make
+    for database in made:
+        for opened in database.opened:
+            opened.close()
+
+
+@pytest.fixture
+def database(postgres: Postgres, make_database: Callable[[Postgres], Database]) -> Database:
+    return make_database(postgres)
+
+
+numbers = count()
+
+
+def started(number: int) -> ExecutionStarted:
+    return ExecutionStarted(UUID(int=number), f"dag-{number}", NS + number)
+
+
+def insert(number: int) -> str:
+    return (
+        "INSERT INTO execution_audit (event_type, execution_id, dag_name)"
+        f" VALUES ('execution.started', '{UUID(int=number)}', 'dag-{number}')"
+    )
+
+
+def offsets(items: Sequence[Record | Unreadable]) -> list[int]:
+    return [item.position.offset for item in items]
+
+
+def test_the_rows_of_the_guides_own_listener_are_read_with_the_time_of_their_insertion(database: Database) -> None:
+    database.psql(GUIDE_DDL)
+    columns = "event_type, execution_id, dag_name, module_name, duration_ms, succeeded, error_message"
+    before = time.time_ns()
+    with database.connection() as connection:
+        for row in [
+            ("execution.started", EXECUTION, "my-pipeline", None, None, None, None),
+            ("module.started", EXECUTION, None, "Trim", None, None, None),
+            ("module.completed", EXECUTION, None, "Trim", 2, True, None),
+            ("module.failed", EXECUTION, None, "WordCount", None, False, "no words"),
+            ("execution.completed", EXECUTION, "my-pipeline", None, 15, False, None),
+        ]:
+            connection.execute(f"INSERT INTO execution_audit ({columns}) VALUES (%s, %s, %s, %s, %s, %s, %s)", row)
+            connection.commit()
+    after = time.time_ns()
+    read = database.events()
+    at = [event.timestamp_ns for event in read]
+    assert read == [
+        ExecutionStarted(EXECUTION, "my-pipeline", at[0]),
+        ModuleStarted(EXECUTION, None, "Trim", at[1]),
+        ModuleCompleted(EXECUTION, None, "Trim", 2.0, at[2]),
+        ModuleFailed(EXECUTION, None, "WordCount", ErrorInfo(None, "no words"), at[3]),
+        ExecutionCompleted(EXECUTION, "my-pipeline", False, 15.0, at[4]),
+    ]
+    # the server's NOW() has microseconds
+    assert [before // 1000 * 1000, *at, after] == sorted([before // 1000 * 1000, *at, after])
+    assert database.events(execution_id=EXECUTION) == read
+    assert database.events(execution_id=MODULE) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "hours"),
+    [("", 1), ("?timezone=Europe/Berlin", 1), ("?timezone=UTC", 0), ("?timezone=Asia/Tokyo", 9)],
+)
+def test_created_at_is_in_the_servers_zone_or_in_the_urls(database: Database, parameters: str, hours: int) -> None:
+    database.psql(GUIDE_DDL)
+    database.psql(insert(1) + "; UPDATE execution_audit SET created_at = '2026-01-15 12:00:00.000001'")
+    noon = 1_768_478_400_000_001_000
+    assert database.events(parameters) == [ExecutionStarted(UUID(int=1), "dag-1", noon - hours * 3_600_000_000_000)]
+
+
+def test_a_column_with_a_zone_needs_none(database: Database) -> None:
+    database.psql(GUIDE_DDL.replace("TIMESTAMP", "TIMESTAMPTZ"))
+    database.psql(insert(1) + "; UPDATE execution_audit SET created_at = '2026-01-15 12:00:00.000001-05'")
+    assert database.events("?timezone=Asia/Tokyo") == [
+        ExecutionStarted(UUID(int=1), "dag-1", 1_768_478_400_000_001_000 + 5 * 3_600_000_000_000)
+    ]
+    database.psql("ALTER TABLE execution_audit ADD occurred_ns BIGINT")
+    database.sink("?timezone=Asia/Tokyo").send(SIX[:1], TIMEOUT)
+    assert (
+        database.psql("SET timezone = 'UTC'; SELECT created_at FROM execution_audit WHERE id = 2")
+        == "2026-03-29 00:00:00.123456+00"
+    )
+
+
+def test_the_ddl_that_is_printed_makes_what_the_sink_makes(
+    postgres: Postgres, make_database: Callable[[Postgres], Database]
+) -> None:
+    by_hand, by_sink = make_database(postgres), make_database(postgres)
+    by_hand.psql(schema_ddl("postgresql"))
+    by_hand.psql(schema_ddl("postgresql"))
+    by_sink.sink().send(SIX, TIMEOUT)
+    columns = (
+        "SELECT column_name, data_type, character_maximum_length, is_nullable, column_default"
+        " FROM information_schema.columns WHERE table_name = 'execution_audit' ORDER BY ordinal_position"
+    )
+    indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'execution_audit' ORDER BY indexname"
+    assert by_sink.psql(columns) == by_hand.psql(columns)
+    assert by_sink.psql(indexes) == by_hand.psql(indexes)
+    assert by_hand.psql(columns).splitlines()[:10] == [
+        "id|integer||NO|nextval('execution_audit_id_seq'::regclass)",
+        "event_type|character varying|50|NO|",
+        "execution_id|uuid||NO|",
+        "dag_name|character varying|255|YES|",
+        "module_name|character varying|255|YES|",
+        "duration_ms|bigint||YES|",
+        "succeeded|boolean||YES|",
+        "error_message|text||YES|",
+        "created_at|timestamp without time zone||YES|now()",
+        "event_id|uuid||YES|",
+    ]
+    assert [line.split("|")[0] for line in by_hand.psql(indexes).splitlines()] == [
+        "execution_audit_event_id_key",
+        "execution_audit_pkey",
+        "idx_audit_dag_name",
+        "idx_audit_execution_id",
+    ]
+
+
+def test_a_batch_that_is_sent_twice_is_there_once(database: Database) -> None:
+    sink = database.sink()
+    assert sink.send(SIX, TIMEOUT) == []
+    assert sink.send(SIX, TIMEOUT) == []
+    assert database.events() == SIX
+    assert database.psql("SELECT created_at FROM execution_audit WHERE id = 1") == "2026-03-29 01:00:00.123456"
+
+
+def test_what_no_text_can_hold_is_replaced_and_names_are_cut(database: Database) -> None:
+    replaced = "\N{REPLACEMENT CHARACTER}"
+    events: list[Event] = [
+        ExecutionStarted(EXECUTION, "d" * 300, NS, "00-\x00", "a=\x00"),
+        ModuleFailed(EXECUTION, MODULE, "ä" * 300, ErrorInfo("E\x00", "bad \x00\ud800"), NS + 1),
+    ]
+    assert database.sink().send(events, TIMEOUT) == []
+    assert database.events() == [
+        ExecutionStarted(EXECUTION, "d" * 255, NS, f"00-{replaced}", f"a={replaced}"),
+        ModuleFailed(EXECUTION, MODULE, "ä" * 255, ErrorInfo(f"E{replaced}", f"bad {replaced}{replaced}"), NS + 1),
+    ]
+
+
+def test_a_table_with_the_guides_columns_only_is_written_as_it_is(database: Database) -> None:
+    database.psql(GUIDE_DDL)
+    before = time.time_ns() // 1000 * 1000
+    database.sink().send(SIX, TIMEOUT)
+    read = database.events()
+    assert [type(event) for event in read] == [type(event) for event in SIX]
+    assert all(before <= event.timestamp_ns <= time.time_ns() for event in read)
+    assert database.psql("SELECT count(*) FROM information_schema.columns WHERE table_name = 'execution_audit'") == "9"
+
+
+def test_a_table_with_other_columns_and_types_is_written_and_read(database: Database) -> None:
+    table = GUIDE_DDL.replace("UUID NOT NULL", "VARCHAR(32) NOT NULL").replace(
+        "SERIAL", "BIGINT GENERATED ALWAYS AS IDENTITY"
+    )
+    more = "DEFAULT NOW(), host TEXT DEFAULT 'a', day DATE GENERATED ALWAYS AS (DATE '2026-01-01') STORED NOT NULL,"
+    table = table.replace("DEFAULT NOW()", more + " module_id UUID, occurred_ns NUMERIC, error_type INTEGER")
+    database.psql(table.replace("execution_audit", '"Audit"'))
+    database.sink("?table=Audit").send(SIX[3:4], TIMEOUT)
+    assert database.events("?table=Audit", execution_id=EXECUTION) == [
+        ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo(None, "no words"), NS + 3)
+    ]
+    assert database.psql('SELECT execution_id, host, error_type FROM "Audit"') == f"{EXECUTION.hex}|a|"
+
+
+def test_a_table_that_is_no_audit_table_is_somebodys_to_mend(database: Database) -> None:
+    database.psql("CREATE TABLE execution_audit (id SERIAL PRIMARY KEY, execution_id INTEGER)")
+    message = (
+        "the table execution_audit is no audit table: event_type is missing; dag_name is missing; .*"
+        r"execution_id is INTEGER\(\), not one of Uuid, String\. Make one"
+    )
+    with pytest.raises(MisconfiguredError, match=message):
+        database.sink().send(SIX, TIMEOUT)
+    with pytest.raises(SourceError, match=message):
+        database.source().read(TIMEOUT)
+    with pytest.raises(SourceError, match="there is no table audit"):
+        database.source("?table=audit").read(TIMEOUT)
+
+
+def test_a_row_that_the_database_refuses_is_refused_and_the_next_batch_is_written(database: Database) -> None:
+    database.psql(schema_ddl("postgresql") + "ALTER TABLE execution_audit ADD CHECK (dag_name <> 'dag-2')")
+    sink = database.sink()
+    with pytest.raises(RefusedError, match='violates check constraint "execution_audit_dag_name_check"'):
+        sink.send([started(1), started(2), started(3)], TIMEOUT)
+    sink.send([started(1), started(3)], TIMEOUT)
+    assert database.events() == [started(1), started(3)]
+
+
+def test_rows_that_are_no_events_are_given_as_they_are(database: Database) -> None:
+    database.psql(GUIDE_DDL)
+    database.psql("; ".join(map(insert, range(1, 6))))
+    database.psql(
+        "UPDATE execution_audit SET created_at = 'infinity' WHERE id = 1;"
+        "UPDATE execution_audit SET created_at = '20000-01-01' WHERE id = 2;"
+        "UPDATE execution_audit SET event_type = 'started' WHERE id = 3;"
+        "UPDATE execution_audit SET dag_name = NULL WHERE id = 4;"
+        "UPDATE execution_audit SET created_at = '2026-03-29 01:00:00' WHERE id > 2"
+    )
+    items, late = database.items(), "20000-01-01T00:00:00.000000"
+    assert [item.reason.split(";")[0] for item in items if isinstance(item, Unreadable)] == [
+        "not an event: created_at is None, which is no time",
+        f"not an event: created_at is {late!r}, which is no time: Invalid isoformat string: {late!r}",
+        "not an event: eventType 'started' is none of the six",
+        "not an event: dagName is missing or null",
+    ]
+    assert items[-1] == Record(ExecutionStarted(UUID(int=5), "dag-5", NS - 123_456_789), Position(None, 5))
+
+
+@contextmanager
+def reading(source: SqlSource) -> Iterator[list[int]]:
+    """What a source gives, read by a thread, as long as the block takes."""
+    stopped = threading.Event()
+    given: list[int] = []
+
+    def run() -> None:
+        while not stopped.is_set():
+            given.extend(offsets(source.read(0.05)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield given
+    finally:
+        stopped.set()
+        thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
+def test_ids_that_commit_out_of_order_are_all_given_and_each_once(database: Database) -> None:
+    database.psql(GUIDE_DDL)
+    source = database.source(follow=True, poll_interval=0.02, gap_timeout=TIMEOUT)
+    with reading(source) as given, database.connection() as slow, database.connection() as slower:
+        slow.execute(insert(1))
+        slower.execute(insert(2))
+        database.psql(insert(3))
+        eventually(lambda: given == [3], TIMEOUT, "the third row, which was first, is given")
+        slower.commit()
+        eventually(lambda: given == [3, 2], TIMEOUT, "the second row is given")
+        slow.execute(insert(4))
+        database.psql(insert(5))
+        eventually(lambda: given == [3, 2, 5], TIMEOUT, "the fifth row is given")
+        slow.commit()
+        eventually(lambda: len(given) >= 5, TIMEOUT, "all rows are given")
+        database.psql(insert(6))
+        eventually(lambda: 6 in given, TIMEOUT, "the sixth row is given")
+    assert given == [3, 2, 5, 1, 4, 6]
+
+
+def test_ids_that_were_rolled_back_hold_nothing_up(database: Database) -> None:
+    database.psql(GUIDE_DDL)
+    source = database.source(follow=True, poll_interval=0.02, gap_timeout=0.1)
+    with reading(source) as given, database.connection() as other:
+        other.execute(insert(1))
+        database.psql(insert(2))
+        eventually(lambda: given == [2], TIMEOUT, "the second row is given")
+        other.rollback()
+        database.psql(insert(3))
+        eventually(lambda: given == [2, 3], TIMEOUT, "the third row is given")
+        eventually(lambda: not list(source._gaps.chunks()), TIMEOUT, "the gap is given up")
+
+
+def test_several_writers_at_once_lose_nothing_to_a_reader_that_follows(database: Database) -> None:
+    database.psql(schema_ddl("postgresql"))
+    batches = [[started(writer * 1000 + number) for number in range(200)] for writer in range(4)]
+
+    def write(batch: list[ExecutionStarted]) -> None:
+        sink = SqlSink(database.url)
+        for begin in range(0, len(batch), 20):
+            sink.send(batch[begin : begin + 20], TIMEOUT)
+        sink.close()
+
+    with reading(database.source(follow=True, poll_interval=0.01, gap_timeout=TIMEOUT)) as given:
+        writers = [threading.Thread(target=write, args=(batch,)) for batch in batches]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(TIMEOUT)
+        eventually(lambda: len(given) >= 800, TIMEOUT, "all rows are given")
+    assert sorted(given) == sorted(offsets(database.items()))
+    assert sorted(event.execution_id.int for event in database.events()) == sorted(
+        event.execution_id.int for batch in batches for event in batch
+    )
+
+
+def test_sinks_that_make_the_table_at_the_same_time_all_succeed_in_the_end(database: Database) -> None:
+    barrier = threading.Barrier(4)
+    done: list[int] = []
+
+    def write(number: int) -> None:
+        sink = SqlSink(database.url)
+        barrier.wait(TIMEOUT)
+        for _ in range(3):
+            try:
+                sink.send([started(number)], TIMEOUT)
+            except UnavailableError as error:
+                assert type(error) is UnavailableError  # noqa: PT017 - it is one of three tries
+            else:
+                done.append(number)
+                break
+        sink.close()
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(TIMEOUT)
+    assert sorted(done) == [0, 1, 2, 3]
+    assert sorted(event.execution_id.int for event in database.events()) == [0, 1, 2, 3]
+
+
+def test_a_server_that_is_killed_and_started_again_has_all_that_was_acknowledged(
+    tmp_path: Path, make_database: Callable[[Postgres], Database]
+) -> None:
+    with Postgres(tmp_path) as postgres:
+        database = make_database(postgres)
+        sink = database.sink()
+        acknowledged: list[ExecutionStarted] = []
+        failures: list[UnavailableError] = []
+        stopped = threading.Event()
+
+        def send() -> None:
+            batches = count()
+            batch: list[ExecutionStarted] = []
+            while not stopped.is_set():
+                batch = batch or [started(next(batches) * 100 + number) for number in range(50)]
+                try:
+                    sink.send(batch, 5.0)
+                except UnavailableError as error:
+                    failures.append(error)
+                    stopped.wait(0.05)
+                else:
+                    acknowledged.extend(batch)
+                    batch = []
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            for _ in range(2):
+                had = len(acknowledged)
+                eventually(lambda had=had: len(acknowledged) > had + 200, TIMEOUT, "some batches are written")  # type: ignore[misc] # bound
+                postgres.kill()
+                failed = len(failures)
+                eventually(lambda failed=failed: len(failures) > failed, TIMEOUT, "the sink notices")  # type: ignore[misc] # bound
+                postgres.start()
+            had = len(acknowledged)
+            eventually(lambda: len(acknowledged) > had + 200, TIMEOUT, "it writes again")
+        finally:
+            stopped.set()
+            sender.join(TIMEOUT)
+        assert {type(failure) for failure in failures} == {UnavailableError}
+        found = database.events()
+        assert len(found) == len(set(found))
+        assert set(acknowledged) <= set(found)
+        for opened in database.opened:
+            opened.close()
+
+
+def test_a_table_that_somebody_has_locked_is_unavailable_within_the_timeout(database: Database) -> None:
+    sink = database.sink()
+    sink.send([started(1)], TIMEOUT)
+    with database.connection() as other:
+        other.execute("LOCK TABLE execution_audit")
+        begun = time.monotonic()
+        with pytest.raises(UnavailableError, match="canceling statement due to statement timeout"):
+            sink.send([started(2)], 4.0)
+        assert 2.0 < time.monotonic() - begun < 4.0
+    sink.send([started(2)], TIMEOUT)
+    assert database.events() == [started(1), started(2)]
+
+
+def test_a_server_that_answers_nothing_is_unavailable_within_the_timeout(database: Database) -> None:
+    sink, source = database.sink(), database.source(follow=True, poll_interval=0.01)
+    sink.send([started(1)], TIMEOUT)
+    assert offsets(source.read(TIMEOUT)) == [1]
+    processes = database.psql(
+        f"SELECT pid FROM pg_stat_activity WHERE datname = '{database.name}' AND pid <> pg_backend_pid()"
+    )
+    backends = [int(line) for line in processes.splitlines()]
+    assert len(backends) == 2
+    for backend in backends:
+        os.kill(backend, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(UnavailableError) as caught:
+            sink.send([started(2)], 2.0)
+        assert 1.0 < time.monotonic() - begun < 2.5
+        assert type(caught.value) is UnavailableError
+        results: list[object] = []
+        reader = threading.Thread(target=lambda: results.append(source.read(TIMEOUT)))
+        reader.start()
+        eventually(lambda: not source._idle.is_set(), TIMEOUT, "it reads")
+        source.close()
+        reader.join(TIMEOUT)
+        assert results == [[]]
+    finally:
+        for backend in backends:
+            os.kill(backend, signal.SIGCONT)
+    sink.send([started(2)], TIMEOUT)
+    assert database.events() == [started(1), started(2)]
+
+
+def test_a_whole_server_that_is_stopped_is_unavailable_within_the_timeout(
+    tmp_path: Path, make_database: Callable[[Postgres], Database]
+) -> None:
+    with Postgres(tmp_path) as postgres:
+        sink = make_database(postgres).sink()
+        os.kill(postgres.pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            with pytest.raises(UnavailableError, match="timeout expired"):
+                sink.send(SIX, 5.0)
+            assert time.monotonic() - begun < 5.0
+        finally:
+            os.kill(postgres.pid, signal.SIGCONT)
+        sink.send(SIX, TIMEOUT)
+        sink.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "name", "message"),
+    [
+        ("constellation", "wr0ng-passw0rd", "postgres", 'password authentication failed for user "constellation"'),
+        ("nobody-here", PASSWORD, "postgres", 'password authentication failed for user "nobody-here"'),
+        ("constellation", PASSWORD, "no_such_database", 'database "no_such_database" does not exist'),
+    ],
+)
+def test_who_is_not_let_in_is_told_and_nothing_tells_the_password(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture, user: str, password: str, name: str, message: str
+) -> None:
+    url = postgres.url(name, user=user, password=password)
+    with caplog.at_level(logging.DEBUG):
+        for transport in (SqlSink(url), SqlSource(url)):
+            with pytest.raises(MisconfiguredError, match=re.escape(message)) as caught:
+                transport.send(SIX, TIMEOUT) if isinstance(transport, SqlSink) else transport.read(TIMEOUT)
+            transport.close()
+            said = (
+                f"{caught.value!r} {''.join(traceback.format_exception(caught.value))} {transport!r} {transport.name}"
+            )
+            assert password not in said
+    assert password not in caplog.text
+
+
+def test_who_may_not_write_or_read_is_told(database: Database) -> None:
+    database.psql(schema_ddl("postgresql") + "CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    url = database.postgres.url(database.name, user="guest", password="guest")
+    sink, source = SqlSink(url), SqlSource(url)
+    with pytest.raises(MisconfiguredError, match="permission denied for table execution_audit; mend the URL"):
+        sink.send(SIX, TIMEOUT)
+    with pytest.raises(MisconfiguredError, match="permission denied for table execution_audit; mend the URL"):
+        source.read(TIMEOUT)
+    database.psql("GRANT ALL ON execution_audit, execution_audit_id_seq TO guest")
+    sink.send(SIX, TIMEOUT)
+    assert len(source.read(TIMEOUT)) == 6
+    sink.close()
+    source.close()
+    database.psql("DROP OWNED BY guest; DROP ROLE guest")
+
+
+def test_a_server_that_is_not_there_and_an_option_that_is_none_are_told_apart(postgres: Postgres) -> None:
+    nowhere = SqlSink("postgresql://me:secret@127.0.0.1:1/shop")
+    with pytest.raises(UnavailableError, match=r"[Cc]onnection refused") as caught:
+        nowhere.send(SIX, TIMEOUT)
+    assert type(caught.value) is UnavailableError
+    nowhere.close()
+    misspelt = SqlSink(f"{postgres.url()}?ssl_mode=require")
+    with pytest.raises(MisconfiguredError, match='invalid connection option "ssl_mode"'):
+        misspelt.send(SIX, TIMEOUT)
+    misspelt.close()
+
+
+FORKING = """
+import os, sys
+from uuid import UUID
+from constellation_otel.events import ExecutionStarted
+from constellation_otel.transports.sql import SqlSink
+
+sink = SqlSink(sys.argv[1])
+
+def write(number):
+    sink.send([ExecutionStarted(UUID(int=number), f"dag-{number}", number)], 30.0)
+
+write(1)
+child = os.fork()
+if child == 0:
+    write(2)
+    # with all that an interpreter does at its end, so that the parent's connection would be closed if it could
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+write(3)
+sink.close()
+"""
+
+
+def test_a_forked_child_has_a_connection_of_its_own(database: Database) -> None:
+    arguments = [sys.executable, "-c", FORKING, database.url]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [event.execution_id.int for event in database.events()] == [1, 2, 3]
+
+
+def test_a_long_table_is_read_in_pages(database: Database) -> None:
+    database.psql(schema_ddl("postgresql"))
+    sink = database.sink()
+    written = [ModuleCompleted(uuid4(), uuid4(), "Trim", 2.5, NS + number) for number in range(2000)]
+    for begin in range(0, len(written), sink.max_batch):
+        sink.send(written[begin : begin + sink.max_batch], TIMEOUT)
+    source = database.source()
+    pages = [source.read(TIMEOUT) for _ in range(4)]
+    assert [len(page) for page in pages] == [512, 512, 512, 464]
+    assert source.has_ended
+    assert [item.event for page in pages for item in page if isinstance(item, Record)] == written
