@@ -1,0 +1,988 @@
+"""The engine's WebSocket as a source: against a stand-in on real sockets, and a real engine where there is one.
+
+``CONSTELLATION_ENGINE_URL`` names one (with ``CONSTELLATION_API_KEY``, if it wants a key):
+what holds for any engine then runs against that, too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import runpy
+import socket
+import ssl
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import ClientConnection, connect
+
+from constellation_otel.delivery import Position, Record, Source, SourceItem, Unreadable
+from constellation_otel.dialects import decode_frame, encode_frame
+from constellation_otel.errors import ConfigurationError, MissingExtraError, UnavailableError
+from constellation_otel.events import ExecutionStarted
+from constellation_otel.transports import websocket
+from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState, _Backoff
+from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, recorded
+from support import DEADLINE, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    MakeSource = Callable[..., WebSocketSource]
+
+LOGGER = "constellation_otel.transports.websocket"
+KEY = "a-key-of-twenty-four-chars"
+SOON = (0.01, 0.05)
+"""Seconds between tries, so that tests need not wait."""
+ONE = UUID("00000000-0000-4000-8000-000000000001")
+TWO = UUID("00000000-0000-4000-8000-000000000002")
+CONNECTED = WebSocketState("connected", None)
+REAL_ENGINE = os.environ.get("CONSTELLATION_ENGINE_URL")
+REAL_KEY = os.environ.get("CONSTELLATION_API_KEY", "")
+ENGINES = ["stand-in", *([REAL_ENGINE] if REAL_ENGINE else [])]
+
+# made for these tests, for 127.0.0.1 and until 2120; it protects nothing
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBZTCCAQygAwIBAgIBATAKBggqhkjOPQQDAjARMQ8wDQYDVQQDDAZlbmdpbmUw
+IBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBExDzANBgNVBAMMBmVu
+Z2luZTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABONdHFmQ4HU2jn6QKui/zOkL
+U/IEvyFKbYjn7iVCeyum/V7RwOTfHr+/jmi2BET6ILAAPIjY1iGHpdnjCFGwTnCj
+UzBRMA8GA1UdEQQIMAaHBH8AAAEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8E
+BAMCAoQwHQYDVR0OBBYEFPtygXpWBHBOV7/+JRjjGWITt6UJMAoGCCqGSM49BAMC
+A0cAMEQCIAhZFBZ3o3IG9weMdq2dOe7jhzhczLvJ/DSvUWBfcxgIAiB2suWghO0Y
+b0BqUgg7BuYMkX1Z2Rpcm4TlfvCnPXJAMw==
+-----END CERTIFICATE-----
+"""
+PRIVATE_KEY = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgxRdS0CP+43TqzB+i
+dwLA7+JXuLDiJ2ClfQYk594xU9ahRANCAATjXRxZkOB1No5+kCrov8zpC1PyBL8h
+Sm2I5+4lQnsrpv1e0cDk3x6/v45otgRE+iCwADyI2NYhh6XZ4whRsE5w
+-----END PRIVATE KEY-----
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONSTELLATION_API_KEY", raising=False)
+
+
+@pytest.fixture
+def engine() -> Iterator[EngineStandIn]:
+    with EngineStandIn() as engine:
+        yield engine
+
+
+@pytest.fixture(params=ENGINES)
+def engine_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of each engine that there is."""
+    if request.param != "stand-in":
+        monkeypatch.setenv("CONSTELLATION_API_KEY", REAL_KEY)
+        yield request.param
+        return
+    with EngineStandIn() as engine:
+        yield engine.url
+
+
+@pytest.fixture
+def make_source() -> Iterator[MakeSource]:
+    """Makes sources that are closed in the end; they try again soon."""
+    made: list[WebSocketSource] = []
+
+    def make(url: str, **options: Any) -> WebSocketSource:
+        made.append(WebSocketSource(url, **{"backoff": SOON, **options}))
+        return made[-1]
+
+    yield make
+    for source in made:
+        source.close()
+
+
+@pytest.fixture
+def tls_files(tmp_path: Path) -> tuple[str, str]:
+    """The files of a certificate and of its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_text(CERTIFICATE)
+    key.write_text(PRIVATE_KEY)
+    return str(certificate), str(key)
+
+
+def server_tls(tls_files: tuple[str, str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*tls_files)
+    return context
+
+
+def client_tls(tls_files: tuple[str, str]) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=tls_files[0])
+
+
+def connected(source: WebSocketSource) -> WebSocketSource:
+    """The source, once it has a connection."""
+    source.read(0)
+    eventually(lambda: source.state == CONNECTED, f"{source.name} to be connected, but it is {source.state}")
+    return source
+
+
+def read_count(source: WebSocketSource, count: int) -> list[SourceItem]:
+    """So many items of it."""
+    items: list[SourceItem] = []
+    end = time.monotonic() + DEADLINE
+    while len(items) < count:
+        assert time.monotonic() < end, f"{len(items)} of {count} items came from {source.name}: {source.counters}"
+        items += source.read(0.1)
+    return items
+
+
+def reason_of(source: WebSocketSource) -> str:
+    """Why there is no connection, once that is known."""
+    source.read(0)
+    eventually(lambda: source.state.reason is not None, f"a reason why {source.name} is not connected")
+    return source.state.reason or ""
+
+
+def started(number: int, execution_id: UUID = ONE) -> ExecutionStarted:
+    return ExecutionStarted(execution_id, f"dag-{number}", number * 1_000_000)
+
+
+def frame_of(event: ExecutionStarted) -> str:
+    return encode_frame(event).decode()
+
+
+def messages_of(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER and record.levelno == level]
+
+
+# The URL, the key and the numbers
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("ws://engine", f"ws://engine:8080{EVENTS_PATH}"),
+        ("wss://engine", f"wss://engine:443{EVENTS_PATH}"),
+        ("ws://engine:1234/", f"ws://engine:1234{EVENTS_PATH}"),
+        ("WS://Engine:80/behind/a proxy", "ws://engine:80/behind/a%20proxy"),
+        ("ws://[::1]:9", f"ws://[::1]:9{EVENTS_PATH}"),
+        ("ws://bücher.example", f"ws://xn--bcher-kva.example:8080{EVENTS_PATH}"),
+        (f"ws://engine?executionId={ONE}", f"ws://engine:8080{EVENTS_PATH}?executionId={ONE}"),
+        (f"ws://engine?executionId={ONE.hex}", f"ws://engine:8080{EVENTS_PATH}?executionId={ONE}"),
+    ],
+)
+def test_a_url_is_completed_and_is_the_sources_name(url: str, name: str) -> None:
+    source: Source = WebSocketSource(url)
+    assert (source.name, source.is_ordered, source.is_durable, source.has_ended) == (name, False, False, False)
+
+
+def test_an_execution_id_goes_into_the_query_and_may_be_given_twice_if_it_is_the_same() -> None:
+    expected = f"ws://engine:8080{EVENTS_PATH}?executionId={ONE}"
+    assert WebSocketSource("ws://engine", execution_id=ONE).name == expected
+    assert WebSocketSource(f"ws://engine?executionId={ONE}", execution_id=ONE).name == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://engine", "the URL is no WebSocket's; give ws://host:port or wss://host:port"),
+        ("engine:8080", "the URL is no WebSocket's; give ws://host:port or wss://host:port"),
+        ("ws://:8080", "the URL is no WebSocket's; give ws://host:port or wss://host:port"),
+        ("ws://engine:port", "the URL's host or port cannot be used; give ws://host:port or wss://host:port"),
+        ("ws://[::1", "the URL's host or port cannot be used; give ws://host:port or wss://host:port"),
+        ("ws://a..b", "the URL's host or port cannot be used; give ws://host:port or wss://host:port"),
+        (
+            "ws://me:secret@engine",
+            "ws://engine: a URL may have no user or password; the key goes into api_key, or CONSTELLATION_API_KEY",
+        ),
+        (
+            "ws://engine?token=secret",
+            "ws://engine: a query may have executionId only; the key goes into api_key, or CONSTELLATION_API_KEY",
+        ),
+        ("ws://engine#there", "ws://engine: a URL may have no fragment (#…) here"),
+        ("ws://engine?executionId=7", "ws://engine: executionId is no UUID"),
+        (f"ws://engine?executionId={TWO}&executionId={ONE}", f"ws://engine: one executionId, not {ONE}, {TWO}"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        WebSocketSource(url)
+    assert str(refused.value) == message
+
+
+@settings(deadline=None)
+@given(secret=st.text("abcdefghijkmnpqrstuvwxyz0123456789-_.~", min_size=12), port=st.sampled_from(["", ":1", ":x"]))
+def test_no_message_has_what_a_url_hides(secret: str, port: str) -> None:
+    secret = f"Qq{secret}"
+    for url in (
+        f"ws://{secret}@engine{port}",
+        f"ws://me:{secret}@engine{port}",
+        f"ws://engine{port}?{secret}",
+        f"ws://engine{port}?apiKey={secret}",
+        f"ws://engine{port}?executionId={secret}",
+        f"ws://engine{port}#{secret}",
+        f"ws://me:{secret}@[engine{port}",
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            WebSocketSource(url)
+        assert secret not in str(refused.value)
+        assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_held": 0},
+        {"ping_interval": 0},
+        {"ping_interval": 600},
+        {"open_timeout": 0},
+        {"open_timeout": math.inf},
+        {"backoff": (0, 1)},
+        {"backoff": (2, 1)},
+        {"backoff": (1, math.inf)},
+    ],
+    ids=str,
+)
+def test_a_number_that_cannot_be_used_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="^" + next(iter(options)) + "=|and " + next(iter(options)) + "="):
+        WebSocketSource("ws://engine", **options)
+
+
+def test_tls_settings_for_a_url_without_tls_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^ws://engine:8080/\S+: ssl is for wss://, and this is ws://$"):
+        WebSocketSource("ws://engine", ssl=ssl.create_default_context())
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r\nX-Evil: 1", f"Bearer {KEY}", f"{KEY}ü"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ConfigurationError, match="the API key has spaces, line ends or other characters") as refused:
+        WebSocketSource("ws://engine", api_key=key)
+    assert KEY not in str(refused.value)
+
+
+def test_a_short_key_is_warned_of_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    WebSocketSource("ws://engine", api_key=KEY[:23])
+    assert messages_of(caplog, logging.WARNING) == [
+        f"ws://engine:8080{EVENTS_PATH}: the API key has 23 characters, and an engine takes none below 24"
+    ]
+
+
+def test_without_the_library_the_import_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.client", None)
+    with pytest.raises(
+        MissingExtraError,
+        match=r"^websockets is not installed; run: pip install 'constellation-otel\[websocket\]'$",
+    ):
+        runpy.run_path(websocket.__file__)
+
+
+# Any engine
+
+
+def test_it_connects_with_the_first_read_and_leaves_at_once_when_closed(engine_url: str) -> None:
+    source = WebSocketSource(engine_url)
+    assert source.state == WebSocketState("connecting", None)
+    assert source.trouble == "connecting"
+    connected(source)
+    before = time.monotonic()
+    source.close()
+    assert time.monotonic() - before < 2
+    assert source.state == WebSocketState("closed", None)
+    assert source.name not in {thread.name for thread in threading.enumerate()}
+
+
+def test_its_text_pings_do_no_harm(engine_url: str, make_source: MakeSource) -> None:
+    source = connected(make_source(engine_url, ping_interval=0.02))
+    for _ in range(5):
+        source.read(0.05)
+    assert (source.state, source.trouble, source.counters.disconnections) == (CONNECTED, None, 0)
+
+
+def test_it_can_ask_for_one_execution(engine_url: str, make_source: MakeSource) -> None:
+    assert connected(make_source(engine_url, execution_id=ONE)).read(0.05) == []
+
+
+# What comes
+
+
+@pytest.mark.parametrize("name", ["engine-frames.jsonl", "engine-frames-50.jsonl", "engine-frames-50-lossy.jsonl"])
+def test_every_recorded_frame_is_read_in_the_order_in_which_it_came(
+    name: str, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    lines = recorded(name)
+    source = connected(make_source(engine.url))
+    assert engine.play(lines) == len(lines)
+    assert read_count(source, len(lines)) == [
+        Record(decode_frame(json.dumps(line.frame)), Position(None, number)) for number, line in enumerate(lines, 1)
+    ]
+    assert source.counters == WebSocketCounters(
+        frames=len(lines),
+        delivered=len(lines),
+        dropped=0,
+        held=0,
+        connections=1,
+        disconnections=0,
+        failures=0,
+        connected=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        ("ping", "not an event: JSON is malformed"),
+        ('{"type":"module:paused","executionId":"' + str(ONE) + '","timestamp":1}', "'module:paused' is none of the"),
+        (b'{"type":"execution:start"}', "a binary frame; the engine sends text"),
+    ],
+)
+def test_what_is_no_event_is_unreadable_and_the_next_one_is_read(
+    frame: str | bytes, reason: str, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.send(frame)
+    engine.send(frame_of(started(1)))
+    unreadable, record = read_count(source, 2)
+    assert isinstance(unreadable, Unreadable)
+    data = frame if isinstance(frame, bytes) else frame.encode()
+    assert (unreadable.data, unreadable.position) == (data, Position(None, 1))
+    assert reason in unreadable.reason
+    assert record == Record(started(1), Position(None, 2))
+
+
+def test_text_that_is_no_utf_8_is_unreadable_and_the_connection_stays(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.send_raw(b"\x81\x02\xff\xfe")
+    (item,) = read_count(source, 1)
+    assert isinstance(item, Unreadable)
+    assert (item.data, source.state) == (b"\xff\xfe", CONNECTED)
+
+
+def test_a_frame_in_fragments_is_one_frame_and_a_protocol_ping_between_them_is_answered(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    text = encode_frame(started(1))
+    first, second, third = text[:10], text[10:20], text[20:]
+    engine.send_raw(bytes([0x01, len(first)]) + first)
+    engine.send_raw(b"\x89\x02hi" + bytes([0x00, len(second)]) + second)
+    engine.send_raw(bytes([0x80, len(third)]) + third)
+    assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+    engine.wait_until(lambda: engine.pongs == [b"hi"], "the answer to the ping")
+
+
+def test_a_read_gives_some_hundred_items_at_most(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = connected(make_source(engine.url))
+    engine.play([Line(0, {"number": number}) for number in range(600)])
+    eventually(lambda: source.counters.held == 600, "all to have come")
+    assert [len(source.read(0)) for _ in range(3)] == [512, 88, 0]
+
+
+def test_what_finds_no_room_is_dropped_the_newest_first_counted_and_told(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = connected(make_source(engine.url, max_held=2))
+    for number in (1, 2, 3, 4):
+        engine.send(frame_of(started(number)))
+    eventually(lambda: source.counters.frames == 4, "all to have come")
+    assert source.counters == WebSocketCounters(
+        frames=4, delivered=0, dropped=2, held=2, connections=1, disconnections=0, failures=0, connected=True
+    )
+    assert source.read(0) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
+    engine.send(frame_of(started(5)))
+    assert read_count(source, 1) == [Record(started(5), Position(None, 5))]
+    assert messages_of(caplog, logging.WARNING) == [
+        f"{source.name}: 2 frames found 2 others waiting and were dropped; what reads them is too slow"
+    ]
+    counters = source.counters
+    assert counters.frames == counters.delivered + counters.dropped + counters.held
+
+
+def test_acknowledging_is_taken_and_does_nothing(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = connected(make_source(engine.url))
+    source.acknowledge([Position(None, 1)])
+    assert source.state == CONNECTED
+
+
+def test_a_read_that_waits_is_ended_by_closing_and_what_had_come_is_still_given(engine: EngineStandIn) -> None:
+    source = connected(WebSocketSource(engine.url))
+    closing = threading.Timer(0.05, source.close)
+    closing.start()
+    try:
+        before = time.monotonic()
+        assert source.read(DEADLINE) == []
+        assert time.monotonic() - before < DEADLINE / 2
+    finally:
+        closing.join()
+    source = connected(WebSocketSource(engine.url))
+    engine.send(frame_of(started(1)))
+    eventually(lambda: source.counters.held == 1, "the frame to have come")
+    source.close()
+    assert [source.read(DEADLINE), source.read(DEADLINE)] == [[Record(started(1), Position(None, 1))], []]
+
+
+def test_a_source_that_was_never_read_closes_and_then_connects_no_more(engine: EngineStandIn) -> None:
+    source = WebSocketSource(engine.url)
+    source.close()
+    source.close()
+    assert source.read(DEADLINE) == []
+    assert (source.state, engine.requests) == (WebSocketState("closed", None), [])
+
+
+# What it says to the engine
+
+
+def test_the_handshake_has_the_key_in_a_header_and_offers_no_extension(make_source: MakeSource) -> None:
+    with EngineStandIn(api_key=KEY) as engine:
+        connected(make_source(engine.url, api_key=KEY, execution_id=ONE))
+        (request,) = engine.requests
+        assert (request.method, request.target) == ("GET", f"{EVENTS_PATH}?executionId={ONE}")
+        assert sorted(request.headers) == [
+            "authorization",
+            "connection",
+            "host",
+            "sec-websocket-key",
+            "sec-websocket-version",
+            "upgrade",
+            "user-agent",
+        ]
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert request.headers["user-agent"].startswith("constellation-otel/")
+
+
+@pytest.mark.parametrize(
+    ("argument", "variable", "sent"),
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, KEY, f"Bearer {KEY}"),
+        ("", KEY, None),
+        (KEY, "the-variable-is-not-asked-for", f"Bearer {KEY}"),
+    ],
+)
+def test_the_key_is_the_arguments_or_else_the_variables(
+    argument: str | None,
+    variable: str | None,
+    sent: str | None,
+    engine: EngineStandIn,
+    make_source: MakeSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("CONSTELLATION_API_KEY", variable)
+    connected(make_source(engine.url, api_key=argument))
+    assert engine.requests[0].headers.get("authorization") == sent
+
+
+def test_the_key_is_in_no_log_at_any_level(make_source: MakeSource, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with EngineStandIn(api_key=KEY) as engine:
+        source = connected(make_source(engine.url, api_key=KEY))
+        engine.api_key = "another-key-than-the-source-has"
+        engine.cut()
+        eventually(lambda: source.state.status == "refused", "the key to be refused")
+    assert KEY not in caplog.text + repr(source.state) + source.name
+
+
+def test_it_writes_the_text_ping_and_so_is_not_cut_as_a_client_that_writes_nothing_is(make_source: MakeSource) -> None:
+    with EngineStandIn(idle_timeout=1) as engine:
+        source = connected(make_source(engine.url, ping_interval=0.02))
+        engine.wait_until(lambda: engine.text_pings >= 60, "sixty pings, which take longer than that")
+        assert (engine.idle_cuts, engine.protocol_pings, source.counters.disconnections) == (0, 0, 0)
+
+
+def test_a_client_that_writes_nothing_is_cut_and_comes_again(make_source: MakeSource) -> None:
+    with EngineStandIn(idle_timeout=0.05) as engine:
+        source = make_source(engine.url)
+        source.read(0)
+        engine.wait_until(lambda: engine.idle_cuts >= 1 and engine.connections >= 2, "a cut, and another connection")
+        eventually(lambda: source.counters.disconnections >= 1, "the source to have noticed")
+
+
+def receive_and_ping(connection: ClientConnection) -> None:
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        connection.ping()
+        with suppress(TimeoutError):
+            connection.recv(0.002)
+
+
+def test_a_pong_between_a_frames_header_and_payload_ends_a_client_that_pings_and_not_this_source(
+    make_source: MakeSource,
+) -> None:
+    lines = recorded("engine-frames-50.jsonl")
+    with EngineStandIn(gap=0.01) as engine:
+        sock = socket.create_connection(("127.0.0.1", engine.port))
+        with connect(engine.url + EVENTS_PATH, sock=sock, ping_interval=None, compression=None) as pinging:
+            engine.play(lines[:100], speed=math.inf)
+            with pytest.raises(ConnectionClosedError) as ended:
+                receive_and_ping(pinging)
+        sent = ended.value.sent
+        assert sent is not None
+        assert sent.code in {1002, 1007}
+        assert engine.protocol_pings > 0
+        engine.wait_until(lambda: engine.clients == 0, "that client to be gone")
+        source = connected(make_source(engine.url, ping_interval=0.002))
+        engine.play(lines[:100], speed=math.inf)
+        items = read_count(source, 100)
+        assert [item.position.offset for item in items if isinstance(item, Record)] == list(range(1, 101))
+        assert (source.counters.disconnections, engine.text_pings > 10) == (0, True)
+
+
+def test_it_says_goodbye_with_a_close_frame(engine: EngineStandIn) -> None:
+    source = connected(WebSocketSource(engine.url))
+    source.close()
+    engine.wait_until(lambda: engine.goodbyes == [1000], "the close frame")
+
+
+def test_an_engine_that_does_not_answer_the_goodbye_keeps_nobody(make_source: MakeSource) -> None:
+    with EngineStandIn(deaf=True) as engine:
+        source = connected(make_source(engine.url))
+        before = time.monotonic()
+        source.close()
+        assert time.monotonic() - before < 2
+        assert source.name not in {thread.name for thread in threading.enumerate()}
+
+
+def test_silence_is_hinted_at_once_and_never_where_anything_has_come(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    silent = connected(make_source(engine.url, ping_interval=0.02))
+    hint = (
+        f"{silent.name}: connected, and nothing has come for 0.02 s; nothing may have run,"
+        " or the engine was started without withListener(ws.listener)"
+    )
+    engine.wait_until(lambda: engine.text_pings >= 3, "three pings")
+    assert messages_of(caplog, logging.INFO).count(hint) == 1
+    silent.close()
+    caplog.clear()
+    engine.wait_until(lambda: engine.clients == 0, "the first to be gone")
+    other = make_source(engine.url)
+    other.read(0)
+    engine.send(frame_of(started(1)))
+    read_count(other, 1)
+    other._ping_interval = 0.02
+    engine.cut()
+    engine.text_pings = 0
+    engine.wait_until(lambda: engine.text_pings >= 3, "three pings on another connection, where nothing has come")
+    assert hint not in messages_of(caplog, logging.INFO)
+
+
+# Connections that end
+
+
+def cut(engine: EngineStandIn) -> None:
+    engine.cut()
+
+
+def reset(engine: EngineStandIn) -> None:
+    engine.cut(reset=True)
+
+
+def going_away(engine: EngineStandIn) -> None:
+    engine.close(1001, "for lunch")
+
+
+def oversize(engine: EngineStandIn) -> None:
+    engine.send("x" * (2**20 + 1))
+
+
+def reserved_opcode(engine: EngineStandIn) -> None:
+    engine.send_raw(b"\x83\x00")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (cut, "it was cut without a close frame (1006)"),
+        (reset, "Connection reset by peer"),
+        (going_away, "the engine closed it: 1001 (going away) for lunch"),
+        (oversize, "what came breaks the protocol: frame with 1048577 bytes exceeds limit of 1048576 bytes"),
+        (reserved_opcode, "what came breaks the protocol: invalid opcode"),
+    ],
+)
+def test_a_connection_that_ends_is_told_of_and_made_anew(
+    end: Callable[[EngineStandIn], None],
+    reason: str,
+    engine: EngineStandIn,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = connected(make_source(engine.url))
+    engine.send(frame_of(started(1)))
+    engine.flush()
+    end(engine)
+    eventually(lambda: source.counters.connections == 2, "another connection")
+    engine.wait_for_clients()
+    engine.send(frame_of(started(2)))
+    assert read_count(source, 2) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
+    assert source.counters == WebSocketCounters(
+        frames=2, delivered=2, dropped=0, held=0, connections=2, disconnections=1, failures=0, connected=True
+    )
+    (lost,) = messages_of(caplog, logging.WARNING)
+    assert lost.startswith(f"{source.name}: lost the connection after ")
+    assert f" s: {reason}; trying again in " in lost
+    assert lost.endswith(
+        "; what the engine sends meanwhile is lost, and executions that are open now will be abandoned unless their"
+        " end still comes"
+    )
+
+
+def test_an_engine_that_is_killed_and_started_again_is_found_again(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.kill()
+    eventually(lambda: source.counters.failures >= 2, "tries that fail")
+    assert source.state == WebSocketState("connecting", "Connection refused")
+    assert source.trouble == "Connection refused"
+    assert source.read(0.01) == []
+    assert any(
+        " cannot connect: Connection refused; trying again in " in m for m in messages_of(caplog, logging.WARNING)
+    )
+    engine.start()
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+
+
+def test_an_engine_that_stops_in_order_still_sends_what_was_in_flight(make_source: MakeSource) -> None:
+    with EngineStandIn(gap=0.005) as engine:
+        source = connected(make_source(engine.url))
+        engine.play([Line(0, {"number": number}) for number in range(20)], speed=math.inf)
+        engine.stop()
+        assert len(read_count(source, 20)) == 20
+
+
+# Connections that are refused, or do not come about
+
+
+def test_a_refused_key_is_an_alarm_and_is_tried_until_somebody_mends_it(
+    make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EngineStandIn(api_key="what-the-engine-wants-to-have") as engine:
+        source = make_source(engine.url, api_key=KEY)
+        source.read(0)
+        eventually(lambda: source.counters.failures >= 3, "three refusals")
+        why = "HTTP 401: the engine does not take this API key; mend api_key, or CONSTELLATION_API_KEY"
+        assert source.state == WebSocketState("refused", why)
+        (alarm,) = messages_of(caplog, logging.ERROR)
+        assert alarm.startswith(f"{source.name}: cannot connect: {why}; trying again in ")
+        engine.api_key = KEY
+        connected(source)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "reason"),
+    [
+        (
+            401,
+            "refused",
+            "HTTP 401: the engine wants an API key, a read-only one suffices; set api_key, or CONSTELLATION_API_KEY",
+        ),
+        (
+            403,
+            "refused",
+            "HTTP 403: the engine wants an API key, a read-only one suffices; set api_key, or CONSTELLATION_API_KEY",
+        ),
+        (
+            404,
+            "refused",
+            "HTTP 404: nothing is at this path; is it an engine, started withExecutionWebSocket(ws)?",
+        ),
+        (
+            426,
+            "refused",
+            "HTTP 426: it sees no WebSocket request; does a proxy in between drop the Upgrade header?",
+        ),
+        (
+            301,
+            "refused",
+            "HTTP 301: it redirects, which is not followed, since the key would go along; give the engine's own URL",
+        ),
+        (200, "refused", "HTTP 200: it is no engine, or something in between answers for it"),
+        (429, "connecting", "HTTP 429"),
+        (503, "connecting", "HTTP 503"),
+    ],
+)
+def test_a_refusal_says_what_it_means(
+    status: int, expected: str, reason: str, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    engine.answer(status, "Location: ws://elsewhere/\r\n" if status == 301 else "")
+    source = make_source(engine.url, backoff=(30, 30))
+    assert (reason_of(source), source.state.status) == (reason, expected)
+    assert source.counters.failures == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "the connection was closed during the handshake"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "the answer is no WebSocket's ("),
+        (
+            b"HTTP/1.1 101 Hm\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            "the answer is no WebSocket's (missing",
+        ),
+    ],
+)
+def test_an_answer_that_is_no_handshake_is_told_of(
+    answer: bytes, reason: str, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    engine.answer_raw(answer)
+    source = make_source(engine.url, backoff=(30, 30))
+    assert reason_of(source).startswith(reason)
+    assert source.state.status == "connecting"
+
+
+def test_an_engine_that_does_not_answer_the_handshake_is_given_up_in_time(make_source: MakeSource) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = make_source(f"ws://127.0.0.1:{silent.getsockname()[1]}", open_timeout=0.05)
+        assert reason_of(source) == "the engine took more than 0.05 s to answer"
+        eventually(lambda: source.counters.failures >= 2, "another try")
+
+
+def test_an_engine_whose_host_does_not_answer_is_given_up_in_time_and_keeps_nobody(make_source: MakeSource) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        try:
+            # the queue of connections that nobody accepts; what comes after it gets no answer
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(address)
+            source = make_source(f"ws://127.0.0.1:{address[1]}", open_timeout=0.1)
+            assert reason_of(source) == "the engine took more than 0.1 s to answer"
+            patient = make_source(f"ws://127.0.0.1:{address[1]}", open_timeout=DEADLINE)
+            patient.read(0.05)
+            before = time.monotonic()
+            patient.close()
+            assert time.monotonic() - before < 2
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+def test_a_name_that_cannot_be_resolved_is_told_of(make_source: MakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    source = make_source("ws://engine.example")
+    assert reason_of(source) == "the name 'engine.example' cannot be resolved: Name or service not known"
+
+
+def test_a_name_that_is_still_being_resolved_keeps_closing_for_no_longer_than_promised(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, answered, addresses = threading.Event(), threading.Event(), socket.getaddrinfo("127.0.0.1", 9)
+
+    def wait(*_: object, **__: object) -> list[Any]:
+        asked.set()
+        assert answered.wait(DEADLINE)
+        return addresses
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    monkeypatch.setattr(websocket, "_CLOSE_TIMEOUT", 0.05)
+    source = WebSocketSource("ws://engine.example")
+    source.read(0)
+    assert asked.wait(DEADLINE)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == source.name]
+    try:
+        source.close()
+        assert len(messages_of(caplog, logging.WARNING)) == 1
+    finally:
+        answered.set()
+        thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert source.state == WebSocketState("closed", None)
+
+
+def test_a_host_with_several_addresses_is_tried_at_each(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object, **__: object) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        # nothing connects to the first, which says so at once
+        return [(*kind, ("255.255.255.255", 9)), (*kind, ("127.0.0.1", engine.port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    source = connected(make_source("ws://engine.example"))
+    assert (source.counters.failures, engine.requests[0].headers["host"]) == (0, "engine.example:8080")
+
+
+def test_its_socket_notices_a_far_side_that_has_vanished(engine: EngineStandIn, make_source: MakeSource) -> None:
+    wake, waker = socket.socketpair()
+    uri = make_source(engine.url)._uri
+    with wake, waker, websocket._dial(uri, None, websocket._Waiter(wake), time.monotonic() + DEADLINE) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+        options = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
+        there = {name: value for name, value in options.items() if hasattr(socket, name)}
+        assert {name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in there} == there
+
+
+def test_a_wss_engine_is_trusted_as_the_given_context_says(make_source: MakeSource, tls_files: tuple[str, str]) -> None:
+    lines = recorded()
+    with EngineStandIn(tls=server_tls(tls_files)) as engine:
+        source = connected(make_source(engine.url, ssl=client_tls(tls_files)))
+        engine.play(lines)
+        assert len(read_count(source, len(lines))) == len(lines)
+        source.close()
+        engine.wait_until(lambda: engine.goodbyes == [1000], "the close frame")
+
+
+def test_a_certificate_that_is_not_trusted_is_an_alarm_that_says_what_is_wrong(
+    make_source: MakeSource, tls_files: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with EngineStandIn(tls=server_tls(tls_files)) as engine:
+        source = make_source(engine.url)
+        reason = reason_of(source).replace("-", " ")
+        assert reason == "TLS: the engine's certificate is not accepted: self signed certificate"
+        assert source.state.status == "refused"
+        eventually(lambda: messages_of(caplog, logging.ERROR), "the alarm")
+
+
+def test_tls_with_an_engine_that_speaks_none_is_told_of(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = make_source(engine.url.replace("ws:", "wss:"))
+    assert reason_of(source).startswith("TLS failed (")
+    assert source.state.status == "connecting"
+
+
+def test_a_source_that_is_closed_during_the_tls_handshake_keeps_nobody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = WebSocketSource(f"wss://127.0.0.1:{silent.getsockname()[1]}", open_timeout=DEADLINE)
+        source.read(0)
+        accepted, _ = silent.accept()
+        with accepted:
+            accepted.settimeout(DEADLINE)
+            assert accepted.recv(1) == b"\x16", "the first byte of a TLS handshake"
+            before = time.monotonic()
+            source.close()
+            assert time.monotonic() - before < 2
+            while accepted.recv(4096):
+                pass
+
+
+def test_what_nobody_expected_is_logged_and_does_not_end_the_source(
+    make_source: MakeSource, engine: EngineStandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(ssl.SSLContext):
+        def wrap_socket(self, *_: object, **__: object) -> Any:
+            raise RuntimeError("what nobody expected")
+
+    source = make_source(engine.url.replace("ws:", "wss:"), ssl=Broken(ssl.PROTOCOL_TLS_CLIENT))
+    assert reason_of(source) == "an unexpected RuntimeError"
+    eventually(lambda: source.counters.failures >= 2, "another try")
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == f"{source.name}: an unexpected error; the source goes on"
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "fault", "message"),
+    [
+        (socket, "socketpair", OSError(24, "Too many open files"), "no socket: Too many open files"),
+        (threading.Thread, "start", RuntimeError("can't start new thread"), "no thread: can't start new thread"),
+    ],
+)
+def test_a_process_at_its_limits_is_told_of_by_the_read_and_the_next_one_may_succeed(
+    place: Any, name: str, fault: Exception, message: str, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    source = make_source(engine.url)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, name, fail)
+        with pytest.raises(UnavailableError) as unavailable:
+            source.read(0)
+    assert str(unavailable.value) == f"{source.name}: cannot connect: {message}"
+    connected(source)
+
+
+# How long it waits between tries
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 5), st.floats(5, 60), st.lists(st.booleans(), max_size=40))
+def test_waits_double_up_to_the_longest_and_a_half_or_more_of_each_is_waited(
+    first: float, longest: float, refusals: list[bool]
+) -> None:
+    backoff = _Backoff(first, longest)
+    for tries, refused in enumerate(refusals):
+        nominal = longest if refused else min(longest, first * 2**tries)
+        assert nominal / 2 <= backoff.after(0, refused=refused) <= nominal
+
+
+def test_a_connection_that_lasted_longer_than_the_wait_before_it_starts_the_waits_again() -> None:
+    backoff = _Backoff(1, 32)
+    waits = [backoff.after(0, refused=False) for _ in range(4)]
+    assert [1 <= waits[1] <= 2, 2 <= waits[2] <= 4, 4 <= waits[3] <= 8] == [True] * 3
+    assert 8 <= backoff.after(waits[3] / 2, refused=False) <= 16
+    assert 0.5 <= backoff.after(17, refused=False) <= 1
+
+
+# The stand-in's own habits
+
+
+def test_the_stand_in_answers_health_and_refuses_as_the_engine_does() -> None:
+    with EngineStandIn(api_key=KEY) as engine:
+        http = engine.url.replace("ws:", "http:")
+        health = requests.get(f"{http}/health", timeout=DEADLINE)
+        no_key = requests.get(http + EVENTS_PATH, timeout=DEADLINE)
+        in_query = requests.get(f"{http}{EVENTS_PATH}?apiKey={KEY}", timeout=DEADLINE)
+        ghost = requests.get(http + EVENTS_PATH, headers={"Authorization": f"Bearer {KEY}"}, timeout=DEADLINE)
+        assert [answer.status_code for answer in (health, no_key, in_query, ghost)] == [200, 401, 401, 426]
+        assert no_key.json() == in_query.json() == {"error": "Unauthorized"}
+        assert (engine.refusals, engine.ghosts, engine.connections) == (2, 1, 0)
+
+
+def test_the_stand_in_drops_past_a_clients_queue_and_tells_nobody(make_source: MakeSource) -> None:
+    with EngineStandIn(gap=0.1, queue_size=5) as engine:
+        source = connected(make_source(engine.url))
+        assert engine.play(recorded()[:12], speed=math.inf) == 12
+        assert 0 < engine.dropped <= 7
+        assert len(read_count(source, 12 - engine.dropped)) == 12 - engine.dropped
+
+
+def test_the_stand_in_sends_one_execution_to_a_client_that_asked_for_it(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    one = make_source(engine.url, execution_id=ONE)
+    all_of_them = make_source(engine.url)
+    connected(one)
+    connected(all_of_them)
+    engine.wait_for_clients(2)
+    frame = {"type": "execution:start", "dagName": "dag-1", "timestamp": 1}
+    assert [engine.send({**frame, "executionId": str(which)}) for which in (ONE, TWO)] == [2, 1]
+    assert read_count(one, 1) == [Record(started(1), Position(None, 1))]
+    assert read_count(all_of_them, 2) == [
+        Record(started(1), Position(None, 1)),
+        Record(started(1, TWO), Position(None, 2)),
+    ]
+    assert one.read(0.01) == []
+
+
+def test_the_stand_in_plays_at_the_pace_of_the_recording_or_faster(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    lines = [Line(0, {"number": 1}), Line(400_000_000, {"number": 2})]
+    before = time.monotonic()
+    engine.play(lines, speed=2)
+    assert time.monotonic() - before >= 0.2
+    assert len(read_count(source, 2)) == 2
