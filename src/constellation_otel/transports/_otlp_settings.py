@@ -1,0 +1,271 @@
+"""Where an OTLP endpoint is and how to speak to it: arguments, the standard variables and URLs, looked at.
+
+What is given goes before ``OTEL_EXPORTER_OTLP_TRACES_*``, that before ``OTEL_EXPORTER_OTLP_*``.
+Nothing here connects; ``otlp`` does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from msgspec import Struct
+
+from constellation_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Compression", "FarSide", "WireProtocol", "endpoint_of_url", "far_side_of"]
+
+WireProtocol: TypeAlias = Literal["grpc", "http/protobuf"]
+Compression: TypeAlias = Literal["none", "gzip"]
+
+_PATH: Final = "/v1/traces"
+_DEFAULT_TIMEOUT: Final = 10.0
+_SHORTEST_SECRET: Final = 4
+"""Characters of a header's value, at least, for it to be one; a tenant's number would be part of everything."""
+_MAX_SAID: Final = 300
+"""Characters of the far side's words, at most, in an error's message."""
+
+
+class FarSide(Struct, frozen=True):
+    """Whom to speak to, and how; the same over both protocols."""
+
+    protocol: WireProtocol
+    endpoint: SplitResult
+    headers: dict[str, str]
+    is_zipped: bool
+    timeout: float
+    certificate: str | None
+    client_key: str | None
+    client_certificate: str | None
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.geturl()
+
+    def quoted(self, said: str) -> str:
+        """The far side's words on one line, cut, and without what it repeats of our headers' values."""
+        for value in self.headers.values():
+            # of "Bearer token", the token alone is secret, too
+            for secret in (value, value.rpartition(" ")[2]):
+                if len(secret) >= _SHORTEST_SECRET:
+                    said = said.replace(secret, "***")
+        return " ".join(said.split())[:_MAX_SAID]
+
+
+def far_side_of(
+    endpoint: str | None,
+    *,
+    protocol: WireProtocol | None,
+    headers: Mapping[str, str] | None,
+    compression: Compression | None,
+    timeout: float | None,
+    certificate: str | os.PathLike[str] | None,
+    client_key: str | os.PathLike[str] | None,
+    client_certificate: str | os.PathLike[str] | None,
+) -> FarSide:
+    """Completes what is given by the variables; :class:`~constellation_otel.transports.otlp.OtlpSink` says how.
+
+    Raises:
+        ConfigurationError: An argument, or a variable, cannot be used.
+    """
+    protocol = _chosen_protocol(protocol)
+    far_side = FarSide(
+        protocol=protocol,
+        endpoint=_chosen_endpoint(endpoint, protocol),
+        headers=_chosen_headers(headers, protocol),
+        is_zipped=_chosen_compression(compression) == "gzip",
+        timeout=_chosen_timeout(timeout),
+        certificate=_chosen_file("certificate", certificate),
+        client_key=_chosen_file("client_key", client_key),
+        client_certificate=_chosen_file("client_certificate", client_certificate),
+    )
+    if far_side.client_key is not None and far_side.client_certificate is None:
+        message = "client_key is given without client_certificate; give both, or neither"
+        raise ConfigurationError(message)
+    return far_side
+
+
+def endpoint_of_url(url: str) -> tuple[str, WireProtocol]:
+    """Takes a sink's URL apart, as :meth:`~constellation_otel.transports.otlp.OtlpSink.from_url` has it.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    parsed = _parsed(url, "the URL", _URL_SCHEMES)
+    protocol, scheme, port = _URL_SCHEMES[parsed.scheme]
+    if protocol == "grpc" and parsed.path not in {"", "/"}:
+        message = f"{_printable(parsed)} has a path, which gRPC has not; otlp+http:// is OTLP over HTTP"
+        raise ConfigurationError(message)
+    netloc = parsed.netloc if parsed.port is not None else f"{parsed.netloc.removesuffix(':')}:{port}"
+    return parsed._replace(scheme=scheme, netloc=netloc).geturl(), protocol
+
+
+def _variable(name: str) -> tuple[str, str] | None:
+    """The variable that counts, and its value; an empty one is as good as none."""
+    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+        if value := os.environ.get(variable, "").strip():
+            return variable, value
+    return None
+
+
+def _chosen(what: str, given: str | None, variable: str, default: str, choices: Sequence[str]) -> str:
+    if given is not None:
+        value = given
+    elif found := _variable(variable):
+        what, value = found[0], found[1].lower()
+    else:
+        value = default
+    if value not in choices:
+        message = f"{what} is {value!r}; there are {' and '.join(choices)}"
+        raise ConfigurationError(message)
+    return value
+
+
+def _chosen_protocol(given: WireProtocol | None) -> WireProtocol:
+    return cast("WireProtocol", _chosen("protocol", given, "PROTOCOL", "grpc", ("grpc", "http/protobuf")))
+
+
+def _chosen_compression(given: Compression | None) -> Compression:
+    return cast("Compression", _chosen("compression", given, "COMPRESSION", "none", ("none", "gzip")))
+
+
+def _chosen_timeout(given: float | None) -> float:
+    what, value = "timeout", str(given)
+    if given is None:
+        found = _variable("TIMEOUT")
+        if found is None:
+            return _DEFAULT_TIMEOUT
+        what, value = found
+    try:
+        timeout = float(value)
+    except ValueError:
+        timeout = math.nan
+    if not timeout > 0:
+        message = f"{what} is {value!r}; a positive number of seconds is needed"
+        raise ConfigurationError(message)
+    return timeout
+
+
+def _chosen_file(what: str, given: str | os.PathLike[str] | None) -> str | None:
+    if given is not None:
+        path = os.fspath(given)
+    elif found := _variable(what.upper()):
+        what, path = found
+    else:
+        return None
+    if not Path(path).is_file():
+        message = f"{what} is {path!r}, and there is no such file"
+        raise ConfigurationError(message)
+    return path
+
+
+def _chosen_endpoint(given: str | None, protocol: WireProtocol) -> SplitResult:
+    what, text = "endpoint", given
+    if text is None:
+        default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
+        what, text = _variable("ENDPOINT") or (what, default)
+    if protocol == "grpc" and "://" not in text:
+        insecure = _variable("INSECURE")
+        is_insecure = insecure is not None and insecure[1].lower() == "true"
+        text = f"{'http' if is_insecure else 'https'}://{text}"
+    url = _parsed(text, what, _ENDPOINT_SCHEMES)
+    if protocol == "grpc":
+        return url._replace(path="")
+    if what == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT":
+        return url._replace(path=url.path or "/")
+    base = url.path.rstrip("/")
+    is_whole = given is not None and base.endswith(_PATH)
+    return url._replace(path=base if is_whole else base + _PATH)
+
+
+_ENDPOINT_SCHEMES: Final = ("http", "https")
+_URL_SCHEMES: Final[dict[str, tuple[WireProtocol, str, int]]] = {
+    "otlp": ("grpc", "http", 4317),
+    "otlps": ("grpc", "https", 4317),
+    "otlp+http": ("http/protobuf", "http", 4318),
+    "otlp+https": ("http/protobuf", "https", 4318),
+}
+"""The protocol, the endpoint's scheme and the port of each scheme that a sink's URL may have."""
+
+
+def _parsed(text: str, what: str, schemes: Sequence[str] | Mapping[str, object]) -> SplitResult:
+    """A URL of which nothing is secret; the messages have no part of it that could be."""
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        # the reason has the whole address in it
+        message = f"{what} is no URL: its host or its port cannot be read"
+        raise ConfigurationError(message) from None
+    if url.username is not None or url.password is not None:
+        message = f"{what} has a user or a password; credentials go into the headers, OTEL_EXPORTER_OTLP_HEADERS"
+    elif url.scheme not in schemes:
+        message = f"{what} does not begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+    elif not url.hostname:
+        message = f"{what} names no host: {_printable(url)}"
+    elif not _HOST.fullmatch(url.hostname):
+        message = f"{what} has {url.hostname!r} for a host; there are letters, digits and hyphens between single dots"
+    elif url.query or url.fragment:
+        message = f"{what} has something after its path, {_printable(url)}, which means nothing; leave it out"
+    else:
+        return url
+    raise ConfigurationError(message)
+
+
+_HOST: Final = re.compile(r"[0-9a-z_-]{1,63}(\.[0-9a-z_-]{1,63})*\.?|[0-9a-f.]*:[0-9a-f:.]*(%[0-9a-z._-]+)?")
+"""A name, or an address of either kind; urlsplit has it in lower case and without brackets."""
+
+
+def _printable(url: SplitResult) -> str:
+    return url._replace(query="", fragment="").geturl()
+
+
+def _chosen_headers(given: Mapping[str, str] | None, protocol: WireProtocol) -> dict[str, str]:
+    """Names in lower case and their values; an error's message has no value in it, nor what may be one."""
+    what, pairs = "headers", list((given or {}).items())
+    if given is None and (found := _variable("HEADERS")):
+        what, pairs = found[0], _header_list(*found)
+    headers = {}
+    for number, (name, value) in enumerate(pairs, 1):
+        name = name.lower()  # noqa: PLW2901 - it is the same name
+        if not _HEADER_NAME.fullmatch(name):
+            message = f"the name of header {number} in {what} has characters that cannot be sent"
+            raise ConfigurationError(message)
+        if protocol == "grpc" and name.startswith("grpc-"):
+            message = f"{name} in {what} is a name that gRPC keeps to itself; leave it out"
+            raise ConfigurationError(message)
+        if protocol == "grpc" and name.endswith("-bin"):
+            message = f"{name} in {what} would be binary over gRPC, which is not supported; leave it out"
+            raise ConfigurationError(message)
+        if not _HEADER_VALUE.fullmatch(value):
+            message = f"the value of {name} in {what} has characters that cannot be sent; there is only printable ASCII"
+            raise ConfigurationError(message)
+        headers[name] = value
+    return headers
+
+
+_HEADER_NAME: Final = re.compile(r"[0-9a-z_.-]+")
+"""What gRPC metadata may be called; HTTP would allow a little more."""
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+
+
+def _header_list(variable: str, text: str) -> list[tuple[str, str]]:
+    """Headers from a variable, as OpenTelemetry Python reads them: percent-decoded unless there is a space."""
+    pairs = []
+    for number, entry in enumerate(text.split(","), 1):
+        if not entry.strip():
+            continue
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals:
+            message = f"entry {number} of {variable} is no name=value; it is a list like: a=1,b=2"
+            raise ConfigurationError(message)
+        is_encoded = " " not in value
+        pairs.append((unquote(name), unquote(value)) if is_encoded else (name, value))
+    return pairs
