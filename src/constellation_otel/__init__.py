@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from constellation_otel.aio import AsyncListenerAdapter
+    from constellation_otel.bridge import Bridge
+    from constellation_otel.buffer import BufferedListener
     from constellation_otel.dag import Dag, module
     from constellation_otel.errors import (
+        ConfigurationError,
         ConstellationOtelError,
         DagError,
         DecodeError,
+        DeliveryError,
         ExecutionCancelledError,
         ExecutionFailedError,
+        JournalError,
         ListenerDefinitionError,
+        MisconfiguredError,
         MissingExtraError,
         ReceiverError,
+        RefusedError,
         RemoteError,
+        SourceError,
+        UnavailableError,
     )
     from constellation_otel.events import (
         ErrorInfo,
@@ -37,15 +46,20 @@ if TYPE_CHECKING:
     from constellation_otel.ids import span_id_of, trace_id_of
     from constellation_otel.listener import ExecutionListener, LoggingListener, ModuleContextProvider
     from constellation_otel.otel import OpenTelemetryListener
+    from constellation_otel.otlp_listener import OtlpListener
     from constellation_otel.runtime import Constellation, Execution
 
 __all__ = [
     "AsyncListenerAdapter",
+    "Bridge",
+    "BufferedListener",
+    "ConfigurationError",
     "Constellation",
     "ConstellationOtelError",
     "Dag",
     "DagError",
     "DecodeError",
+    "DeliveryError",
     "ErrorInfo",
     "Event",
     "EventListener",
@@ -56,16 +70,22 @@ __all__ = [
     "ExecutionFailedError",
     "ExecutionListener",
     "ExecutionStarted",
+    "JournalError",
     "ListenerDefinitionError",
     "LoggingListener",
+    "MisconfiguredError",
     "MissingExtraError",
     "ModuleCompleted",
     "ModuleContextProvider",
     "ModuleFailed",
     "ModuleStarted",
     "OpenTelemetryListener",
+    "OtlpListener",
     "ReceiverError",
+    "RefusedError",
     "RemoteError",
+    "SourceError",
+    "UnavailableError",
     "module",
     "span_id_of",
     "trace_id_of",
@@ -73,16 +93,25 @@ __all__ = [
 
 _HOMES: Final = {
     "aio": ("AsyncListenerAdapter",),
+    "bridge": ("Bridge",),
+    "buffer": ("BufferedListener",),
     "errors": (
+        "ConfigurationError",
         "ConstellationOtelError",
         "DagError",
         "DecodeError",
+        "DeliveryError",
         "ExecutionCancelledError",
         "ExecutionFailedError",
+        "JournalError",
         "ListenerDefinitionError",
+        "MisconfiguredError",
         "MissingExtraError",
         "ReceiverError",
+        "RefusedError",
         "RemoteError",
+        "SourceError",
+        "UnavailableError",
     ),
     "events": (
         "ErrorInfo",
@@ -98,6 +127,7 @@ _HOMES: Final = {
     "ids": ("span_id_of", "trace_id_of"),
     "listener": ("ExecutionListener", "LoggingListener", "ModuleContextProvider"),
     "otel": ("OpenTelemetryListener",),
+    "otlp_listener": ("OtlpListener",),
     "dag": ("Dag", "module"),
     "runtime": ("Constellation", "Execution"),
 }

@@ -10,6 +10,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
+from msgspec import Struct
 from opentelemetry.metrics import CallbackOptions, NoOpMeter, Observation
 
 from constellation_otel._fork import after_fork_in_child
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.metrics import Meter, MeterProvider
 
-__all__ = ["COUNTED", "Instruments", "Observed"]
+__all__ = ["COUNTED", "Instruments", "Observed", "Published"]
 
 COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
     "dropped": ("constellation.events.dropped", "{event}", "Events that found the queue full, or the listener closed."),
@@ -36,6 +37,17 @@ COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
 
 _DURATION_BOUNDARIES: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 """Seconds: from a function call to an hour's job."""
+
+
+class Published(Struct, frozen=True):
+    """The values of :data:`COUNTED`, for who has no counters of these very names."""
+
+    dropped: int = 0
+    rejected: int = 0
+    late: int = 0
+    duplicate: int = 0
+    abandoned: int = 0
+    failed: int = 0
 
 
 class Observed(Protocol):

@@ -8,7 +8,6 @@ exporters then do with them is theirs: delivery is as good as they are.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -18,7 +17,6 @@ import msgspec
 from msgspec import Struct
 from opentelemetry import _logs, metrics, trace
 from opentelemetry import context as otel_context
-from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 
@@ -35,9 +33,10 @@ from constellation_otel.events import (
     remote_parent,
     started_now,
 )
+from constellation_otel.exception_logs import exception_signals, log_exceptions
 from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Instruments
-from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, AttributeValue, Span
+from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, Span
 from constellation_otel.tracing import NOT_TRACED, Decision, PlainTraces, SdkTraces
 from constellation_otel.worker import Worker
 
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["ListenerCounters", "OpenTelemetryListener"]
 
 _LOGGER: Final = logging.getLogger(__name__)
-_EXCEPTION_SIGNAL: Final = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 _time_ns: Final = time.time_ns
 
 
@@ -144,7 +142,7 @@ class OpenTelemetryListener(EventListener):
         self._new_assembler: Callable[[], Assembler] = lambda: Assembler(
             settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age
         )
-        self._exceptions_as_events, self._exceptions_as_logs = _exception_signals()
+        self._exceptions_as_events, self._exceptions_as_logs = exception_signals()
         self._log = RateLimitedLog()
         self._start_afresh()
         self._worker = Worker(
@@ -392,7 +390,8 @@ class OpenTelemetryListener(EventListener):
             self._failed += not self._try(message, emit, span, decision)
         context = decision.context_of(span.span_id, Context())
         if self._exceptions_as_logs and span.events:
-            self._try("the application's logger raised", self._log_exceptions, span, context)
+            provider = self._logger_provider or _logs.get_logger_provider()
+            self._try("the application's logger raised", log_exceptions, provider, span, context)
         if self._instruments is not None:
             self._try("a histogram raised", self._instruments.record, span, context)
 
@@ -407,35 +406,3 @@ class OpenTelemetryListener(EventListener):
             # an execution's own span is its last
             del self._decisions[execution_id]
         return decision
-
-    def _log_exceptions(self, span: Span, context: Context) -> None:
-        logger = (self._logger_provider or _logs.get_logger_provider()).get_logger(
-            SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL
-        )
-        for event in span.events:
-            attributes: dict[str, AttributeValue] = {**span.attributes, **event.attributes}
-            logger.emit(
-                timestamp=event.timestamp_ns,
-                context=context,
-                severity_number=SeverityNumber.ERROR,
-                severity_text="ERROR",
-                body=span.status_description,
-                attributes=attributes,
-                event_name=event.name,
-            )
-
-
-def _exception_signals() -> tuple[bool, bool]:
-    """Whether exceptions are span events, and whether they are log records."""
-    value = os.environ.get(_EXCEPTION_SIGNAL, "").strip()
-    match value:
-        case "":
-            return True, False
-        case "logs":
-            return False, True
-        case "logs/dup":
-            return True, True
-        case _:
-            message = "%s=%r is unknown and ignored: exceptions are span events; use 'logs' or 'logs/dup'"
-            _LOGGER.warning(message, _EXCEPTION_SIGNAL, value)
-            return True, False

@@ -147,6 +147,7 @@ def spans_of(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
         span
         for resource in trace.get("resourceSpans", [])
         for scope in resource["scopeSpans"]
-        for span in scope["spans"]
+        # where what came twice was left out, a scope may be empty
+        for span in scope.get("spans", [])
     ]
     return sorted(spans, key=lambda span: (int(span["startTimeUnixNano"]), -int(span["endTimeUnixNano"])))

@@ -1,0 +1,542 @@
+"""Bridge: from a source to its sinks, with acknowledgements.
+
+Each sink has a lane and a thread of its own, so that none waits for another. A
+source is told that a record is safe when every sink has it, or, with a journal,
+when it is on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+from opentelemetry.sdk.trace import TracerProvider
+
+from constellation_otel._log import RateLimitedLog
+from constellation_otel.assembler import Assembler
+from constellation_otel.buffer import Delivery, Feed
+from constellation_otel.delivery import Record, Unreadable
+from constellation_otel.errors import ConfigurationError, UnavailableError
+from constellation_otel.instruments import Published
+from constellation_otel.lane import Backoff, Lane, LaneCounters
+from constellation_otel.stages import AssemblyStage, EventClock, EventStage
+from constellation_otel.tracing import Sampled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+    from constellation_otel.dead_letters import DeadLetters
+    from constellation_otel.delivery import Position, Revoked, Sink, Source, SourceItem, Store
+    from constellation_otel.lane import Trouble
+    from constellation_otel.signals import PrivateSignals
+    from constellation_otel.spans import Span
+
+__all__ = ["Bridge", "BridgeReport", "sink_names"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+_READ_TIMEOUT: Final = 0.25
+_SETTLE: Final = 1.0
+"""Seconds that spans wait for events still on their way, where the source does not keep the order."""
+
+
+class BridgeReport(Struct, frozen=True):
+    """What a bridge has done so far.
+
+    Attributes:
+        source: The source's name.
+        events: Events that were read.
+        unreadable: Records that could not be read as events, of the source or the journal.
+        dropped: Events that found no room, in the source, in a lane or in the journal.
+        sinks: The counters of each sink's lane, by the sink's name.
+        executions: Executions whose span has left.
+        spans: Spans that have left, sampled or not.
+        open: Executions that are open.
+        late: Events of executions or modules whose span had left.
+        duplicate: Events that repeated a fact that was known.
+        abandoned: Executions that were let go without an end.
+        corrected: Values that no backend could hold and that were mended or left out.
+        is_delivered: Whether nothing is left that could be delivered now.
+    """
+
+    source: str
+    events: int
+    unreadable: int
+    dropped: int
+    sinks: dict[str, LaneCounters]
+    executions: int
+    spans: int
+    open: int
+    late: int
+    duplicate: int
+    abandoned: int
+    corrected: int
+    is_delivered: bool
+
+    @property
+    def rejected(self) -> int:
+        """Events that some sink refused for good."""
+        return sum(lane.rejected for lane in self.sinks.values())
+
+
+class Bridge:
+    """Reads a source and brings its events to one or more sinks.
+
+    ``Bridge(source, [sink, ...]).run()`` returns when the source has ended or :meth:`stop`
+    was called, and has then delivered what could be delivered in time.
+
+    What is promised: an event that a durable source has given, or that is in the journal,
+    is delivered to every sink at least once, across outages of the sinks and the death of
+    this process. A repeated span is the same span. From a source that is neither, what
+    finds a sink's lane full is dropped for that sink, the newest first, and counted.
+
+    Args:
+        source: Where events come from. Closed by :meth:`run`.
+        sinks: Where they go. Closed by :meth:`run`.
+        journal: Keeps events until every sink has them; opened with :func:`sink_names` of
+            the sinks. Closed by :meth:`run`.
+        settle: Seconds that spans wait for events still on their way; 0 for a source that
+            keeps the order and 1 for others, where none is given.
+        idle_timeout: Seconds without an event after which an execution is abandoned.
+        max_age: Seconds after its first event at which an execution is abandoned.
+        max_open: Executions and modules held open at most, for each sink that takes spans.
+        max_held: Events that each lane holds at most.
+        is_replay: Whether what is read has happened before: time is what the events say.
+        on_full: What happens when a lane, or the journal, is full: ``wait`` reads no more
+            until there is room, ``drop`` drops the newest. ``wait`` where none is given,
+            unless the source is not durable.
+        abandon_open: Whether executions without an end leave when the source has ended.
+            When the bridge is stopped they leave as well, unless they are read again.
+        sampler: Of traces; what ``OTEL_TRACES_SAMPLER`` says where none is given.
+        telemetry: Metrics and logs beside the first sink that takes spans.
+        dead_letters: Where what cannot be read or is refused goes.
+        send_timeout: Seconds that one call of a sink may take.
+        close_timeout: Seconds for delivering what is held, at the end: without any
+            progress where the source has ended, altogether where the bridge was stopped.
+
+    Raises:
+        ConfigurationError: There is no sink.
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sinks: Sequence[Sink[Any]],
+        *,
+        journal: Store | None = None,
+        settle: float | None = None,
+        idle_timeout: float = 3_600.0,
+        max_age: float = 86_400.0,
+        max_open: int = 100_000,
+        max_held: int = 65_536,
+        is_replay: bool = False,
+        on_full: Literal["wait", "drop"] | None = None,
+        abandon_open: bool = False,
+        sampler: Sampler | None = None,
+        telemetry: PrivateSignals | None = None,
+        dead_letters: DeadLetters | None = None,
+        send_timeout: float = 10.0,
+        close_timeout: float = 30.0,
+    ) -> None:
+        if not sinks:
+            message = "a bridge needs at least one sink"
+            raise ConfigurationError(message)
+        self._source = source
+        self._journal = journal
+        self._waits = on_full == "wait" or (on_full is None and source.is_durable)
+        self._abandon_open = abandon_open
+        self._dead_letters = dead_letters
+        self._close_timeout = close_timeout
+        self._stop = threading.Event()
+        self._log = RateLimitedLog()
+        self._backoff = Backoff(longest=10.0)
+        self._events = self._unreadable = self._dropped = 0
+        self._source_trouble: str | None = None
+        self._looped = time.monotonic()
+        self._safe = _Safe(len(sinks)) if journal is None and source.is_durable else None
+        self._published = Published()
+        self._stages: list[AssemblyStage] = []
+        self._deliveries: dict[str, Delivery[Any]] = {}
+        self._feeds: list[Feed] = []
+        if settle is None:
+            settle = 0.0 if source.is_ordered else _SETTLE
+        for name, sink in zip(sink_names(sinks), sinks, strict=True):
+            feed = None if journal is None else Feed(journal, name, dead_letters)
+            stage: EventStage | AssemblyStage = EventStage()
+            if sink.takes == "spans":
+                assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
+                sampled = Sampled(
+                    sampler or TracerProvider(shutdown_on_exit=False).sampler,
+                    # the first one observes: a span is one, however many endpoints it goes to
+                    _unobserved if self._stages or telemetry is None else telemetry.observe,
+                    max_remembered=max_open,
+                )
+                with_events = telemetry is None or telemetry.with_events
+                finish_span = sampled if with_events else partial(_without_events, sampled)
+                stage = AssemblyStage(assembler, finish_span, EventClock() if is_replay else None, sampled.forget)
+                self._stages.append(stage)
+            lane: Lane[Any] = Lane(
+                sink,
+                stage,
+                acknowledge=feed.acknowledge if feed else self._safe.acknowledge if self._safe else _heard,
+                max_held=max_held,
+                send_timeout=send_timeout,
+                dead_letters=dead_letters,
+            )
+            if feed is not None:
+                self._feeds.append(feed)
+            on_tick = _nothing if self._deliveries or telemetry is None else partial(self._publish, telemetry)
+            # a bridge is not used in a forked child: its lane there is this one
+            self._deliveries[name] = Delivery(
+                partial(_same, lane), name=f"bridge-{name}", max_queue=max_held, feed=feed, on_tick=on_tick
+            )
+
+    def run(self) -> BridgeReport:
+        """Reads until the source has ended or :meth:`stop` was called, then delivers what is held.
+
+        Returns:
+            What was done.
+
+        Raises:
+            SourceError: The source can never be read as it is. What was read before is delivered.
+        """
+        try:
+            if self._feeds:
+                self._nudge()
+            while not self._stop.is_set():
+                self._looped = time.monotonic()
+                items = self._read()
+                self._pass_on(items)
+                self._tell_source()
+                if not items and self._source.has_ended:
+                    break
+        finally:
+            is_delivered = self._drain()
+            self._tell_source()
+            self._source.close()
+            if self._journal is not None:
+                self._journal.close()
+        return self._report(is_delivered=is_delivered)
+
+    def stop(self) -> None:
+        """Has :meth:`run` end; from any thread, or from a signal handler."""
+        self._stop.set()
+
+    @property
+    def report(self) -> BridgeReport:
+        """What was done so far."""
+        return self._report(is_delivered=not any(it.lane.waiting for it in self._deliveries.values()))
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """What does not work at the moment: why, by the name of the source or the sink."""
+        found = {}
+        source_trouble: str | None = self._source_trouble or getattr(self._source, "trouble", None)
+        if source_trouble is not None:
+            found[self._source.name] = source_trouble
+        for name, delivery in self._deliveries.items():
+            trouble: Trouble | None = delivery.lane.trouble
+            if trouble is not None:
+                found[name] = trouble.reason
+        return found
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the reading loop last came around; more than some says that it hangs."""
+        return time.monotonic() - self._looped
+
+    @property
+    def open_executions(self) -> int:
+        """Executions that have started and not left."""
+        return self._stages[0].open_executions if self._stages else 0
+
+    @property
+    def open_modules(self) -> int:
+        """Modules that have started and not ended."""
+        return self._stages[0].open_modules if self._stages else 0
+
+    def _report(self, *, is_delivered: bool) -> BridgeReport:
+        assembled: Counter[str] = Counter()
+        # where several sinks take spans, each assembles the same
+        for stage in self._stages[:1]:
+            assembled.update({name: getattr(stage.counters, name) for name in _ASSEMBLED})
+        return BridgeReport(
+            source=self._source.name,
+            events=self._events,
+            unreadable=self._unreadable + sum(feed.unreadable for feed in self._feeds),
+            dropped=getattr(self._source, "dropped", 0)
+            + self._dropped
+            + sum(it.worker.counters.dropped for it in self._deliveries.values()),
+            sinks={name: delivery.lane.counters for name, delivery in self._deliveries.items()},
+            open=self.open_executions,
+            is_delivered=is_delivered,
+            **{name: assembled[name] for name in _ASSEMBLED},
+        )
+
+    def _read(self) -> Sequence[SourceItem]:
+        try:
+            items = self._source.read(_READ_TIMEOUT)
+        except UnavailableError as error:
+            pause = self._backoff.next(error.retry_after)
+            self._source_trouble = str(error)
+            message = "%s: %s; it is read again in %.1f s"
+            self._log.write(_LOGGER, logging.WARNING, "source", message, self._source.name, error, pause)
+            self._pause(pause)
+            return ()
+        self._backoff.reset()
+        self._source_trouble = None
+        return items
+
+    def _pass_on(self, items: Iterable[SourceItem]) -> None:
+        records: list[Record] = []
+        for item in items:
+            if isinstance(item, Record):
+                records.append(item)
+            elif isinstance(item, Unreadable):
+                self._skip(item)
+            else:
+                # in order: what was read before belonged to us then
+                self._deliver(records)
+                records = []
+                self._revoke(item)
+        self._deliver(records)
+
+    def _skip(self, item: Unreadable) -> None:
+        self._unreadable += 1
+        where = f"{self._source.name}, {_place(item.position)}"
+        self._log.write(_LOGGER, logging.WARNING, "unreadable", "%s cannot be read: %s", where, item.reason)
+        if self._dead_letters is not None:
+            self._dead_letters.write(where, item.reason, item.data)
+        if self._source.is_durable:
+            self._acknowledge([item.position])
+
+    def _deliver(self, records: list[Record]) -> None:
+        if not records:
+            return
+        self._events += len(records)
+        if self._journal is not None:
+            self._write(self._journal, records)
+            return
+        if self._safe is not None:
+            self._safe.expect([record.position for record in records])
+        for delivery in self._deliveries.values():
+            has_room = partial(delivery.worker.wait_for_room, len(records), _WAIT)
+            # a durable source gives again what a bridge that is stopped has not taken
+            if not self._waits or self._wait_for(has_room) or not self._source.is_durable:
+                for record in records:
+                    delivery.put(record)
+
+    def _revoke(self, item: Revoked) -> None:
+        if self._safe is None:
+            # what is in a journal has been acknowledged, so nobody else will have it
+            return
+        self._safe.forget(item.origin)
+        for delivery in self._deliveries.values():
+            if self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT)):
+                delivery.put(item)
+
+    def _write(self, journal: Store, records: list[Record]) -> None:
+        """Puts records into the journal; where that cannot be, waits or drops."""
+        left = [record.event for record in records]
+
+        def append() -> bool:
+            try:
+                taken = journal.append(left)
+            except UnavailableError as error:
+                message = "the journal cannot be written: %s; %d events wait for it"
+                self._log.write(_LOGGER, logging.ERROR, "journal", message, error, len(left))
+                self._pause(self._backoff.next())
+                return False
+            self._backoff.reset()
+            del left[:taken]
+            if taken:
+                self._nudge()
+            if left and self._waits:
+                self._log.write(
+                    _LOGGER, logging.WARNING, "full", "the journal is full; nothing is read until it is not"
+                )
+                self._stop.wait(_WAIT)
+            return not left or not self._waits
+
+        self._wait_for(append)
+        if left and not self._source.is_durable:
+            self._dropped += len(left)
+            self._log.write(_LOGGER, logging.ERROR, "drop", "the journal takes no more; dropping the newest events")
+        elif self._source.is_durable:
+            self._acknowledge([record.position for record in records[: len(records) - len(left)]])
+
+    def _wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Waits for a condition that waits a little itself, until the bridge is stopped; whether it held."""
+        while not condition():
+            self._looped = time.monotonic()
+            if self._stop.is_set():
+                return False
+            self._tell_source()
+            # a consumer that does not ask for anything is taken for dead
+            keep_alive: Callable[[], None] | None = getattr(self._source, "keep_alive", None)
+            if keep_alive is not None:
+                keep_alive()
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        """Waits, unless the bridge is stopped; it does not hang meanwhile."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._stop.wait(min(_SLICE, max(0.0, end - time.monotonic()))):
+            self._looped = time.monotonic()
+
+    def _tell_source(self) -> None:
+        """Says what has become safe, in the thread that reads."""
+        if self._safe is not None:
+            positions = self._safe.take()
+            if positions:
+                self._acknowledge(positions)
+
+    def _acknowledge(self, positions: Sequence[Position]) -> None:
+        try:
+            self._source.acknowledge(positions)
+        except UnavailableError as error:
+            message = "%s: what is safe could not be noted down, and is read again after a restart: %s"
+            self._log.write(_LOGGER, logging.WARNING, "acknowledge", message, self._source.name, error)
+
+    def _publish(self, telemetry: PrivateSignals) -> None:
+        """Brings the counters that are metrics up to date; called from one sink's thread."""
+        report = self.report
+        before, self._published = (
+            self._published,
+            Published(report.dropped, report.rejected, report.late, report.duplicate, report.abandoned),
+        )
+        telemetry.count(before, self._published)
+
+    def _nudge(self) -> None:
+        for delivery in self._deliveries.values():
+            delivery.worker.nudge()
+
+    def _drain(self) -> bool:
+        """Delivers what is held and ends the lanes; whether nothing is left."""
+        abandon_open: bool | None
+        if self._source.has_ended and not self._stop.is_set():
+            abandon_open = self._abandon_open
+            self._drain_while_there_is_progress()
+        else:
+            # what is read again is not let go
+            abandon_open = None if self._source.is_durable or self._journal is not None else True
+        with ThreadPoolExecutor(len(self._deliveries), "bridge-close") as threads:
+            closing = [
+                threads.submit(delivery.close, self._close_timeout, abandon_open=abandon_open)
+                for delivery in self._deliveries.values()
+            ]
+            while wait(closing, _SLICE).not_done:
+                self._looped = time.monotonic()
+            return all(closed.result() for closed in closing)
+
+    def _drain_while_there_is_progress(self) -> None:
+        deliveries = self._deliveries.values()
+        deadline = time.monotonic() + self._close_timeout
+        sent = -1
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            self._looped = time.monotonic()
+            if all(delivery.flush(_WAIT) for delivery in deliveries):
+                return
+            self._tell_source()
+            now_sent = sum(delivery.lane.counters.sent for delivery in deliveries)
+            if now_sent > sent:
+                sent, deadline = now_sent, time.monotonic() + self._close_timeout
+
+
+_WAIT: Final = 0.25
+_SLICE: Final = 5.0
+"""Seconds after which a wait shows that it is one."""
+_ASSEMBLED: Final = ("executions", "spans", "late", "duplicate", "abandoned", "corrected")
+
+
+def sink_names(sinks: Sequence[Sink[Any]]) -> list[str]:
+    """What a journal knows sinks by: their kind, and which of its kind where there are several.
+
+    Not their URL, so that what is held for a collector goes to the one that took its place.
+    """
+    seen: Counter[str] = Counter()
+    names = []
+    for sink in sinks:
+        seen[sink.name] += 1
+        names.append(sink.name if seen[sink.name] == 1 else f"{sink.name}-{seen[sink.name]}")
+    return names
+
+
+class _Safe:
+    """Which records every sink has; lanes say so from their threads, the bridge takes note in its own.
+
+    Args:
+        sinks: How many have to say so.
+    """
+
+    def __init__(self, sinks: int) -> None:
+        self._sinks = sinks
+        self._lock = threading.Lock()
+        self._missing: dict[Position, int] = {}
+        self._safe: list[Position] = []
+
+    def expect(self, positions: Iterable[Position]) -> None:
+        """Records are on their way to the sinks."""
+        if self._sinks > 1:
+            with self._lock:
+                self._missing.update((position, self._sinks) for position in positions)
+
+    def acknowledge(self, positions: Sequence[Position]) -> None:
+        """One sink has these."""
+        with self._lock:
+            if self._sinks == 1:
+                self._safe += positions
+                return
+            for position in positions:
+                missing = self._missing.get(position, 0) - 1
+                if missing > 0:
+                    self._missing[position] = missing
+                elif self._missing.pop(position, None) is not None:
+                    self._safe.append(position)
+
+    def forget(self, origin: object) -> None:
+        """Somebody else reads that part of the source from now on."""
+        with self._lock:
+            self._missing = {it: count for it, count in self._missing.items() if it.origin != origin}
+            self._safe = [it for it in self._safe if it.origin != origin]
+
+    def take(self) -> list[Position]:
+        """What every sink has, and was not taken before."""
+        with self._lock:
+            safe, self._safe = self._safe, []
+        return safe
+
+
+def _heard(positions: Sequence[Position]) -> None:
+    """A source that does not ask is not told."""
+
+
+def _nothing() -> None:
+    """Nobody asked."""
+
+
+def _unobserved(span: Span, context: Context) -> None:
+    """Nobody asked."""
+
+
+def _without_events(finish: Callable[[Span], Span | None], span: Span) -> Span | None:
+    finished = finish(span)
+    return finished and replace(finished, events=())
+
+
+def _same(lane: Lane[Any]) -> Lane[Any]:
+    return lane
+
+
+def _place(position: Position) -> str:
+    return f"{position.offset}" if position.origin is None else f"{position.origin}, {position.offset}"

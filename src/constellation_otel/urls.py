@@ -1,0 +1,158 @@
+"""What a URL means: which source, which sink. A secret in a URL is never printed."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from constellation_otel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from opentelemetry.sdk.resources import Resource
+
+    from constellation_otel.delivery import Sink, Source
+
+__all__ = ["sink_of", "source_of"]
+
+_SOURCES: Final = (
+    "ws://host:port or wss://host:port (a Constellation Engine), kafka://broker:9092/topic?group=name,"
+    " postgresql://…, sqlite:///file, jsonl:file (jsonl:- is standard input), journal:file.db[?sink=name]"
+)
+_SINKS: Final = (
+    "otlp://host:4317 (gRPC), otlp+http://host:4318, otlps://…, otlp+https://…, kafka://broker:9092/topic,"
+    " postgresql://…, sqlite:///file, jsonl:file (jsonl:- is standard output), journal:file.db[?max_bytes=number]"
+)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+
+
+def source_of(url: str, *, follow: bool, execution_id: UUID | None = None, api_key: str | None = None) -> Source:
+    """Makes the source that a URL names.
+
+    Args:
+        url: ``ws://host:port`` or ``wss://host:port``, ``kafka://broker:9092/topic?group=name``,
+            ``postgresql://…``, ``sqlite:///file``, ``jsonl:file`` (``jsonl:-`` is standard
+            input), or ``journal:file.db``, read as the sink that ``?sink=name`` says.
+        follow: Whether to go on with what comes, or to end with what there is.
+        execution_id: The only execution to be read, where the source can choose; others give all.
+        api_key: For the engine.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+        MissingExtraError: What it needs is not installed.
+        JournalError: The journal's file cannot be used, or another process has it.
+        UnavailableError: Nor can it now: its disk is full, or it is busy.
+    """
+    scheme, rest = _split(url, _SOURCES, "source")
+    match scheme:
+        case "ws" | "wss" if follow:
+            from constellation_otel.transports.websocket import WebSocketSource  # noqa: PLC0415 - needs an extra
+
+            return WebSocketSource(url, api_key=api_key, execution_id=execution_id)
+        case "ws" | "wss":
+            message = "an engine's WebSocket has no past to be replayed; constellation-otel bridge follows it"
+            raise ConfigurationError(message)
+        case "kafka":
+            from constellation_otel.transports.kafka import KafkaSource  # noqa: PLC0415 - needs an extra
+
+            return KafkaSource.from_url(url, follow=follow)
+        case "postgresql" | "sqlite":
+            from constellation_otel.transports.sql import SqlSource  # noqa: PLC0415 - needs an extra
+
+            return SqlSource(url, follow=follow, execution_id=execution_id)
+        case "jsonl":
+            from constellation_otel.transports.jsonl import JsonlSource  # noqa: PLC0415 - only where it is used
+
+            return JsonlSource(rest, follow=follow)
+        case "journal":
+            from constellation_otel.transports.journal import (  # noqa: PLC0415 - only where it is used
+                DEFAULT_SINK,
+                JournalSource,
+            )
+
+            path, sink = _journal(rest, "sink")
+            return JournalSource(path, sink=sink or DEFAULT_SINK, follow=follow)
+        case _:
+            raise _unknown(url, _SOURCES, "source")
+
+
+def sink_of(url: str, *, resource: Resource) -> Sink[Any]:
+    """Makes the sink that a URL names.
+
+    Args:
+        url: ``otlp://host:4317`` (gRPC) or ``otlp+http://host:4318``, with TLS ``otlps://…`` or
+            ``otlp+https://…``, ``kafka://broker:9092/topic``, ``postgresql://…``,
+            ``sqlite:///file``, ``jsonl:file`` (``jsonl:-`` is standard output), or
+            ``journal:file.db``, which holds as much as ``?max_bytes=number`` says.
+        resource: What an OTLP endpoint is told that spans come from.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+        MissingExtraError: What it needs is not installed.
+        JournalError: The journal's file cannot be used, or another process has it.
+        UnavailableError: Nor can it now: its disk is full, or it is busy.
+    """
+    scheme, rest = _split(url, _SINKS, "sink")
+    match scheme:
+        case "otlp" | "otlps" | "otlp+http" | "otlp+https":
+            from constellation_otel.transports.otlp import OtlpSink  # noqa: PLC0415 - only where it is used
+
+            return OtlpSink.from_url(url, resource=resource)
+        case "kafka":
+            from constellation_otel.transports.kafka import KafkaSink  # noqa: PLC0415 - needs an extra
+
+            return KafkaSink.from_url(url)
+        case "postgresql" | "sqlite":
+            from constellation_otel.transports.sql import SqlSink  # noqa: PLC0415 - needs an extra
+
+            return SqlSink(url)
+        case "jsonl":
+            from constellation_otel.transports.jsonl import JsonlSink  # noqa: PLC0415 - only where it is used
+
+            return JsonlSink(rest)
+        case "journal":
+            from constellation_otel.transports.journal import JournalSink  # noqa: PLC0415 - only where it is used
+
+            path, max_bytes = _journal(rest, "max_bytes")
+            try:
+                return JournalSink(path) if max_bytes is None else JournalSink(path, max_bytes=int(max_bytes))
+            except ValueError as error:
+                message = f"?max_bytes={max_bytes} cannot be used: {error}; give a number of bytes"
+                raise ConfigurationError(message) from error
+        case _:
+            raise _unknown(url, _SINKS, "sink")
+
+
+def _split(url: str, known: str, what: str) -> tuple[str, str]:
+    scheme, colon, rest = url.partition(":")
+    if not colon:
+        raise _unknown(url, known, what)
+    if not rest:
+        message = f"a URL that ends after its scheme is no {what}; there are: {known}"
+        raise ConfigurationError(message)
+    return scheme, rest
+
+
+def _unknown(url: str, known: str, what: str) -> ConfigurationError:
+    scheme, colon, rest = url.partition(":")
+    # what stands before a colon may be a user or a key as well, and the rest may have a password
+    is_scheme = colon and _SCHEME.fullmatch(scheme) and ("@" not in rest or rest.startswith("//"))
+    begins = f"a URL that begins with {scheme!r}" if is_scheme else "what has no scheme"
+    return ConfigurationError(f"{begins} is no {what}; there are: {known}")
+
+
+def _journal(rest: str, parameter: str) -> tuple[str, str | None]:
+    """A journal's path, and the value of the one parameter that it may have."""
+    path, _, query = rest.partition("?")
+    options = parse_qsl(query, keep_blank_values=True)
+    if not path or "\0" in path:
+        message = f"a journal has to be in a file; give journal:file.db, or journal:file.db?{parameter}=…"
+        raise ConfigurationError(message)
+    if not query:
+        return path, None
+    if len(options) != 1 or options[0][0] != parameter or not options[0][1]:
+        message = f"journal:{path} has something after the ? that means nothing; there is ?{parameter}=… alone here"
+        raise ConfigurationError(message)
+    return path, options[0][1]

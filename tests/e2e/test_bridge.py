@@ -1,0 +1,219 @@
+"""From the engine's WebSocket to Jaeger, by way of everything that there is."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from constellation_otel import span_id_of, trace_id_of
+from engine_stand_in import EngineStandIn, Line, recorded
+
+from .bridges import bridging, command
+from .peers import Jaeger, Kafka, Postgres, eventually
+from .traces import read_back, traces_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from constellation_otel.spans import Span
+
+    from .peers import Collector
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def fresh_jaegers(tmp_path: Path) -> Iterator[list[Jaeger]]:
+    """Jaegers that know nothing; killed in the end, since they take long to stop in order."""
+    jaegers = [Jaeger(tmp_path / f"jaeger-{number}") for number in range(4)]
+    try:
+        for jaeger in jaegers:
+            jaeger.start()
+        yield jaegers
+    finally:
+        for jaeger in jaegers:
+            jaeger.kill()
+
+
+def otlp(endpoint: str) -> str:
+    return endpoint.replace("http://", "otlp://")
+
+
+def by_execution(lines: Iterable[Line]) -> dict[UUID, list[dict[str, Any]]]:
+    frames: defaultdict[UUID, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        frames[UUID(line.frame["executionId"])].append(line.frame)
+    return dict(frames)
+
+
+def spans_in(frames: list[dict[str, Any]]) -> int:
+    """How many spans are made of an execution's frames: its own, and one for each module that is told of."""
+    return 1 + len({frame["moduleId"] for frame in frames if "moduleId" in frame})
+
+
+def times_told(execution_id: UUID, frames: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Start and end of each span whose duration the engine reported; Jaeger shows no length as one of 1 ns."""
+    ends: dict[int, tuple[int, int]] = {}
+    for frame in frames:
+        if "durationMs" in frame:
+            module_id = UUID(frame["moduleId"]) if "moduleId" in frame else None
+            end_ns = frame["timestamp"] * MS
+            start_ns = end_ns - frame["durationMs"] * MS
+            # the dashboard's runs send their completion twice; the earlier one counts
+            span_id = span_id_of(execution_id, module_id)
+            ends.setdefault(span_id, (start_ns, max(end_ns, start_ns + 1)))
+    return ends
+
+
+def is_module(span: Span) -> bool:
+    return "constellation.module.name" in span.attributes
+
+
+def check_whole(jaeger: Jaeger, execution_id: UUID, frames: list[dict[str, Any]]) -> None:
+    """An execution all of whose frames arrived is one whole trace, with the engine's own durations."""
+    spans = [it.span for it in read_back(jaeger, trace_id_of(execution_id), spans=spans_in(frames))]
+    assert len(spans) == len({span.span_id for span in spans}) == spans_in(frames)
+    found = {span.span_id: (span.start_ns, span.end_ns) for span in spans}
+    told = times_told(execution_id, frames)
+    assert {span_id: found[span_id] for span_id in told} == told
+    (whole,) = [span for span in spans if not is_module(span)]
+    assert {span.parent_span_id for span in spans if is_module(span)} <= {whole.span_id}
+
+
+def test_an_engines_executions_come_through_a_collector_and_a_cut_connection_into_jaeger(
+    tmp_path: Path, collector: Collector, jaeger: Jaeger
+) -> None:
+    """The recorded runs, among them 50 executions at once; the engine is cut and comes back in the middle."""
+    first, second = recorded("engine-frames.jsonl"), recorded("engine-frames-50.jsonl")
+    arrived_lines, sent = list(first), 0
+    with (
+        EngineStandIn() as engine,
+        bridging(
+            tmp_path, engine.url, "--to", otlp(collector.grpc_endpoint), "--settle", "0.3", "--idle-timeout", "3",
+            "--health", "127.0.0.1:0",
+        ) as bridge,
+    ):  # fmt: skip
+        engine.play(first, speed=math.inf)
+        engine.flush()
+        for cut_at in (40, 130, 220, 310):
+            engine.play(second[sent:cut_at], speed=math.inf)
+            arrived_lines += second[sent:cut_at]
+            engine.flush()
+            bridge.wait_until_read(len(arrived_lines))
+            engine.kill()
+            # what happens while it is away, nobody hears of
+            sent = cut_at + 8
+            engine.start()
+            engine.wait_for_clients(1)
+        engine.play(second[sent:], speed=math.inf)
+        arrived_lines += second[sent:]
+        everything, arrived = by_execution([*first, *second]), by_execution(arrived_lines)
+        whole = [it for it in everything if everything[it] == arrived.get(it)]
+        cut = [it for it in arrived if it not in whole]
+        assert (len(whole), len(cut)) == (len(everything) - 8, 8)
+        for execution_id in whole:
+            check_whole(jaeger, execution_id, everything[execution_id])
+        outcomes: Counter[str] = Counter()
+        for execution_id in cut:
+            frames = arrived[execution_id]
+            spans = [it.span for it in read_back(jaeger, trace_id_of(execution_id), spans=spans_in(frames))]
+            (execution,) = [span for span in spans if not is_module(span)]
+            outcomes[str(execution.attributes["constellation.outcome"])] += 1
+            check_what_is_missing(execution, frames, "execution:start", "execution:complete")
+            for span in filter(is_module, spans):
+                own = [it for it in frames if it.get("moduleId") == span.attributes["constellation.module.id"]]
+                check_what_is_missing(span, own, "module:start", "module:complete")
+        report = bridge.end()
+    assert outcomes["abandoned"] == sum(
+        all(frame["type"] != "execution:complete" for frame in arrived[it]) for it in cut
+    )
+    assert outcomes["abandoned"] > 0
+    assert report["abandoned"] >= outcomes["abandoned"]
+    assert (report["unreadable"], report["dropped"]) == (0, 0)
+    assert report["events"] == len(arrived_lines)
+    # said at most once in ten seconds each
+    assert bridge.said(": connected")
+    assert bridge.said("lost")
+
+
+def check_what_is_missing(span: Span, frames: list[dict[str, Any]], start: str, end: str) -> None:
+    types = {frame["type"] for frame in frames}
+    missing = tuple(name for name, kind in (("start", start), ("end", end)) if kind not in types)
+    assert span.attributes.get("constellation.missing", ()) == missing
+    if not is_module(span):
+        assert (span.attributes["constellation.outcome"] == "abandoned") == ("end" in missing)
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    with Kafka(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+def test_what_went_to_kafka_postgres_and_a_file_replays_into_the_same_traces(
+    tmp_path: Path, kafka: Kafka, postgres: Postgres, fresh_jaegers: list[Jaeger]
+) -> None:
+    """Ids, names, parents, times, outcomes, attributes: compared as text with what the bridge sent directly."""
+    jaeger, *others = fresh_jaegers
+    admin = AdminClient({"bootstrap.servers": kafka.brokers})
+    admin.create_topics([NewTopic("events", num_partitions=3)])["events"].result(30)
+    stored = {
+        "kafka": f"kafka://{kafka.brokers}/events",
+        "postgresql": postgres.url(),
+        "jsonl": f"jsonl:{tmp_path}/events.jsonl.gz",
+    }
+    lines = [*recorded("engine-frames.jsonl"), *recorded("engine-frames-50.jsonl")]
+    sinks = [argument for url in (otlp(jaeger.grpc_endpoint), *stored.values()) for argument in ("--to", url)]
+    with EngineStandIn() as engine, bridging(tmp_path, engine.url, *sinks, "--settle", "0.5") as bridge:
+        for first in range(0, len(lines), 50):
+            # no more at once than its queue holds
+            engine.play(lines[first : first + 50], speed=math.inf)
+            engine.flush()
+        assert engine.dropped == 0
+        executions = by_execution(lines)
+        ended = {it for it, frames in executions.items() if any("execution:co" in frame["type"] for frame in frames)}
+        expected = {trace_id_of(it): spans_in(executions[it]) for it in executions if it in ended}
+        directly = traces_text(jaeger, expected)
+        report = bridge.end()
+    assert {name: lane["sent"] for name, lane in report["sinks"].items()} | {"otlp": 0} == {
+        "otlp": 0, "kafka": len(lines), "sql": len(lines), "jsonl": len(lines),
+    }  # fmt: skip
+    for url, fresh in zip(stored.values(), others, strict=True):
+        done = command("replay", url, "--to", otlp(fresh.grpc_endpoint))
+        assert done.returncode == 0, done.stderr
+        assert f"{len(lines)} events replayed from " in done.stderr
+        assert traces_text(fresh, expected) == directly
+
+
+def test_a_bridge_is_alive_and_ready_and_says_what_is_wrong(tmp_path: Path, collector: Collector) -> None:
+    """The health that an orchestrator asks for, before the engine is there, with it, and without it again."""
+    with (
+        EngineStandIn() as engine,
+        bridging(
+            tmp_path, engine.url, "--to", otlp(collector.grpc_endpoint), "--health", "127.0.0.1:0"
+        ) as bridge,
+    ):  # fmt: skip
+        assert bridge.asks("/livez")[0] == 200
+        bridge.wait_until_said("connected")
+        eventually(lambda: bridge.asks("/readyz")[0] == 200, 20, "it is ready")
+        engine.kill()
+        eventually(lambda: bridge.asks("/readyz")[0] == 503, 20, "it is not ready")
+        status, body = bridge.asks("/readyz")
+        assert (status, list(body["troubles"])) == (503, [f"{engine.url}/api/v1/executions/events"])
+        assert bridge.asks("/livez")[0] == 200
+        engine.start()
+        eventually(lambda: bridge.asks("/readyz")[0] == 200, 40, "it is ready again")
+        assert bridge.asks("/")[1]["events"] == 0

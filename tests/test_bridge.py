@@ -1,0 +1,501 @@
+"""From a source to its sinks: what is delivered, what is acknowledged, and what happens at the end."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from constellation_otel.bridge import Bridge, BridgeReport, sink_names
+from constellation_otel.dead_letters import DeadLetters
+from constellation_otel.delivery import Position, Rejection, Revoked, Unreadable
+from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
+from constellation_otel.lane import LaneCounters
+from constellation_otel.transports.journal import Journal
+from deliveries import MS, T0, ListSink, ListSource, execution, records
+from support import DEADLINE, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back is tried again soon."""
+    monkeypatch.setattr("constellation_otel.lane.Backoff.__init__.__defaults__", (0.02, 0.05, lambda: 1.0))
+
+
+def events_of(*numbers: int) -> list[Any]:
+    return [event for number in numbers for event in execution(number)]
+
+
+def spans(sink: ListSink) -> list[str]:
+    return [span.name for span in sink.items]
+
+
+@contextmanager
+def running(bridge: Bridge) -> Iterator[list[BridgeReport]]:
+    """A bridge in a thread of its own, which is stopped at the end; then its report is in the list."""
+    reports: list[BridgeReport] = []
+    thread = threading.Thread(target=lambda: reports.append(bridge.run()))
+    thread.start()
+    try:
+        yield reports
+    finally:
+        bridge.stop()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+class Gate:
+    """A fault of a sink that is away until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __call__(self, items: object) -> Exception | None:
+        return None if self.opened.is_set() else UnavailableError("away")
+
+
+def away(gate: Gate, **options: Any) -> ListSink:
+    return ListSink(*[gate] * 100_000, **options)
+
+
+def test_any_source_meets_any_sinks_and_is_told_what_all_of_them_have() -> None:
+    source = ListSource(records(events_of(1)), records(events_of(2), first=4))
+    events, traces = ListSink(), ListSink(takes="spans", name="otlp")
+    report = Bridge(source, [events, traces]).run()
+    assert events.items == events_of(1, 2)
+    assert spans(traces) == ["trim", "dag-1", "trim", "dag-2"]
+    assert sorted(source.acknowledged) == [Position(None, number) for number in range(8)]
+    assert (source.closed.is_set(), events.closed, traces.closed) == (True, 1, 1)
+    assert report == BridgeReport(
+        source="list://", events=8, unreadable=0, dropped=0,
+        sinks={
+            "list": LaneCounters(8, 8, 0, 0, 0, 0, 8, 0, 0),
+            "otlp": LaneCounters(8, 8, 0, 0, 0, 0, 4, 0, 0),
+        },
+        executions=2, spans=4, open=0, late=0, duplicate=0, abandoned=0, corrected=0, is_delivered=True,
+    )  # fmt: skip
+    assert report.rejected == 0
+
+
+def test_a_bridge_without_a_sink_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least one sink"):
+        Bridge(ListSource(), [])
+
+
+def test_sinks_are_known_by_their_kind_and_number() -> None:
+    sinks = [ListSink(name=name) for name in ("otlp", "kafka", "otlp", "otlp")]
+    assert sink_names(sinks) == ["otlp", "kafka", "otlp-2", "otlp-3"]
+
+
+def test_one_sink_that_is_away_stops_no_other_and_the_source_is_not_told() -> None:
+    gate = Gate()
+    source = ListSource(records(events_of(1)), ends=False)
+    stuck, fine = away(gate, name="stuck"), ListSink(name="fine")
+    bridge = Bridge(source, [stuck, fine])
+    with running(bridge):
+        eventually(lambda: len(fine.items) == 4, "the other sink has everything")
+        eventually(lambda: bridge.troubles == {"stuck": "away"}, "the trouble is told")
+        assert source.acknowledged == []
+        assert not bridge.report.is_delivered
+        gate.opened.set()
+        eventually(lambda: len(source.acknowledged) == 4, "the source is told")
+        eventually(lambda: bridge.troubles == {}, "the trouble is over")
+        assert bridge.report.is_delivered
+
+
+def test_an_execution_is_acknowledged_as_a_whole_and_not_before_its_end() -> None:
+    source = ListSource(records([*events_of(1)[:3], *events_of(2)]), ends=False)
+    sink = ListSink(takes="spans")
+    bridge = Bridge(source, [sink])
+    with running(bridge) as reports:
+        eventually(lambda: len(source.acknowledged) == 4, "the one that has ended")
+        assert (bridge.open_executions, bridge.open_modules) == (1, 0)
+        assert bridge.idle_seconds < DEADLINE
+    assert [position.offset for position in source.acknowledged] == [3, 4, 5, 6]
+    assert spans(sink) == ["trim", "trim", "dag-2"]
+    assert (reports[0].open, reports[0].abandoned) == (1, 0)
+
+
+def test_what_is_open_when_a_bridge_is_stopped_leaves_where_nobody_reads_it_again() -> None:
+    source = ListSource(records(events_of(1)[:1]), ends=False, is_durable=False)
+    sink = ListSink(takes="spans")
+    bridge = Bridge(source, [sink])
+    with running(bridge) as reports:
+        eventually(lambda: bridge.open_executions, "it is open")
+    assert [span.attributes["constellation.abandoned.reason"] for span in sink.items] == ["closed"]
+    assert (source.acknowledged, reports[0].abandoned) == ([], 1)
+
+
+@pytest.mark.parametrize(("abandon_open", "names", "is_open"), [(True, ["dag-1"], 0), (False, [], 1)])
+def test_what_is_open_when_a_source_has_ended_leaves_where_that_was_asked_for(
+    abandon_open: bool, names: list[str], is_open: int
+) -> None:
+    sink = ListSink(takes="spans")
+    report = Bridge(ListSource(records(events_of(1)[:1])), [sink], abandon_open=abandon_open, is_replay=True).run()
+    assert (spans(sink), report.open) == (names, is_open)
+
+
+def test_a_source_that_does_not_keep_the_order_is_given_time_to_settle() -> None:
+    first, *others = events_of(1)
+    source = ListSource(records([*others, first]), is_ordered=False)
+    sink = ListSink(takes="spans")
+    Bridge(source, [sink]).run()
+    assert spans(sink) == ["trim", "dag-1"]
+    assert "constellation.missing" not in sink.items[1].attributes
+    at_once = ListSink(takes="spans")
+    Bridge(ListSource(records([*others, first]), is_ordered=False), [at_once], settle=0).run()
+    assert at_once.items[-1].attributes["constellation.missing"] == ("start",)
+
+
+def test_what_cannot_be_read_is_counted_logged_buried_and_acknowledged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    junk = Unreadable(b"junk", "not an event", Position(("topic", 3), 7))
+    source = ListSource([*records(events_of(1)[:1]), junk, *records(events_of(1)[1:], first=1)])
+    sink = ListSink()
+    report = Bridge(source, [sink], dead_letters=letters).run()
+    assert (sink.items, report.unreadable, report.events) == (events_of(1), 1, 4)
+    assert Position(("topic", 3), 7) in source.acknowledged
+    assert "list://, ('topic', 3), 7 cannot be read: not an event" in caplog.text
+    assert "not an event" in (tmp_path / "dead.jsonl").read_text()
+    volatile = ListSource([Unreadable(b"junk", "not an event", Position(None, 7))], is_durable=False)
+    assert Bridge(volatile, [ListSink()]).run().unreadable == 1
+    assert volatile.acknowledged == []
+
+
+def test_a_source_that_cannot_be_read_now_is_read_again(caplog: pytest.LogCaptureFixture) -> None:
+    source = ListSource(records(events_of(1)))
+    source.faults = [UnavailableError("no broker")] * 3
+    sink = ListSink()
+    bridge = Bridge(source, [sink])
+    bridge.run()
+    assert sink.items == events_of(1)
+    assert bridge.troubles == {}
+    assert "list://: no broker; it is read again in" in caplog.text
+
+
+def test_the_trouble_of_a_source_is_told() -> None:
+    source = ListSource(ends=False)
+    source.faults = [UnavailableError("no broker", retry_after=60)]
+    bridge = Bridge(source, [ListSink()])
+    with running(bridge):
+        eventually(lambda: bridge.troubles == {"list://": "no broker"}, "the trouble is told")
+
+
+def test_what_a_source_says_of_itself_is_told_as_well() -> None:
+    class Lossy(ListSource):
+        trouble = "no connection"
+        dropped = 3
+
+    bridge = Bridge(Lossy(records(events_of(1))), [ListSink()])
+    assert bridge.troubles == {"list://": "no connection"}
+    assert bridge.run().dropped == 3
+
+
+def test_a_long_pause_is_not_taken_for_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constellation_otel.bridge._SLICE", 0.01)
+    source = ListSource(ends=False)
+    source.faults = [UnavailableError("no broker", retry_after=3_600)]
+    sink = away(Gate())
+    bridge = Bridge(source, [sink], close_timeout=0.2)
+    with running(bridge):
+        eventually(lambda: bridge.troubles, "it pauses")
+        before = bridge._looped
+        eventually(lambda: bridge._looped > before, "it shows that it lives")
+
+
+def test_a_long_end_is_not_taken_for_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constellation_otel.bridge._SLICE", 0.01)
+    source = ListSource(records(events_of(1)), ends=False, is_durable=False)
+    bridge = Bridge(source, [away(Gate())], close_timeout=0.3)
+    with running(bridge):
+        eventually(lambda: bridge.troubles, "it waits")
+        bridge.stop()
+        before = bridge._looped
+        eventually(lambda: bridge._looped > before, "it shows that it lives")
+
+
+class Telemetry:
+    """What a bridge asks of the metrics and logs beside its spans."""
+
+    def __init__(self, *, with_events: bool) -> None:
+        self.with_events = with_events
+        self.observed: list[str] = []
+        self.counted: list[Any] = []
+
+    def observe(self, span: Any, context: object) -> None:
+        self.observed.append(span.name)
+
+    def count(self, before: object, now: object) -> None:
+        self.counted.append(now)
+
+
+@pytest.mark.parametrize("with_events", [True, False])
+def test_metrics_and_logs_see_every_span_once_and_the_counters(with_events: bool) -> None:
+    telemetry: Any = Telemetry(with_events=with_events)
+    sinks = [ListSink(takes="spans"), ListSink(takes="spans")]
+    late = records(execution(1)[:1], first=4)
+    Bridge(ListSource(records(execution(1, fails=True)), late), sinks, telemetry=telemetry).run()
+    assert telemetry.observed == ["trim", "dag-1"]
+    assert telemetry.counted[-1].late == 1
+    assert [bool(sink.items[0].events) for sink in sinks] == [with_events, with_events]
+
+
+def test_a_source_that_can_never_be_read_ends_the_bridge_and_what_was_read_is_delivered() -> None:
+    source = ListSource(records(events_of(1)))
+    sink = ListSink()
+
+    class Broken(ListSource):
+        def read(self, timeout: float) -> Any:
+            items = source.read(timeout)
+            if not items:
+                message = "no such table"
+                raise SourceError(message)
+            return items
+
+    with pytest.raises(SourceError, match="no such table"):
+        Bridge(Broken(), [sink]).run()
+    assert (sink.items, sink.closed) == (events_of(1), 1)
+
+
+def test_a_source_that_cannot_note_down_what_is_safe_is_logged_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    source = ListSource(records(events_of(1)), records(events_of(2), first=4))
+    source.acknowledge_faults = [UnavailableError("no coordinator")]
+    sink = ListSink()
+    assert Bridge(source, [sink]).run().is_delivered
+    assert "is read again after a restart: no coordinator" in caplog.text
+
+
+def test_a_durable_source_is_read_no_faster_than_its_sinks_take_and_kept_alive_meanwhile() -> None:
+    gate, asked = Gate(), threading.Event()
+    source = ListSource(*[records(events_of(number), first=number * 4) for number in range(20)], keep_alive=asked.set)
+    sink = away(gate)
+    bridge = Bridge(source, [sink], max_held=4)
+    with running(bridge) as reports:
+        assert asked.wait(DEADLINE)
+        assert bridge.report.events <= 16
+        gate.opened.set()
+        eventually(lambda: len(sink.items) == 80, "everything arrives")
+    assert reports[0].dropped == 0
+
+
+def test_from_a_source_that_is_not_durable_the_newest_are_dropped_for_the_sink_that_is_full() -> None:
+    gate = Gate()
+    batches = [records(events_of(number), first=number * 4) for number in range(20)]
+    source = ListSource(*batches, ends=False, is_durable=False)
+    stuck, fine = away(gate, name="stuck"), ListSink(name="fine")
+    bridge = Bridge(source, [stuck, fine], max_held=16)
+    with running(bridge) as reports:
+        eventually(lambda: bridge.report.events == 80, "all is read")
+        gate.opened.set()
+        eventually(lambda: bridge.troubles == {}, "the sink is back")
+    report = reports[0]
+    assert report.dropped >= 80 - 2 * 16 - 4
+    assert stuck.items == events_of(*range(20))[: len(stuck.items)] or len(stuck.items) < 80
+    assert report.sinks["stuck"].delivered + report.dropped >= 80
+
+
+def test_a_source_that_is_not_durable_can_be_waited_for_and_what_is_left_at_a_stop_is_counted() -> None:
+    gate = Gate()
+    batches = [records(events_of(number), first=number * 4) for number in range(20)]
+    source = ListSource(*batches, is_durable=False)
+    sink = away(gate)
+    bridge = Bridge(source, [sink], max_held=4, on_full="wait", close_timeout=0.2)
+    with running(bridge) as reports:
+        eventually(lambda: bridge.report.events >= 8, "it waits")
+    (report,) = reports
+    assert report.events == report.dropped + report.sinks["list"].held
+    assert not report.is_delivered
+
+
+def test_what_is_taken_away_is_dropped_without_export_and_the_next_owner_gives_it_whole() -> None:
+    mine, other = records(events_of(1)[:3], origin="a"), records(events_of(2)[:3], origin="b")
+    whole = records(events_of(1), origin="a", first=100)
+    source = ListSource([*mine, *other, Revoked("a")], [*whole, *records(events_of(2)[3:], origin="b", first=3)])
+    traces, events = ListSink(takes="spans"), ListSink()
+    report = Bridge(source, [traces, events]).run()
+    assert sorted(spans(traces)) == ["dag-1", "dag-2", "trim", "trim", "trim"]
+    assert report.sinks["list"].revoked == 3
+    assert [it for it in source.acknowledged if it.origin == "a" and it.offset < 100] == []
+    assert sorted(it.offset for it in source.acknowledged if it.origin == "b") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("last", [records(events_of(5)), [Revoked("a")]])
+def test_a_bridge_that_is_stopped_waits_for_no_room_and_what_it_leaves_is_not_acknowledged(last: Any) -> None:
+    many = records(events_of(*range(4)))
+    asked = threading.Event()
+    source = ListSource(many[:8], many[8:], last, ends=False, keep_alive=asked.set)
+    bridge = Bridge(source, [away(Gate())], max_held=8, close_timeout=0.1)
+    with running(bridge):
+        assert asked.wait(DEADLINE)
+    assert source.acknowledged == []
+
+
+def test_what_is_in_a_journal_is_nobody_elses(tmp_path: Path) -> None:
+    source = ListSource([*records(events_of(1)[:2], origin="a"), Revoked("a")], records(events_of(1)[2:], origin="a"))
+    sink = ListSink(takes="spans")
+    Bridge(source, [sink], journal=Journal(tmp_path / "j.db", sinks=["list"])).run()
+    assert spans(sink) == ["trim", "dag-1"]
+
+
+def test_a_replay_goes_by_the_time_of_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [event for number in range(200) for event in execution(number, start_ns=T0 + number * 86_400_000 * MS)]
+    lost = execution(1_000)[:1]
+    sink = ListSink(takes="spans")
+    report = Bridge(ListSource(records([*lost, *days])), [sink], is_replay=True).run()
+    assert (report.executions, report.abandoned, report.open) == (201, 1, 0)
+
+
+def test_the_sampler_decides_for_whole_traces_and_what_it_drops_is_delivered() -> None:
+    sink = ListSink(takes="spans")
+    source = ListSource(records(events_of(1)))
+    report = Bridge(source, [sink, ListSink(takes="spans")], sampler=ALWAYS_OFF).run()
+    assert sink.items == []
+    assert report.sinks["list"].delivered == 4
+    assert len(source.acknowledged) == 4
+
+
+def test_a_replay_waits_for_a_slow_sink_as_long_as_there_is_progress() -> None:
+    wait = threading.Event().wait
+    sink = ListSink(*[lambda _: wait(0.05)] * 40, max_batch=1)
+    report = Bridge(ListSource(records(events_of(*range(5)))), [sink], close_timeout=0.5).run()
+    assert (len(sink.items), report.is_delivered) == (20, True)
+
+
+def test_a_replay_does_not_wait_for_ever_for_a_sink_that_is_away() -> None:
+    sink = away(Gate())
+    report = Bridge(ListSource(records(events_of(1))), [sink], close_timeout=0.3).run()
+    assert (report.is_delivered, report.sinks["list"].held) == (False, 4)
+
+
+def test_a_stop_ends_a_replay_that_waits_for_a_sink() -> None:
+    bridge = Bridge(ListSource(records(events_of(1))), [away(Gate())], close_timeout=0.3)
+    with running(bridge):
+        eventually(lambda: bridge.troubles, "it waits")
+
+
+# --- with a journal ------------------------------------------------------------------------------------------------
+
+
+def test_with_a_journal_the_source_is_told_at_once_and_every_sink_gets_everything(tmp_path: Path) -> None:
+    gate = Gate()
+    source = ListSource(records(events_of(1)), ends=False)
+    sinks = [away(gate, name="stuck"), ListSink(name="fine"), ListSink(takes="spans", name="otlp")]
+    bridge = Bridge(source, sinks, journal=Journal(tmp_path / "j.db", sinks=sink_names(sinks)))
+    with running(bridge) as reports:
+        eventually(lambda: len(source.acknowledged) == 4, "the source is told")
+        eventually(lambda: len(sinks[1].items) == 4 and spans(sinks[2]) == ["trim", "dag-1"], "the others have it")
+        assert sinks[0].items == []
+        gate.opened.set()
+        eventually(lambda: sinks[0].items == events_of(1), "the one that was away has it")
+    assert reports[0].is_delivered
+
+
+def test_what_a_bridge_could_not_deliver_the_next_one_does_from_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    first = Bridge(
+        ListSource(records(events_of(1)), is_durable=False),
+        [away(Gate())],
+        journal=Journal(path, sinks=["list"]),
+        close_timeout=0.2,
+    )
+    assert not first.run().is_delivered
+    sink = ListSink()
+    report = Bridge(ListSource(records(events_of(2))), [sink], journal=Journal(path, sinks=["list"])).run()
+    assert (sink.items, report.is_delivered) == (events_of(1, 2), True)
+
+
+def test_an_open_execution_stays_in_the_journal_and_is_whole_when_its_end_comes_to_the_next_bridge(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "j.db"
+    begun = ListSource(records(events_of(1)[:3]), ends=False, is_durable=False)
+    first = Bridge(begun, [ListSink(takes="spans")], journal=Journal(path, sinks=["list"]))
+    with running(first):
+        eventually(lambda: first.open_executions, "it is open")
+    sink = ListSink(takes="spans")
+    rest = ListSource(records(events_of(1)[3:]), is_durable=False)
+    assert Bridge(rest, [sink], journal=Journal(path, sinks=["list"])).run().is_delivered
+    assert spans(sink) == ["trim", "dag-1"]
+    left = Journal(path, sinks=["list"])
+    assert left.held("list") == 0
+    left.close()
+
+
+class FullJournal:
+    """A journal that has room for a few, or cannot be written: what a disk does not do when asked."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.kept: list[Any] = []
+
+    def append(self, events: Any) -> int:
+        answer = self.answers.pop(0) if self.answers else len(events)
+        if isinstance(answer, Exception):
+            raise answer
+        self.kept += events[:answer]
+        return int(answer)
+
+    def read(self, sink: str, after: int, limit: int) -> list[Any]:
+        return []
+
+    def acknowledge(self, sink: str, positions: Any) -> None:
+        """Nothing was given."""
+
+    def held(self, sink: str) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_journal_that_cannot_be_written_now_is_written_later(
+    is_durable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = FullJournal(UnavailableError("the disk is full"), UnavailableError("the disk is full"))
+    source = ListSource(records(events_of(1)), is_durable=is_durable)
+    Bridge(source, [ListSink()], journal=journal).run()
+    assert journal.kept == events_of(1)
+    assert len(source.acknowledged) == (4 if is_durable else 0)
+    assert "the journal cannot be written: the disk is full; 4 events wait for it" in caplog.text
+
+
+def test_a_full_journal_makes_a_durable_source_wait(caplog: pytest.LogCaptureFixture) -> None:
+    journal = FullJournal(3, 0, 0)
+    source = ListSource(records(events_of(1)))
+    report = Bridge(source, [ListSink()], journal=journal).run()
+    assert (journal.kept, report.dropped, len(source.acknowledged)) == (events_of(1), 0, 4)
+    assert "the journal is full; nothing is read until it is not" in caplog.text
+
+
+def test_a_full_journal_drops_the_newest_of_a_source_that_is_not_durable(caplog: pytest.LogCaptureFixture) -> None:
+    journal = FullJournal(3)
+    report = Bridge(ListSource(records(events_of(1)), is_durable=False), [ListSink()], journal=journal).run()
+    assert (journal.kept, report.dropped) == (events_of(1)[:3], 1)
+    assert "the journal takes no more; dropping the newest events" in caplog.text
+
+
+@pytest.mark.parametrize(("is_durable", "dropped", "acknowledged"), [(True, 0, 3), (False, 1, 0)])
+def test_a_bridge_that_is_stopped_does_not_wait_for_a_full_journal(
+    is_durable: bool, dropped: int, acknowledged: int
+) -> None:
+    journal = FullJournal(3, *[0] * 10_000)
+    source = ListSource(records(events_of(1)), ends=False, is_durable=is_durable)
+    bridge = Bridge(source, [ListSink()], journal=journal, on_full="wait")
+    with running(bridge) as reports:
+        eventually(lambda: len(journal.answers) < 10_000, "it waits")
+    assert (reports[0].dropped, len(source.acknowledged)) == (dropped, acknowledged)
+
+
+def test_a_rejected_event_is_in_the_report() -> None:
+    report = Bridge(ListSource(records(events_of(1))), [ListSink([Rejection(0, 1, "no")])]).run()
+    assert (report.rejected, report.is_delivered) == (1, True)

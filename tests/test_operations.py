@@ -1,0 +1,426 @@
+"""The commands that move events, run as a user runs them, against real endpoints."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from constellation_otel import operations, trace_id_of
+from constellation_otel.dialects import encode_json
+from constellation_otel.receiver import Receiver, Refuse
+from constellation_otel.testing import span_tree
+from constellation_otel.transports.journal import Journal
+from constellation_otel.transports.jsonl import JsonlSink
+from constellation_otel.transports.sql import SqlSink
+from deliveries import MS, execution
+from engine_stand_in import EngineStandIn, recorded
+from support import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from constellation_otel.events import Event
+
+
+def line(*arguments: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "constellation_otel", *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return inherited | {"COLUMNS": "100"} | variables
+
+
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        line(*arguments), capture_output=True, text=True, timeout=60, env=environment(**variables), check=False
+    )
+
+
+@contextmanager
+def running(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on until it is told to end, and is killed if it does not."""
+    with subprocess.Popen(
+        line(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**variables)
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Ends a bridge in order; its exit code and what it logged."""
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=DEADLINE)
+    return process.returncode, [json.loads(logged) for logged in stderr.splitlines()]
+
+
+def otlp(receiver: Receiver) -> str:
+    return receiver.grpc_endpoint.replace("http://", "otlp://")
+
+
+def events_of(*numbers: int) -> list[Event]:
+    return [event for number in numbers for event in execution(number)]
+
+
+def written(path: Path, events: list[Event]) -> str:
+    """A file of JSON lines as a source."""
+    path.write_bytes(b"".join(encode_json(event) + b"\n" for event in events))
+    return f"jsonl:{path}"
+
+
+# --- bridge --------------------------------------------------------------------------------------------------------
+
+
+def test_a_bridge_follows_an_engine_until_it_is_told_to_end_and_says_what_it_did(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    with (
+        EngineStandIn(api_key="k" * 24) as engine,
+        running(
+            "bridge", engine.url, "--to", otlp(receiver), "--to", f"jsonl:{tmp_path}/events.jsonl.gz",
+            "--journal", str(tmp_path / "journal.db"), "--health", "127.0.0.1:0", "--service-name", "engine",
+            "--api-key-file", str(written_key(tmp_path)),
+        ) as process,
+    ):  # fmt: skip
+        engine.play(recorded("engine-frames-50.jsonl"))
+        receiver.wait_for_spans(200, DEADLINE)
+        code, logged = ended(process)
+    assert code == 0
+    assert [(entry["level"], re.sub(r"http\S+", "URL", entry["message"])) for entry in logged] == [
+        ("INFO", "health is served on URL"),
+        ("INFO", f"{engine.url}/api/v1/executions/events: connected"),
+        ("INFO", "400 events bridged"),
+    ]
+    report = logged[-1]["report"]
+    assert (report["events"], report["executions"], report["spans"], report["is_delivered"]) == (400, 50, 200, True)
+    assert {name: lane["sent"] for name, lane in report["sinks"].items()} == {"otlp": 200, "jsonl": 400}
+    assert len(receiver.spans) == 200
+    assert {it.resource.attributes["service.name"] for it in receiver.received} == {"engine"}
+    assert len(gzip.decompress((tmp_path / "events.jsonl.gz").read_bytes()).splitlines()) == 400
+    names = {point.name for point in receiver.metrics}
+    assert {"constellation.execution.duration", "constellation.module.duration"} <= names
+
+
+def written_key(folder: Path) -> Path:
+    key = folder / "key"
+    key.write_text("k" * 24 + "\n")
+    return key
+
+
+def test_a_bridge_makes_log_records_of_failures_where_they_are_opted_for(receiver: Receiver) -> None:
+    with (
+        EngineStandIn() as engine,
+        running("bridge", engine.url, "--to", otlp(receiver), OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN="logs") as process,
+    ):
+        engine.play(recorded("engine-frames.jsonl"))
+        receiver.wait_for(lambda it: any(span.attributes.get("error.type") for span in it.spans), DEADLINE, "a failure")
+        code, _ = ended(process)
+    assert code == 0
+    assert not any(span.events for span in receiver.spans)
+    assert {record.event_name for record in receiver.logs} == {"exception"}
+
+
+def test_what_is_piped_in_is_bridged_as_it_comes(receiver: Receiver) -> None:
+    with subprocess.Popen(
+        line("bridge", "jsonl:-", "--to", otlp(receiver)),
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        for event in events_of(1):
+            process.stdin.write(encode_json(event) + b"\n")
+            process.stdin.flush()
+        receiver.wait_for_spans(2, DEADLINE)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+
+
+def test_a_bridge_whose_sink_is_away_ends_in_time_and_says_that_it_is_to_be_run_again(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    endpoint = otlp(receiver)
+    receiver.stop()
+    with running("bridge", source, "--to", endpoint, "--close-timeout", "0.5", OTEL_METRICS_EXPORTER="none") as process:
+        assert process.stderr is not None
+        first = json.loads(process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=DEADLINE)
+    assert "are held, the next try is in" in first["message"]
+    assert process.returncode == operations.NOT_DELIVERED
+    last = json.loads(stderr.splitlines()[-1])["report"]
+    assert (last["is_delivered"], last["sinks"]["otlp"]["held"]) == (False, 4)
+
+
+def test_a_bridge_between_transports_of_events_makes_no_telemetry_of_its_own(tmp_path: Path) -> None:
+    written(tmp_path / "events.jsonl", events_of(1))
+    source = written(tmp_path / "more.jsonl", events_of(2, 1, 3))
+    copy = f"jsonl:{tmp_path}/copy.jsonl"
+    with running("bridge", source, "--to", copy, "--execution", str(UUID(int=1))) as process:
+        end = time.monotonic() + DEADLINE
+        while not (tmp_path / "copy.jsonl").exists() and time.monotonic() < end:
+            select.select([], [], [], 0.02)
+        code, logged = ended(process)
+    assert (code, [entry["message"] for entry in logged]) == (0, ["4 events bridged"])
+    assert (tmp_path / "copy.jsonl").read_bytes() == (tmp_path / "events.jsonl").read_bytes()
+
+
+def test_an_error_in_the_log_has_its_traceback(tmp_path: Path) -> None:
+    record = operations._JsonFormatter().format(_failed_record())
+    assert "ValueError: bad" in json.loads(record)["exception"]
+
+
+def _failed_record() -> Any:
+    import logging  # noqa: PLC0415 - for the record only
+
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        return logging.LogRecord("name", logging.ERROR, __file__, 1, "%s", ("it failed",), sys.exc_info())
+
+
+def test_a_journal_before_kafka_is_refused_with_the_reason() -> None:
+    done = command("bridge", "kafka://127.0.0.1:1/t?group=g", "--to", "jsonl:-", "--journal", "x.db")
+    assert done.returncode == 1
+    assert done.stderr.startswith("constellation-otel bridge: a journal is of no use between Kafka and its sinks")
+
+
+def test_a_bridge_without_a_sink_is_wrong_usage() -> None:
+    done = command("bridge", "jsonl:-")
+    assert (done.returncode, "Missing option '--to'" in done.stderr) == (2, True)
+
+
+def read_terminal(descriptor: int, until: str) -> str:
+    """What a program wrote to its terminal, until something is there."""
+    text, end = "", time.monotonic() + DEADLINE
+    while until not in text:
+        assert time.monotonic() < end, f"no {until!r} in {text!r}"
+        if select.select([descriptor], [], [], 0.1)[0]:
+            try:
+                text += os.read(descriptor, 65_536).decode()
+            except OSError:
+                assert until in text, f"no {until!r} in {text!r}"
+    return text
+
+
+def test_on_a_terminal_a_status_line_is_kept_up_to_date_and_the_troubles_are_in_it(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    receiver.order(Refuse(grpc_code=_unauthenticated(), message="who are you", times=1_000), signal="traces")
+    ours, theirs = pty.openpty()
+    arguments = line("bridge", source, "--to", otlp(receiver), "--close-timeout", "0.2")
+    try:
+        with subprocess.Popen(arguments, stderr=theirs, env=environment(TERM="xterm", COLUMNS="200")) as process:
+            os.close(theirs)
+            text = read_terminal(ours, "4 events, 0 open, sent: otlp 0, held: 4")
+            text += read_terminal(ours, "otlp: http")
+            process.send_signal(signal.SIGINT)
+            text += read_terminal(ours, "delivered by the next run")
+            assert process.wait(DEADLINE) == operations.NOT_DELIVERED
+    finally:
+        os.close(ours)
+    assert "4 events bridged from jsonl:" in text
+
+
+def _unauthenticated() -> Any:
+    import grpc  # noqa: PLC0415 - for the code only
+
+    return grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_the_second_interrupt_ends_a_bridge_at_once(receiver: Receiver, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    endpoint = otlp(receiver)
+    receiver.stop()
+    with running("bridge", source, "--to", endpoint, "--close-timeout", "600") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + DEADLINE
+        while process.poll() is None and time.monotonic() < end:
+            process.send_signal(signal.SIGTERM)
+            select.select([], [], [], 0.05)
+        assert process.returncode == -signal.SIGTERM
+
+
+# --- replay --------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_gives_the_traces_and_says_what_it_did(receiver: Receiver, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", [*events_of(1, 2), execution(3)[0]])
+    done = command("replay", source, "--to", otlp(receiver), "--service-name", "old")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        (
+            f"9 events replayed from {source}: 2 executions, 4 spans, 1 still open, 0 abandoned, 0 late, 0 duplicate,"
+            " 0 unreadable, 0 dropped"
+        ),
+        "  otlp: 4 sent, 0 refused, 1 events held, 0 batches sent again",
+    ]
+    assert span_tree(receiver.spans) == (
+        "dag-1 (server) success\n  trim (internal) success\n\ndag-2 (server) success\n  trim (internal) success"
+    )
+    assert receiver.metrics == []
+
+
+def test_a_replay_delivers_what_is_open_where_that_is_asked_for(receiver: Receiver, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", execution(3)[:1])
+    done = command("replay", source, "--to", otlp(receiver), "--abandon-open")
+    assert (done.returncode, [span.attributes["constellation.outcome"] for span in receiver.spans]) == (
+        0, ["abandoned"],
+    )  # fmt: skip
+
+
+def test_a_dry_run_delivers_nothing_and_counts(tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    done = command("replay", source, "--dry-run")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"4 events would be replayed from {source}: 1 executions, 2 spans, ")
+
+
+def test_a_dry_run_leaves_a_journal_as_it_is_and_a_replay_empties_it(receiver: Receiver, tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = Journal(path, sinks=["otlp"])
+    journal.append([*events_of(1), execution(2)[0]])
+    journal.close()
+    url = f"journal:{path}?sink=otlp"
+    assert "5 events would be replayed" in command("replay", url, "--dry-run").stderr
+    assert command("replay", url, "--to", otlp(receiver)).returncode == 0
+    assert len(receiver.spans) == 2
+    journal = Journal(path, sinks=["otlp"])
+    assert journal.held("otlp") == 1
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        (["--since", "2026-11-22T23:30:00+01:00"], [2, 3]),
+        (["--until", "2026-11-23"], [1, 2]),
+        (["--since", "2026-11-22T10:00:00Z", "--until", "2026-11-23T00:00:00Z"], [2]),
+        (["--execution", str(UUID(int=3))], [3]),
+    ],
+)
+def test_a_replay_of_some_executions_takes_them_whole(
+    receiver: Receiver, tmp_path: Path, options: list[str], numbers: list[int]
+) -> None:
+    starts = [int(datetime(2026, 11, day, 22, 30, tzinfo=UTC).timestamp()) * 1_000 * MS for day in (21, 22, 23)]
+    events = [event for number, start in enumerate(starts, 1) for event in execution(number, start_ns=start)]
+    done = command("replay", written(tmp_path / "e.jsonl", events), "--to", otlp(receiver), *options, TZ="UTC")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
+    assert {span.trace_id for span in receiver.spans} == {trace_id_of(UUID(int=number)) for number in numbers}
+    assert len(receiver.spans) == 2 * len(numbers)
+
+
+def test_a_replay_that_loses_something_says_so_by_its_exit_code(receiver: Receiver, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    source = written(path, events_of(1))
+    path.write_bytes(b"no event\n" + path.read_bytes())
+    letters = tmp_path / "dead.jsonl"
+    done = command("replay", source, "--to", otlp(receiver), "--dead-letters", str(letters))
+    assert (done.returncode, len(receiver.spans)) == (operations.LOST, 2)
+    assert "1 unreadable" in done.stderr
+    assert json.loads(letters.read_text())["data"] == "no event"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["replay", "jsonl:missing.jsonl", "--dry-run"], 1, "missing.jsonl cannot be read: No such file or directory"),
+        (["replay", "ws://h:1", "--dry-run"], 1, "has no past to be replayed"),
+        (["replay", "nonsense", "--dry-run"], 1, "what has no scheme is no source"),
+        (["replay", "journal:missing.db", "--dry-run"], 1, "missing.db"),
+        (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 1, "a later --until"),
+        (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 1, "use replay"),
+        (["replay", "jsonl:x"], 2, "Missing option '--to'; without one there is --dry-run."),
+        (["replay", "jsonl:x", "--dry-run", "--since", "soon"], 2, "'soon' is no time; 2026-11-24 or"),
+        (["schema", "mysql:"], 1, "there is no schema for 'mysql'; give postgresql: or sqlite:"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], code: int, said: str) -> None:
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+# --- show and schema -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "sqlite", "journal"])
+def test_an_execution_is_shown_from_wherever_its_events_are(tmp_path: Path, kind: str) -> None:
+    events = events_of(1, 2)
+    path = tmp_path / "events"
+    url = f"{kind}:{path}"
+    if kind == "jsonl":
+        sink = JsonlSink(path)
+        sink.send(events, DEADLINE)
+        sink.close()
+    elif kind == "sqlite":
+        url = f"sqlite:///{path}"
+        audit = SqlSink(url)
+        audit.send(events, DEADLINE)
+        audit.close()
+    else:
+        journal = Journal(path, sinks=["otlp"])
+        journal.append(events)
+        journal.close()
+    done = command("show", str(UUID(int=2)), "--from", url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == [
+        "dag-2 · success · 4 ms · 2 spans",
+        f"trace {trace_id_of(UUID(int=2)):032x}",
+    ]
+    absent = command("show", str(UUID(int=7)), "--from", url)
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert absent.stderr == f"constellation-otel show: there is no event of execution {UUID(int=7)}\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "table"),
+    [
+        ("postgresql://host/db", "execution_audit"),
+        ("sqlite:///file?table=mine", "mine"),
+        ("postgresql:", "execution_audit"),
+    ],
+)
+def test_the_schema_is_printed_for_the_database_of_a_url(url: str, table: str) -> None:
+    done = command("schema", url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"CREATE TABLE IF NOT EXISTS {table} (\n")
+
+
+def test_a_missing_extra_is_said_in_one_line() -> None:
+    program = (
+        "import sys; sys.modules['websockets'] = None; sys.argv = ['c', 'bridge', 'ws://h:1', '--to', 'jsonl:-']\n"
+    )
+    program += "from constellation_otel.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "constellation-otel bridge: websockets is not installed; run: pip install 'constellation-otel[websocket]'\n"
+    )
+
+
+def test_the_operations_need_rich() -> None:
+    program = "import sys; sys.modules['rich'] = None\nimport constellation_otel.operations"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.endswith("rich is not installed; run: pip install 'constellation-otel[cli]'\n")
