@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "_log",
         "_version",
         "buffer",
+        "dead_letters",
         "delivery",
         "dialects",
         "errors",

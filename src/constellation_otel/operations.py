@@ -138,8 +138,9 @@ def run_bridge(
             _LOGGER.info("health is served on %s", served.url)
         if telemetry is not None:
             telemetry.watch(bridge)
-            stack.callback(telemetry.close, _SIGNALS_TIMEOUT)
         report = _run(bridge, console)
+        if telemetry is not None:
+            telemetry.close(_SIGNALS_TIMEOUT)
         if console.is_terminal:
             _say(report, "bridged", console)
         else:

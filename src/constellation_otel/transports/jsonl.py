@@ -21,7 +21,7 @@ import zlib
 from contextlib import suppress
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Unpack
 
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.delivery import Position, Record, Unreadable
@@ -33,6 +33,7 @@ from constellation_otel.errors import (
     SourceError,
     UnavailableError,
 )
+from constellation_otel.transports._listener import ListenerOptions, TransportListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from constellation_otel.delivery import Rejection
     from constellation_otel.events import Event
 
-__all__ = ["JsonlSink", "JsonlSource"]
+__all__ = ["JsonlListener", "JsonlSink", "JsonlSource"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _STANDARD: Final = "-"
@@ -326,6 +327,24 @@ class JsonlSink:
     def close(self) -> None:
         """Closes the file; standard output stays open."""
         self._output.close()
+
+
+class JsonlListener(TransportListener):
+    """Appends every event to a JSON lines file, in the background.
+
+    Its lines are what :class:`JsonlSink` writes.
+
+    Args:
+        path: The file; one that ends in ``.gz`` is gzip. ``-`` is standard output.
+        **options: See :class:`~constellation_otel.transports._listener.ListenerOptions`.
+
+    Raises:
+        ConfigurationError: The path cannot be one.
+        JournalError: The journal cannot be used.
+    """
+
+    def __init__(self, path: str | Path, **options: Unpack[ListenerOptions]) -> None:
+        super().__init__(JsonlSink(path), **options)
 
 
 class _Line(NamedTuple):

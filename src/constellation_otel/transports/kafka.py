@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, Unpack
 from urllib.parse import parse_qsl, unquote
 
 from msgspec import Struct
@@ -35,6 +35,7 @@ from constellation_otel.errors import (
 )
 from constellation_otel.events import Event, ExecutionStarted, remote_parent
 from constellation_otel.ids import span_id_of, trace_id_of
+from constellation_otel.transports._listener import ListenerOptions, TransportListener
 
 try:
     from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     _Report: TypeAlias = Callable[[KafkaError | None, Message | None], None]
 
-__all__ = ["KafkaSink", "KafkaSource"]
+__all__ = ["KafkaListener", "KafkaSink", "KafkaSource"]
 
 _Setting: TypeAlias = str | int | float | bool
 
@@ -310,6 +311,34 @@ class KafkaSink:
     def _after_fork(self) -> None:
         _abandon(self._producer)
         self._producer = None
+
+
+class KafkaListener(TransportListener):
+    """Publishes every event to a Kafka topic, in the background: the guide's first example.
+
+    Its records are what :class:`KafkaSink` writes. While there is no broker, events are
+    held, for as long as there is room; with ``journal="events.db"`` they outlive the process.
+
+    Args:
+        bootstrap_servers: ``host:port`` of one or more brokers, with commas between them.
+        topic: The topic; it is not created here, though brokers may be set to do so.
+        config: librdkafka's settings.
+        **options: See :class:`~constellation_otel.transports._listener.ListenerOptions`.
+
+    Raises:
+        ConfigurationError: A setting is not librdkafka's, or has no value that it takes.
+        JournalError: The journal cannot be used.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str = _TOPIC,
+        *,
+        config: Mapping[str, _Setting] | None = None,
+        **options: Unpack[ListenerOptions],
+    ) -> None:
+        super().__init__(KafkaSink(bootstrap_servers, topic, config=config), **options)
 
 
 class KafkaSource:

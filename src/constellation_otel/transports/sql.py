@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -44,6 +44,7 @@ from constellation_otel.errors import (
     UnavailableError,
 )
 from constellation_otel.events import Event, check_event, clean_name
+from constellation_otel.transports._listener import ListenerOptions, TransportListener
 
 try:
     import sqlalchemy
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import ReflectedColumn
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["SqlSink", "SqlSource", "schema_ddl"]
+__all__ = ["SqlAuditListener", "SqlSink", "SqlSource", "schema_ddl"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _TABLE: Final = "execution_audit"
@@ -261,6 +262,30 @@ class SqlSink:
             )
             raise MisconfiguredError(message)
         return layout
+
+
+class SqlAuditListener(TransportListener):
+    """Writes every event into an audit table, in the background: the guide's second example.
+
+    Its rows are what :class:`SqlSink` writes. While there is no database, events are
+    held, for as long as there is room; with ``journal="events.db"`` they outlive the process.
+
+    Args:
+        url: ``postgresql://user:password@host/database`` or ``sqlite:///file``.
+        table: The table's name; it is made where it is not there.
+        timezone: The zone that ``created_at`` is in; the server's own by default.
+        **options: See :class:`~constellation_otel.transports._listener.ListenerOptions`.
+
+    Raises:
+        ConfigurationError: The URL, the table's name or the zone cannot be used.
+        JournalError: The journal cannot be used.
+        MissingExtraError: The driver is not installed.
+    """
+
+    def __init__(
+        self, url: str, *, table: str = _TABLE, timezone: str | None = None, **options: Unpack[ListenerOptions]
+    ) -> None:
+        super().__init__(SqlSink(url, table=table, timezone=timezone), **options)
 
 
 class SqlSource:
