@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 DEADLINE = 30.0
 """Seconds that anything in these tests may take before it counts as hanging."""
@@ -24,3 +29,20 @@ def eventually(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
         pause.wait(0.005)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of a size, ``64k`` or ``16m``, mounted on a new folder; the test fails where that cannot be done."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        pytest.fail("this test mounts a small disk, and there is no mount command: apt-get install mount")
+    if done.returncode:
+        pytest.fail(f"this test mounts a small disk: run it as root, where mounting is allowed ({done.stderr.strip()})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], timeout=60, check=True)

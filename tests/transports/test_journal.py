@@ -41,7 +41,7 @@ from constellation_otel.events import (
 )
 from constellation_otel.transports import _journal_file as module
 from constellation_otel.transports.journal import DEFAULT_SINK, Journal, JournalSink, JournalSource, events_of, forget
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -847,18 +847,10 @@ def test_kill_9_loses_nothing_that_was_committed_and_brings_back_nothing_acknowl
 # --- full disks -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("this user may not mount a disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+@pytest.fixture(name="small_disk")
+def small_disk_of_16_mib(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        yield disk
 
 
 def fill(journal: Journal) -> list[int]:
