@@ -10,11 +10,13 @@ from uuid import UUID
 
 import pytest
 
-from constellation_otel.buffer import BufferCounters, BufferedListener
+from constellation_otel.buffer import BufferCounters, BufferedListener, Feed
 from constellation_otel.dead_letters import DeadLetters
 from constellation_otel.delivery import Position, Record, Rejection, Unreadable
-from constellation_otel.errors import UnavailableError
+from constellation_otel.errors import JournalError, UnavailableError
 from constellation_otel.events import ExecutionStarted, ModuleFailed, ModuleStarted
+from constellation_otel.lane import Lane
+from constellation_otel.stages import EventStage
 from constellation_otel.testing import check_listener
 from constellation_otel.transports.journal import Journal
 from deliveries import T0, ListSink, execution
@@ -267,6 +269,7 @@ class Store:
         self.items: list[Record | Unreadable] = []
         self.append_faults: list[Any] = []
         self.read_faults: list[Exception] = []
+        self.acknowledge_fault: Exception | None = None
         self.acknowledged: list[int] = []
         self.closed = False
         self.offsets = iter(range(1_000_000))
@@ -284,6 +287,8 @@ class Store:
         return [item for item in list(self.items) if item.position.offset > after][:limit]
 
     def acknowledge(self, sink: str, positions: Sequence[Position]) -> None:
+        if self.acknowledge_fault is not None:
+            raise self.acknowledge_fault
         self.acknowledged += [position.offset for position in positions]
 
     def held(self, sink: str) -> int:
@@ -351,6 +356,38 @@ def test_a_journal_that_cannot_be_read_now_is_read_later(store: Store, caplog: p
     assert sink.items == execution(1)
     assert listener.close(DEADLINE)
     assert "list: busy; it is read again" in caplog.text
+
+
+def test_a_sink_that_is_still_at_work_when_the_journal_is_closed_breaks_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    listener = BufferedListener(ListSink(gate.wait), journal=journal(path))
+    told(listener, execution(1))
+    assert gate.reached.wait(DEADLINE)
+    assert not listener.close(0.2)
+    gate.opened.set()
+    eventually(lambda: listener.counters.delivered == 4, "the sink has it after all")
+    eventually(lambda: not listener._delivery.lane.waiting, "and is told that nobody hears of it")
+    assert "JournalError" not in caplog.text
+    with journal_of(path) as left:
+        assert left.held("list") == 4
+
+
+def test_a_journal_that_fails_while_it_is_in_use_is_no_secret(store: Store) -> None:
+    broken = JournalError("this process has no such journal")
+    feed = Feed(store, "list")
+    store.read_faults = [broken]
+    lane: Lane[Event] = Lane(ListSink(), EventStage())
+    with pytest.raises(JournalError):
+        feed.fetch(lane)
+    store.acknowledge_fault = broken
+    with pytest.raises(JournalError):
+        feed.acknowledge([])
+    feed.close()
+    store.read_faults = [broken]
+    assert feed.fetch(lane) is None
+    feed.acknowledge([])
 
 
 @pytest.mark.parametrize("has_letters", [True, False])

@@ -224,8 +224,8 @@ class Bridge:
             is_delivered = self._drain()
             self._tell_source()
             self._source.close()
-            if self._journal is not None:
-                self._journal.close()
+            for feed in self._feeds:
+                feed.close()
         return self._report(is_delivered=is_delivered)
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.delivery import Position, Record, Revoked
-from constellation_otel.errors import UnavailableError
+from constellation_otel.errors import JournalError, UnavailableError
 from constellation_otel.events import Event, EventListener, ModuleFailed, check_event
 from constellation_otel.lane import Backoff, Lane
 from constellation_otel.stages import EventStage
@@ -59,12 +59,22 @@ class Feed:
         self._after = -1
         self._backoff = Backoff(longest=5.0)
         self._log = RateLimitedLog()
+        self._is_closed = False
         self.fetched = 0
         self.unreadable = 0
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
-        """Says which records the sink has."""
-        self._store.acknowledge(self._sink, positions)
+        """Says which records the sink has; after :meth:`close` nobody hears it, and they are sent again."""
+        try:
+            self._store.acknowledge(self._sink, positions)
+        except JournalError:
+            if not self._is_closed:
+                raise
+
+    def close(self) -> None:
+        """Closes the store; what a sink that is still at work asks of it then is answered with nothing."""
+        self._is_closed = True
+        self._store.close()
 
     def fetch(self, lane: Lane[T]) -> float | None:
         """Fills a lane.
@@ -79,6 +89,10 @@ class Feed:
             except UnavailableError as error:
                 self._log.write(_LOGGER, logging.WARNING, "read", "%s: %s; it is read again", self._sink, error)
                 return self._backoff.next()
+            except JournalError:
+                if not self._is_closed:
+                    raise
+                return None
             for item in items:
                 self._after = item.position.offset
                 if isinstance(item, Record):
@@ -96,7 +110,7 @@ class Feed:
         self._log.write(_LOGGER, logging.ERROR, "unreadable", message, self._sink, position.offset, reason)
         if self._dead_letters is not None:
             self._dead_letters.write(f"journal, record {position.offset}", reason, data)
-        self._store.acknowledge(self._sink, [position])
+        self.acknowledge([position])
 
 
 class Delivery(Generic[T]):
@@ -123,7 +137,8 @@ class Delivery(Generic[T]):
         self._feed = feed
         self._new_lane = new_lane
         self._on_tick = on_tick
-        self.worker = Worker[Record | Revoked](
+        self._count = 0
+        self.worker = Worker[Record | Revoked | Event](
             self._add,
             name=name,
             max_queue=max_queue,
@@ -169,11 +184,15 @@ class Delivery(Generic[T]):
 
     # these two look the lane up each time: a forked child has another one
 
-    def _add(self, item: Record | Revoked) -> None:
+    def _add(self, item: Record | Revoked | Event) -> None:
         if isinstance(item, Record):
             self.lane.add(item)
-        else:
+        elif isinstance(item, Revoked):
             self.lane.revoke(item.origin)
+        else:
+            # numbered here, and not in the callback, which this costs most of its time
+            self._count += 1
+            self.lane.add(Record(item, Position(None, self._count)))
 
     def _has_room(self) -> bool:
         return self.lane.has_room()
@@ -192,6 +211,7 @@ class Delivery(Generic[T]):
         if self._feed is not None:
             self._feed.fetch(self.lane)
         self.lane.finish()
+        self._on_tick()
 
     def _after_fork(self) -> None:
         self._feed = None
@@ -289,7 +309,6 @@ class BufferedListener(EventListener):
         """Builds the threads' parts; for this class and those that send something else than events."""
         name = type(self).__name__
         self._owner = os.getpid()
-        self._count = 0
         self._journal = journal
         self._writer: _Writer | None = None
         self._recovered = 0
@@ -349,11 +368,7 @@ class BufferedListener(EventListener):
     def _put(self, event: Event) -> bool:
         """Whether it was taken; otherwise it is dropped and counted."""
         writer = self._writer
-        if writer is not None:
-            return writer.worker.put(event)
-        # two threads may get one number: it only tells apart what is in order anyway
-        self._count += 1
-        return self._delivery.put(Record(event, Position(None, self._count)))
+        return self._delivery.put(event) if writer is None else writer.worker.put(event)
 
     def flush(self, timeout: float) -> bool:
         """Waits until what was called so far has been delivered.
@@ -386,8 +401,8 @@ class BufferedListener(EventListener):
         # half of it at most, so that a journal that cannot be written leaves time to deliver
         is_written = writer is None or writer.close(timeout / 2)
         is_delivered = self._delivery.close(max(0.0, deadline - time.monotonic()))
-        if self._journal is not None:
-            self._journal.close()
+        if self._feed is not None:
+            self._feed.close()
         return is_written and is_delivered and not self.counters.held
 
     def _leave_the_journal_to_the_parent(self) -> None:
@@ -395,7 +410,7 @@ class BufferedListener(EventListener):
             message = "%s: the journal is the parent process's; this child delivers from memory, without one"
             _LOGGER.warning(message, type(self).__name__)
         self._owner = os.getpid()
-        self._count = self._recovered = 0
+        self._recovered = 0
         self._writer = self._journal = self._feed = None
 
 

@@ -159,6 +159,7 @@ class Lane(Generic[T]):
         # what failed, or was halved, the next one last
         self._again: list[list[Parcel[T]]] = []
         self._again_count = 0
+        self._in_flight = 0
         self._not_before = 0.0
         self._safe: list[Position] = []
         self._finish_by: float | None = None
@@ -191,7 +192,7 @@ class Lane(Generic[T]):
     @property
     def waiting(self) -> int:
         """Items that could be sent now and are not safe yet, and acknowledgements that were not taken."""
-        return len(self._outbox) + self._again_count + len(self._safe)
+        return self._in_flight + len(self._outbox) + self._again_count + len(self._safe)
 
     def has_room(self) -> bool:
         """Whether one more record may be added."""
@@ -294,11 +295,15 @@ class Lane(Generic[T]):
                 return 0.0
             if self._again:
                 batch = self._again.pop()
+                self._in_flight = len(batch)
                 self._again_count -= len(batch)
                 self._retried += 1
             else:
-                batch = [self._outbox.popleft() for _ in range(min(len(self._outbox), self.sink.max_batch))]
+                # first the mark, so that another thread never sees nothing waiting in between
+                self._in_flight = min(len(self._outbox), self.sink.max_batch)
+                batch = [self._outbox.popleft() for _ in range(self._in_flight)]
             self._send(batch, self._send_timeout)
+            self._in_flight = 0
         return None
 
     def _send(self, batch: list[Parcel[T]], timeout: float) -> None:

@@ -1,0 +1,342 @@
+"""PrivateSignals: metrics and failure logs beside spans that we export ourselves, over real OTLP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from constellation_otel.assembler import Assembler
+from constellation_otel.instruments import Published
+from constellation_otel.receiver import Delay
+from constellation_otel.signals import PrivateSignals
+from deliveries import execution
+from programs import ROOT
+from support import DEADLINE, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from constellation_otel.receiver import Receiver
+    from constellation_otel.spans import Span
+
+Wire = Literal["grpc", "http/protobuf"]
+BOTH = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+RESOURCE = Resource({"service.name": "shop"})
+OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is configured but by the test."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., PrivateSignals]]:
+    """Makes signals that are closed at the end."""
+    made: list[PrivateSignals] = []
+
+    def make(endpoint: str | None, protocol: str | None = None, **headers: str) -> PrivateSignals:
+        signals = PrivateSignals(RESOURCE, endpoint=endpoint, protocol=protocol, headers=headers or None)
+        made.append(signals)
+        return signals
+
+    yield make
+    for signals in made:
+        signals.close(DEADLINE)
+
+
+def endpoint_of(receiver: Receiver, protocol: str) -> str:
+    return receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
+
+
+def failed_spans() -> list[Span]:
+    """A failed module's span and its execution's."""
+    assembler = Assembler()
+    return [span for event in execution(1, fails=True) for span in assembler.add(event, 0)]
+
+
+def observe(signals: PrivateSignals) -> list[Span]:
+    spans = failed_spans()
+    for span in spans:
+        span_context = SpanContext(span.trace_id, span.span_id, is_remote=False, trace_flags=TraceFlags(1))
+        signals.observe(span, trace.set_span_in_context(NonRecordingSpan(span_context), Context()))
+    return spans
+
+
+def our_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("otlp-receiver")}
+
+
+def names(receiver: Receiver) -> set[str]:
+    return {point.name.removeprefix("constellation.") for point in receiver.metrics}
+
+
+class Open:
+    """Has something open."""
+
+    open_executions = 2
+    open_modules = 3
+
+
+@BOTH
+def test_durations_counters_and_what_is_open_arrive_with_exemplars(
+    receiver: Receiver, make: Callable[..., PrivateSignals], protocol: Wire
+) -> None:
+    signals = make(endpoint_of(receiver, protocol), protocol)
+    watched = Open()
+    signals.watch(watched)
+    module, whole = observe(signals)
+    signals.count(Published(dropped=1), Published(dropped=3, late=1))
+    assert signals.close(DEADLINE)
+    points = {point.name.removeprefix("constellation."): point for point in receiver.metrics}
+    values = {name: point.value for name, point in points.items() if not name.endswith("duration")}
+    assert values == {"execution.active": 2, "module.active": 3, "events.dropped": 2, "events.late": 1}
+    assert {(point.resource.attributes["service.name"], point.scope.name) for point in points.values()} == {
+        ("shop", "constellation_otel")
+    }
+    for name, span in (("module.duration", module), ("execution.duration", whole)):
+        (exemplar,) = points[name].exemplars
+        assert (exemplar.trace_id, exemplar.span_id) == (span.trace_id, span.span_id)
+    assert receiver.logs == []
+    assert {request.protocol for request in receiver.requests} == {protocol}
+
+
+@BOTH
+@pytest.mark.parametrize(("opt_in", "with_events"), [("logs", False), ("logs/dup", True)])
+def test_failures_are_log_records_where_they_are_opted_for(
+    receiver: Receiver,
+    make: Callable[..., PrivateSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: Wire,
+    opt_in: str,
+    with_events: bool,
+) -> None:
+    monkeypatch.setenv(OPT_IN, opt_in)
+    signals = make(endpoint_of(receiver, protocol), protocol)
+    assert signals.with_events is with_events
+    module, _ = observe(signals)
+    assert signals.close(DEADLINE)
+    (record,) = receiver.logs
+    assert (record.trace_id, record.span_id, record.timestamp_ns) == (module.trace_id, module.span_id, module.end_ns)
+    assert (record.severity_text, record.event_name, record.body) == ("ERROR", "exception", "bad")
+    assert record.attributes == {**module.attributes, **module.events[0].attributes}
+    assert record.resource.attributes["service.name"] == "shop"
+    assert record.scope.name == "constellation_otel"
+
+
+@BOTH
+def test_headers_go_with_both_signals_whatever_the_case_of_their_names(
+    receiver: Receiver, make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch, protocol: Wire
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    signals = make(endpoint_of(receiver, protocol), protocol, Tenant="blue")
+    observe(signals)
+    assert signals.close(DEADLINE)
+    assert {request.signal: request.headers.get("tenant") for request in receiver.requests} == {
+        "metrics": "blue",
+        "logs": "blue",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"metrics": "grpc", "logs": "grpc"}),
+        ({"PROTOCOL": "http/protobuf"}, {"metrics": "http/protobuf", "logs": "http/protobuf"}),
+        ({"METRICS_PROTOCOL": " HTTP/protobuf "}, {"metrics": "http/protobuf", "logs": "grpc"}),
+        ({"TRACES_PROTOCOL": "http/protobuf"}, {"metrics": "grpc", "logs": "grpc"}),
+    ],
+)
+def test_where_nothing_is_given_the_variables_say_where_and_how_for_each_signal(
+    receiver: Receiver,
+    make: Callable[..., PrivateSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    for signal, protocol in expected.items():
+        path = "" if protocol == "grpc" else f"/v1/{signal}"
+        url = f"{endpoint_of(receiver, protocol)}{path}"
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", url)
+    signals = make(None)
+    observe(signals)
+    assert signals.close(DEADLINE)
+    assert {request.signal: request.protocol for request in receiver.requests} == expected
+
+
+@pytest.mark.parametrize("endpoint", ["{}", "{}/", "{}/v1/traces"])
+def test_an_http_endpoint_may_have_the_traces_path(
+    receiver: Receiver, make: Callable[..., PrivateSignals], endpoint: str
+) -> None:
+    signals = make(endpoint.format(receiver.http_endpoint), "http/protobuf")
+    observe(signals)
+    assert signals.close(DEADLINE)
+    assert names(receiver) == {"execution.duration", "module.duration", "execution.active", "module.active"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"OTEL_METRICS_EXPORTER": "none"}, {"logs"}),
+        ({"OTEL_LOGS_EXPORTER": "none"}, {"metrics"}),
+        ({"OTEL_METRICS_EXPORTER": "None ", "OTEL_LOGS_EXPORTER": "none"}, set()),
+        ({"OTEL_SDK_DISABLED": "TRUE"}, set()),
+    ],
+)
+def test_what_is_not_wanted_is_not_made(
+    receiver: Receiver,
+    make: Callable[..., PrivateSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    expected: set[str],
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = our_threads()
+    signals = make(receiver.grpc_endpoint, "grpc")
+    assert len(our_threads() - before) == len(expected)
+    watched = Open()
+    signals.watch(watched)
+    observe(signals)
+    signals.count(Published(), Published(dropped=1))
+    assert signals.close(DEADLINE)
+    assert {request.signal for request in receiver.requests} == expected
+
+
+def test_closing_leaves_no_thread_and_once_more_does_nothing(
+    receiver: Receiver,
+    make: Callable[..., PrivateSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    before = our_threads()
+    signals = make(receiver.http_endpoint, "http/protobuf")
+    observe(signals)
+    assert signals.close(DEADLINE)
+    assert our_threads() <= before
+    requests = receiver.requests
+    assert signals.close(DEADLINE)
+    assert receiver.requests == requests
+    assert caplog.messages == []
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """An endpoint that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.2])
+def test_an_endpoint_that_does_not_answer_keeps_nobody_longer_than_the_timeout(
+    make: Callable[..., PrivateSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    hanging: str,
+    timeout: float,
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    # what is on its way when it is given up on ends by itself
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
+    before = our_threads()
+    signals = make(hanging, "grpc")
+    observe(signals)
+    start = time.monotonic()
+    assert not signals.close(timeout)
+    assert time.monotonic() - start < timeout + 1.0
+    message = f"metrics and logs were not sent within {timeout:.1f} s of closing; what they held may be lost"
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("constellation_otel")] == [
+        message
+    ]
+    eventually(lambda: our_threads() <= before, "the threads to end")
+
+
+def test_metrics_that_hang_leave_the_logs_their_part_of_the_time(
+    receiver: Receiver, make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    receiver.order(Delay(60), signal="metrics")
+    before = our_threads()
+    signals = make(receiver.grpc_endpoint, "grpc")
+    observe(signals)
+    signals.close(1.0)
+    receiver.wait_for(lambda arrived: len(arrived.logs) == 1, DEADLINE, "the log record")
+    receiver.stop()
+    eventually(lambda: our_threads() <= before, "the threads to end")
+
+
+PRELUDE = """
+import os, sys
+sys.path.insert(0, "tests")
+from test_signals import RESOURCE, PrivateSignals, observe
+signals = PrivateSignals(RESOURCE, endpoint=sys.argv[1], protocol=sys.argv[2])
+"""
+FORKING = """
+observe(signals)
+child = os.fork()
+if child == 0:
+    # as the SDK does every minute
+    signals._reader.collect()
+    signals.close(5)
+    own = PrivateSignals(RESOURCE, endpoint=sys.argv[1], protocol=sys.argv[2])
+    observe(own)
+    os._exit(0 if own.close(20) else 1)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), flush=True)
+sys.stdin.readline()
+assert signals.close(20)
+"""
+
+
+def started(text: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", PRELUDE + text, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_the_interpreters_exit_sends_what_is_held(receiver: Receiver) -> None:
+    with started("observe(signals)", receiver.grpc_endpoint, "grpc") as program:
+        assert program.wait(DEADLINE) == 0
+    assert {"execution.duration", "module.duration"} <= names(receiver)
+
+
+@BOTH
+def test_a_forked_child_sends_nothing_of_its_parents_and_has_signals_of_its_own(
+    receiver: Receiver, protocol: Wire
+) -> None:
+    with started(FORKING, endpoint_of(receiver, protocol), protocol) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "0\n"
+        durations = [point.count for point in receiver.metrics if point.name == "constellation.module.duration"]
+        assert durations == [1]
+        program.stdin.write("\n")
+        program.stdin.flush()
+        assert program.wait(DEADLINE) == 0
+    durations = [point.count for point in receiver.metrics if point.name == "constellation.module.duration"]
+    assert durations == [1, 1]
+
+
+def test_signals_that_are_forgotten_are_let_go_of(receiver: Receiver, make: Callable[..., PrivateSignals]) -> None:
+    """The exit's hook does not keep them, and finds nothing to do."""
+    text = "del signals"
+    with started(text, receiver.grpc_endpoint, "grpc") as program:
+        assert program.wait(DEADLINE) == 0
+    assert receiver.metrics == []
