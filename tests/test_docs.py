@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.metrics import NoOpMeter
 
 from constellation_otel import spans
+from constellation_otel.cli import cli
 from constellation_otel.instruments import Instruments
 from constellation_otel.testing import span_tree
 from programs import ROOT, run_command
@@ -26,6 +27,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.
 README = PAGES["README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCAL_ENDPOINT = "http://localhost:4317"
+LOCAL_OTLP = "otlp://localhost:4317"
 
 
 class Block(NamedTuple):
@@ -83,13 +85,16 @@ my-pipeline (server) success
   trim (internal) success
   uppercase (internal) success
   word_count (internal) success"""
-PYTHON = {"README.md": ("TO BE OR NOT TO BE 6\n", QUICK_START), "docs/trace-model.md": ("", "")}
+WITH_JOURNAL = f"{QUICK_START}\n\n{QUICK_START}"
+"""What OpenTelemetryListener sends, and then OtlpListener."""
+PYTHON = {"README.md": ("TO BE OR NOT TO BE 6\n", WITH_JOURNAL), "docs/trace-model.md": ("", "")}
 """Each page with Python: what is printed before the outputs that it shows, and the traces that arrive."""
 
 
-def program_of(page: str) -> str:
-    """All of a page's Python, since a block may use what those above it have."""
-    return "\n".join(block.text for block in BLOCKS[page] if block.kind == "python")
+def program_of(page: str, receiver: Receiver, folder: Path) -> str:
+    """All of a page's Python, since a block may use what those above it have; the receiver is its local endpoint."""
+    text = "\n".join(block.text for block in BLOCKS[page] if block.kind == "python")
+    return text.replace(LOCAL_ENDPOINT, receiver.grpc_endpoint).replace("/tmp/", f"{folder}/")
 
 
 def test_every_page_with_python_is_run() -> None:
@@ -102,7 +107,7 @@ def test_the_python_of_a_page_is_a_program_that_prints_what_the_page_says(
 ) -> None:
     printed, tree = PYTHON[page]
     program = tmp_path / "page.py"
-    program.write_text(program_of(page))
+    program.write_text(program_of(page, receiver, tmp_path))
     outputs = "".join(output.text for _, output in with_outputs("python", page))
     assert run_command(receiver, f"opentelemetry-instrument python {program}") == (printed + outputs, "")
     assert span_tree(receiver.spans) == tree
@@ -110,11 +115,12 @@ def test_the_python_of_a_page_is_a_program_that_prints_what_the_page_says(
 
 def test_the_readmes_web_request_is_one_trace(receiver: Receiver, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
-    program.write_text(program_of("README.md") + "\nprint(app.test_client().get('/report/to be').text.strip())\n")
+    text = program_of("README.md", receiver, tmp_path)
+    program.write_text(text + "\nprint(app.test_client().get('/report/to be').text.strip())\n")
     stdout, stderr = run_command(receiver, f"opentelemetry-instrument python {program}")
     assert (stdout.splitlines()[-1], stderr) == ('{"trim":"to be","uppercase":"TO BE","word_count":2}', "")
     execution = QUICK_START.replace("(server)", "(internal)").replace("\n", "\n  ")
-    assert span_tree(receiver.spans) == f"GET /report/<text> (server)\n  {execution}\n\n{QUICK_START}"
+    assert span_tree(receiver.spans) == f"GET /report/<text> (server)\n  {execution}\n\n{WITH_JOURNAL}"
 
 
 def check_make(words: list[str]) -> None:
@@ -135,10 +141,16 @@ def check_collector(words: list[str]) -> None:
     assert (ROOT / words[1]).is_file()
 
 
+def check_bridge(words: list[str]) -> None:
+    """It goes on for ever, and needs what it bridges; its words are those of the command line."""
+    cli.commands["bridge"].make_context("bridge", words)
+
+
 NOT_RUN: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     ".": check_activation,
     "otelcol-contrib": check_collector,
+    "constellation-otel bridge": check_bridge,
 }
 """The commands that are checked here and not run."""
 
@@ -147,9 +159,12 @@ def runnable(text: str) -> str:
     """A shell block without the commands that are not run, each of which is checked."""
     lines = []
     for line in text.splitlines():
-        command, *words = shlex.split(line)
-        if command in NOT_RUN:
-            NOT_RUN[command](words)
+        words = shlex.split(line)
+        for length in (1, 2):
+            check = NOT_RUN.get(" ".join(words[:length]))
+            if check is not None:
+                check(words[length:])
+                break
         else:
             lines.append(line)
     return "\n".join(lines)
@@ -166,13 +181,17 @@ SHELL = [
 def test_a_shell_block_runs_and_prints_what_the_page_says(block: Block, output: Block, receiver: Receiver) -> None:
     """Where it names the local endpoint, the receiver stands in for that."""
     text = runnable(block.text).replace(LOCAL_ENDPOINT, receiver.grpc_endpoint)
+    text = text.replace(LOCAL_OTLP, receiver.grpc_endpoint.replace("http:", "otlp:"))
+    if "examples/audit_log.py" in text:
+        text = f"export OTEL_EXPORTER_OTLP_ENDPOINT={receiver.grpc_endpoint}\n{text}"
     stdout, stderr = run_command(receiver, f"unset OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME\n{text}")
     assert stderr == ""
     if "█" in output.text:
         assert {shape(trace) for trace in output.text.split("\n\n")} <= {shape(it) for it in stdout.split("\n\n")}
     elif output.text:
         assert stdout == output.text
-    assert bool(receiver.spans) == (LOCAL_ENDPOINT in block.text)
+    delivers = any(it in block.text for it in (LOCAL_ENDPOINT, LOCAL_OTLP, "examples/audit_log.py"))
+    assert bool(receiver.spans) == (delivers and bool(text))
 
 
 def shape(drawn: str) -> tuple[str, ...]:
@@ -198,7 +217,7 @@ def test_no_drawn_line_is_wider_than_eighty_columns() -> None:
         if block.kind == "text"
         for line in block.text.splitlines()
     ]
-    assert max(map(len, drawn)) <= 80
+    assert max(map(len, [line for line in drawn if "█" in line or "│" in line])) <= 80
 
 
 # --- tables and links ----------------------------------------------------------------------------------------------
@@ -251,7 +270,7 @@ def test_a_table_of_attributes_has_every_one(page: str, head: str) -> None:
 def test_the_layout_has_every_module() -> None:
     rows = table_after(README, "| module | what is in it |")
     source = ROOT / "src/constellation_otel"
-    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("_")}
+    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("_")} | {"transports/"}
     assert sorted(name for row in rows for name in names_in(row[0])) == sorted(modules)
 
 

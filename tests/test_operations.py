@@ -267,8 +267,8 @@ def test_the_second_interrupt_ends_a_bridge_at_once(receiver: Receiver, tmp_path
 def test_a_replay_gives_the_traces_and_says_what_it_did(receiver: Receiver, tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", [*events_of(1, 2), execution(3)[0]])
     done = command("replay", source, "--to", otlp(receiver), "--service-name", "old")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.splitlines() == [
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
         (
             f"9 events replayed from {source}: 2 executions, 4 spans, 1 still open, 0 abandoned, 0 late, 0 duplicate,"
             " 0 unreadable, 0 dropped"
@@ -293,7 +293,14 @@ def test_a_dry_run_delivers_nothing_and_counts(tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", events_of(1))
     done = command("replay", source, "--dry-run")
     assert done.returncode == 0
-    assert done.stderr.startswith(f"4 events would be replayed from {source}: 1 executions, 2 spans, ")
+    assert done.stdout.startswith(f"4 events would be replayed from {source}: 1 executions, 2 spans, ")
+
+
+def test_where_standard_output_is_a_sink_the_summary_is_not_in_it(tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    done = command("replay", source, "--to", "jsonl:-")
+    assert (done.returncode, done.stdout) == (0, (tmp_path / "events.jsonl").read_text())
+    assert done.stderr.startswith("4 events replayed from ")
 
 
 def test_a_dry_run_leaves_a_journal_as_it_is_and_a_replay_empties_it(receiver: Receiver, tmp_path: Path) -> None:
@@ -302,7 +309,7 @@ def test_a_dry_run_leaves_a_journal_as_it_is_and_a_replay_empties_it(receiver: R
     journal.append([*events_of(1), execution(2)[0]])
     journal.close()
     url = f"journal:{path}?sink=otlp"
-    assert "5 events would be replayed" in command("replay", url, "--dry-run").stderr
+    assert "5 events would be replayed" in command("replay", url, "--dry-run").stdout
     assert command("replay", url, "--to", otlp(receiver)).returncode == 0
     assert len(receiver.spans) == 2
     journal = Journal(path, sinks=["otlp"])
@@ -325,7 +332,7 @@ def test_a_replay_of_some_executions_takes_them_whole(
     starts = [int(datetime(2026, 11, day, 22, 30, tzinfo=UTC).timestamp()) * 1_000 * MS for day in (21, 22, 23)]
     events = [event for number, start in enumerate(starts, 1) for event in execution(number, start_ns=start)]
     done = command("replay", written(tmp_path / "e.jsonl", events), "--to", otlp(receiver), *options, TZ="UTC")
-    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 2)
     assert {span.trace_id for span in receiver.spans} == {trace_id_of(UUID(int=number)) for number in numbers}
     assert len(receiver.spans) == 2 * len(numbers)
 
@@ -337,7 +344,7 @@ def test_a_replay_that_loses_something_says_so_by_its_exit_code(receiver: Receiv
     letters = tmp_path / "dead.jsonl"
     done = command("replay", source, "--to", otlp(receiver), "--dead-letters", str(letters))
     assert (done.returncode, len(receiver.spans)) == (operations.LOST, 2)
-    assert "1 unreadable" in done.stderr
+    assert "1 unreadable" in done.stdout
     assert json.loads(letters.read_text())["data"] == "no event"
 
 

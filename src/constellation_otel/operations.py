@@ -206,7 +206,9 @@ def run_replay(
     console = Console(stderr=True, highlight=False)
     with _logging(console):
         report = _run(bridge, console)
-    _say(report, "would be replayed" if dry_run else "replayed", console)
+    # standard output may be a sink
+    result = console if "jsonl:-" in sink_urls else Console(highlight=False)
+    _say(report, "would be replayed" if dry_run else "replayed", result)
     return _exit_code(report)
 
 
