@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from constellation_otel.receiver import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 RESOURCE = Resource({"service.name": "shop", "service.version": "1.2.3"})
 
@@ -54,6 +54,24 @@ class Application:
         self.traces.shutdown()
         self.metrics.shutdown()
         self.logs.shutdown()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Lets reports with lone surrogates in their logs, which some tests are about, go from one process to another."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {key: _encodable(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(map(_encodable, value))
+        case _:
+            return value
 
 
 @pytest.fixture

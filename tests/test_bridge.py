@@ -469,6 +469,17 @@ def test_a_journal_that_cannot_be_written_now_is_written_later(
     assert "the journal cannot be written: the disk is full; 4 events wait for it" in caplog.text
 
 
+def test_a_journal_that_cannot_be_written_is_a_trouble_until_it_can() -> None:
+    journal = FullJournal(*[UnavailableError("the disk is full")] * 10_000)
+    source = ListSource(records(events_of(1)), ends=False)
+    bridge = Bridge(source, [ListSink()], journal=journal)
+    with running(bridge):
+        eventually(lambda: bridge.troubles == {"journal": "the disk is full"}, "it is a trouble")
+        journal.answers.clear()
+        eventually(lambda: bridge.troubles == {}, "it is none any more")
+    assert journal.kept == events_of(1)
+
+
 def test_a_full_journal_makes_a_durable_source_wait(caplog: pytest.LogCaptureFixture) -> None:
     journal = FullJournal(3, 0, 0)
     source = ListSource(records(events_of(1)))

@@ -166,11 +166,13 @@ def test_a_forked_child_starts_with_nothing_and_delivers_its_own(tmp_path: Path)
     assert gate.reached.wait(DEADLINE)
     child = os.fork()
     if child == 0:
-        sink.items, sink.faults = [], []
-        told(listener, execution(2))
-        closed = listener.close(DEADLINE)
-        out.write_text(f"{closed} {[item.execution_id.int for item in sink.items]} {listener.counters.received}")
-        os._exit(0)
+        try:
+            sink.items, sink.faults = [], []
+            told(listener, execution(2))
+            closed = listener.close(DEADLINE)
+            out.write_text(f"{closed} {[item.execution_id.int for item in sink.items]} {listener.counters.received}")
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     gate.opened.set()
     assert listener.close(DEADLINE)
@@ -415,10 +417,13 @@ def test_a_forked_child_leaves_the_journal_to_its_parent_and_delivers_from_memor
     assert listener.flush(DEADLINE)
     child = os.fork()
     if child == 0:
-        told(listener, execution(2))
-        closed = listener.close(DEADLINE)
-        out.write_text(f"{closed} {[item.execution_id.int for item in sink.items[4:]]} {listener.counters.received}")
-        os._exit(0)
+        try:
+            told(listener, execution(2))
+            closed = listener.close(DEADLINE)
+            ids = [item.execution_id.int for item in sink.items[4:]]
+            out.write_text(f"{closed} {ids} {listener.counters.received}")
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     assert out.read_text() == "True [2, 2, 2, 2] 4"
     told(listener, execution(3))

@@ -162,6 +162,7 @@ class Bridge:
         self._backoff = Backoff(longest=10.0)
         self._events = self._unreadable = self._dropped = 0
         self._source_trouble: str | None = None
+        self._journal_trouble: str | None = None
         self._looped = time.monotonic()
         self._safe = _Safe(len(sinks)) if journal is None and source.is_durable else None
         self._published = Published()
@@ -239,11 +240,13 @@ class Bridge:
 
     @property
     def troubles(self) -> dict[str, str]:
-        """What does not work at the moment: why, by the name of the source or the sink."""
+        """What does not work at the moment: why, by the name of the source or the sink, or ``journal``."""
         found = {}
         source_trouble: str | None = self._source_trouble or getattr(self._source, "trouble", None)
         if source_trouble is not None:
             found[self._source.name] = source_trouble
+        if self._journal_trouble is not None:
+            found["journal"] = self._journal_trouble
         for name, delivery in self._deliveries.items():
             trouble: Trouble | None = delivery.lane.trouble
             if trouble is not None:
@@ -353,11 +356,13 @@ class Bridge:
             try:
                 taken = journal.append(left)
             except UnavailableError as error:
+                self._journal_trouble = str(error)
                 message = "the journal cannot be written: %s; %d events wait for it"
                 self._log.write(_LOGGER, logging.ERROR, "journal", message, error, len(left))
                 self._pause(self._backoff.next())
                 return False
             self._backoff.reset()
+            self._journal_trouble = None
             del left[:taken]
             if taken:
                 self._nudge()

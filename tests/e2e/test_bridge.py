@@ -194,7 +194,7 @@ def test_what_went_to_kafka_postgres_and_a_file_replays_into_the_same_traces(
     for url, fresh in zip(stored.values(), others, strict=True):
         done = command("replay", url, "--to", otlp(fresh.grpc_endpoint))
         assert done.returncode == 0, done.stderr
-        assert f"{len(lines)} events replayed from " in done.stderr
+        assert f"{len(lines)} events replayed from " in done.stdout
         assert traces_text(fresh, expected) == directly
 
 

@@ -67,7 +67,7 @@ QUICK = {"enable.idempotence": False}
 IMPATIENT = {"fetch.wait.max.ms": 10}
 """A broker holds an answer back for that long when nothing is there."""
 SENDING = DEADLINE
-PRODUCE, FETCH, LIST_OFFSETS, OFFSET_COMMIT, HEARTBEAT = 0, 1, 2, 8, 12
+PRODUCE, FETCH, LIST_OFFSETS, OFFSET_COMMIT, OFFSET_FETCH, HEARTBEAT = 0, 1, 2, 8, 9, 12
 """Kinds of requests, as the protocol numbers them."""
 SASL = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
 
@@ -679,18 +679,18 @@ def test_an_answer_has_no_more_than_was_asked_for_and_the_next_goes_on(
     ]
 
 
-def test_no_more_is_committed_than_the_first_that_is_not_acknowledged(
-    cluster: Cluster, make_source: MakeSource
-) -> None:
+def test_what_is_not_acknowledged_is_read_again_and_nothing_else_is(cluster: Cluster, make_source: MakeSource) -> None:
     cluster.write(*written(*"abcde"))
     first = make_source()
     places = positions(read(first, 5))
     first.acknowledge([places[3], places[0], places[1]])
     first.acknowledge([Position(None, 2), Position((TOPIC, 9), 2), Position((TOPIC, 0), 99)])
     first.close()
+    # so that whoever knows only of the offset misses none
+    assert committed(cluster) == 2
     second = make_source()
-    items = read(second, 3)
-    assert items == [record("c", 2), record("d", 3), record("e", 4)]
+    items = read(second, 2)
+    assert items == [record("c", 2), record("e", 4)]
     second.acknowledge(positions(items))
     second.close()
     cluster.write(*written("f"))
@@ -732,6 +732,92 @@ def test_a_commit_that_fails_is_logged_and_tried_again(
     ]
 
 
+def commit(cluster: Cluster, offset: int, metadata: str) -> None:
+    """What somebody else commits for the group."""
+    settings = {"bootstrap.servers": cluster.brokers, "group.id": "bridge", "log_level": 0}
+    with Consumer(settings) as consumer:
+        consumer.commit(offsets=[TopicPartition(TOPIC, 0, offset, metadata)], asynchronous=False)
+
+
+def test_what_somebody_else_has_committed_is_an_offset_only(cluster: Cluster, make_source: MakeSource) -> None:
+    cluster.write(*written(*"abc"))
+    commit(cluster, 1, "set back by hand")
+    assert read(make_source(), 2) == [record("b", 1), record("c", 2)]
+
+
+def test_what_was_committed_of_a_topic_that_was_longer_once_is_not_about_this_one(
+    cluster: Cluster, make_source: MakeSource
+) -> None:
+    cluster.write(*written(*"ab"))
+    longer = _Partition(0, 0)
+    for offset in range(9):
+        longer.read(offset)
+        longer.acknowledge(offset)
+    commit(cluster, longer.safe, str(longer.metadata()))
+    assert read(make_source(), 2) == [record("a", 0), record("b", 1)]
+
+
+def test_where_nobody_says_what_is_committed_a_read_is_unavailable_and_skips_nothing(
+    cluster: Cluster, make_source: MakeSource
+) -> None:
+    cluster.write(*written(*"ab"))
+    source = make_source()
+    # the library has asked by itself, for where to begin
+    cluster.answer_with(OFFSET_FETCH, 0, KafkaError.GROUP_AUTHORIZATION_FAILED)
+    failure = failing(lambda: source.read(0.2))
+    assert "partition 0 cannot be asked for what is committed" in str(failure)
+    assert read(source, 2) == [record("a", 0), record("b", 1)]
+
+
+@pytest.mark.parametrize(("limit", "most"), [("_MAX_METADATA", 40), ("_MAX_OPEN", 2)])
+def test_where_too_much_is_open_the_last_commit_stays_until_it_is_not(
+    cluster: Cluster,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    most: int,
+) -> None:
+    monkeypatch.setattr(kafka, "_COMMIT_EVERY", 0)
+    monkeypatch.setattr(kafka, limit, most)
+    cluster.write(*written(*"abcdefgh"))
+    source = make_source()
+    places = positions(read(source, 8))
+    with caplog.at_level(logging.INFO):
+        source.acknowledge([places[0], *places[5:]])
+    assert f"kafka://{cluster.brokers}/{TOPIC}: too much is open in partition 0 for a commit" in caplog.text
+    assert committed(cluster) == confluent_kafka.OFFSET_INVALID
+    source.acknowledge(places[:5])
+    eventually(lambda: source.read(0.05) or committed(cluster) == 8, "the offset is committed")
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 30), st.sets(st.integers(0, 100)), st.sets(st.integers(0, 100))), max_size=5),
+)
+def test_each_successor_is_given_what_none_of_its_predecessors_has_acknowledged(
+    gaps: list[int], successors: list[tuple[int, set[int], set[int]]]
+) -> None:
+    offsets = [sum(gaps[: index + 1]) for index in range(len(gaps))]
+    acknowledged: set[int] = set()
+    partition = _Partition(0, 0)
+    # each reads so many, acknowledges some of those, and then some are deleted from the topic; the last reads all
+    for count, wanted, deleted in [*successors, (len(offsets), set(offsets), set())]:
+        safe, metadata = partition.safe, partition.metadata()
+        assert metadata is not None
+        there = [offset for offset in offsets if offset >= safe]
+        partition = _Partition(0, there[0] if there else safe)
+        partition.resume(safe, metadata)
+        given = [offset for offset in there[:count] if partition.read(offset)]
+        assert given == [offset for offset in there[:count] if offset not in acknowledged]
+        for offset in wanted & set(given):
+            partition.acknowledge(offset)
+            acknowledged.add(offset)
+        offsets = [offset for offset in offsets if offset not in deleted]
+    # what is deleted keeps nothing open, either
+    assert partition.outstanding.keys().isdisjoint(offsets)
+
+
 @given(st.lists(st.integers(1, 3), max_size=30), st.data())
 def test_what_is_safe_to_commit_is_the_first_offset_that_is_open_whatever_the_order(
     gaps: list[int], data: st.DataObject
@@ -744,7 +830,7 @@ def test_what_is_safe_to_commit_is_the_first_offset_that_is_open_whatever_the_or
     still_open = set(offsets)
     for offset in data.draw(st.permutations(offsets)):
         assert partition.safe == min(still_open)
-        partition.outstanding.pop(offset)
+        partition.acknowledge(offset)
         still_open.discard(offset)
     assert partition.safe == offsets[-1] + 1
 

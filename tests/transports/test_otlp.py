@@ -565,6 +565,7 @@ def test_a_retry_after_header_says_how_long_to_wait_over_http(
         (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3_000, 3_600),
         (format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True), 0, 0),
     ],
+    ids=["seconds", "a date to come", "a date that has passed"],
 )
 def test_a_retry_after_header_is_a_number_of_seconds_or_a_date(header: str, least: float, most: float) -> None:
     error = error_of_answer(503, {"Retry-After": header})

@@ -400,6 +400,7 @@ def test_what_finds_no_room_is_dropped_the_newest_first_counted_and_told(
     assert source.counters == WebSocketCounters(
         frames=4, delivered=0, dropped=2, held=2, connections=1, disconnections=0, failures=0, connected=True
     )
+    assert source.dropped == 2
     assert source.read(0) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
     engine.send(frame_of(started(5)))
     assert read_count(source, 1) == [Record(started(5), Position(None, 5))]

@@ -12,13 +12,15 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
+import zlib
+from base64 import b64decode, b64encode
+from collections import OrderedDict, deque
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, Unpack
 from urllib.parse import parse_qsl, unquote
 
-from msgspec import Struct
+from msgspec import Struct, msgpack
 from opentelemetry import trace
 
 from constellation_otel._fork import after_fork_in_child
@@ -72,6 +74,12 @@ _ASK: Final = 2.0
 """Seconds that one question about a topic may take, at most."""
 _ASK_AT_LEAST: Final = 0.25
 _COMMIT_EVERY: Final = 1.0
+_METADATA: Final = "constellation-otel/1 "
+"""How what is committed beside an offset begins, where it is ours."""
+_MAX_METADATA: Final = 4_000
+"""Bytes; brokers take 4,096 unless they are told otherwise."""
+_MAX_OPEN: Final = 65_536
+"""Records that are open; more are not even tried to be written beside an offset."""
 _CLOSE: Final = 5.0
 """Seconds that closing a source may take; twice that where a read is slow to end."""
 
@@ -347,10 +355,15 @@ class KafkaSource:
     Following, its origins are ``(topic, partition)``. What is committed for the group is
     the offset of the first record that is not acknowledged, at most once a second, and
     once more when a partition is taken away and when the source is closed; a new group
-    starts with the oldest record. Partitions are assigned the cooperative way: those that
-    stay with a member stay undisturbed when others come and go, and their open executions
-    with them. What is taken away comes as a :class:`~constellation_otel.delivery.Revoked`;
-    acknowledgements for it are ignored from then on.
+    starts with the oldest record. Beside the offset, as its metadata, stands which later
+    records are acknowledged: whoever reads the partition next is not given them, so that
+    an execution that was delivered is never read again from its middle. Where that is too
+    long for a broker, since too much is open, what was committed before stays.
+
+    Partitions are assigned the cooperative way: those that stay with a member stay
+    undisturbed when others come and go, and their open executions with them. What is taken
+    away comes as a :class:`~constellation_otel.delivery.Revoked`; acknowledgements for it
+    are ignored from then on.
 
     A group gives a member up that does not read for ``max.poll.interval.ms`` (5 minutes).
     A reader that has no room calls :meth:`keep_alive` instead, every few seconds.
@@ -534,7 +547,7 @@ class KafkaSource:
                 for origin, offset in positions:
                     partition = self._partitions.get(origin)
                     if partition is not None:
-                        partition.outstanding.pop(offset, None)
+                        partition.acknowledge(offset)
                 self._commit_if_due()
 
     def close(self) -> None:
@@ -660,7 +673,10 @@ class KafkaSource:
         number, offset = _place_of(message)
         origin = (self._topic, number)
         if self._follow:
-            self._partitions.setdefault(origin, _Partition(number, offset)).read(offset)
+            if origin not in self._partitions and not self._begin(consumer, number, offset):
+                return
+            if not self._partitions[origin].read(offset):
+                return
         else:
             last = self._ends.get(number, 0)
             if offset >= last - 1:
@@ -668,6 +684,22 @@ class KafkaSource:
             if offset >= last:
                 return
         self._items.append(self._decoded(message.value(), Position(origin, offset)))
+
+    def _begin(self, consumer: Consumer, number: int, first: int) -> bool:
+        """Asks what of a partition is acknowledged; if nobody answers, its first record is to be read again."""
+        try:
+            (place,) = consumer.committed([TopicPartition(self._topic, number)], timeout=_ASK)
+        except KafkaException as error:
+            consumer.seek(TopicPartition(self._topic, number, first))
+            message = f"partition {number} cannot be asked for what is committed"
+            self._failure = self._cluster.unavailable(error.args[0], message)
+            return False
+        partition = _Partition(number, first)
+        # behind the end of a topic that was made anew, say, reading begins at the beginning
+        if place.offset <= first:
+            partition.resume(place.offset, place.metadata or "")
+        self._partitions[self._topic, number] = partition
+        return True
 
     def _decoded(self, data: bytes | None, position: Position) -> Record | Unreadable:
         if data is None:
@@ -713,10 +745,15 @@ class KafkaSource:
     def _commit(self, consumer: Consumer, partitions: Iterable[_Partition]) -> None:
         offsets = []
         for partition in partitions:
-            safe = partition.safe
-            if safe != partition.committed:
-                partition.committed = safe
-                offsets.append(TopicPartition(self._topic, partition.number, safe))
+            if partition.acknowledged == partition.committed:
+                continue
+            metadata = partition.metadata()
+            if metadata is None:
+                message = "too much is open in partition %d for a commit; a successor reads from the last one"
+                self._cluster.log(logging.INFO, message, partition.number)
+                continue
+            partition.committed = partition.acknowledged
+            offsets.append(TopicPartition(self._topic, partition.number, partition.safe, metadata))
         if offsets:
             consumer.commit(offsets=offsets, asynchronous=True)
 
@@ -776,23 +813,65 @@ class _Partition:
     Attributes:
         number: The partition's.
         outstanding: Offsets, ascending, since that is how they are read.
-        committed: What was asked to be committed last; at first, where reading began.
+        acknowledged: How many were acknowledged.
+        committed: How many had been when a commit was asked for last; ``None`` where that has failed.
     """
 
     def __init__(self, number: int, first: int) -> None:
         self.number = number
         self.outstanding: OrderedDict[int, None] = OrderedDict()
-        self.committed: int | None = first
+        self.acknowledged = 0
+        self.committed: int | None = 0
         self._next = first
+        # of a predecessor's outstanding ones, those that have not come here
+        self._awaited: deque[int] = deque()
 
-    def read(self, offset: int) -> None:
-        self.outstanding[offset] = None
-        self._next = offset + 1
+    def resume(self, committed: int, metadata: str) -> None:
+        """Takes over what a predecessor had outstanding, from what it committed; what somebody else did is ignored."""
+        if metadata.startswith(_METADATA):
+            data = zlib.decompress(b64decode(metadata[len(_METADATA) :]))
+            count, *steps = msgpack.decode(data, type=list[int])
+            self._next = committed + count
+            for step in steps:
+                committed += step
+                self._awaited.append(committed)
+            self.outstanding = OrderedDict.fromkeys(self._awaited)
+
+    def read(self, offset: int) -> bool:
+        """Takes note of a record; whether it is not acknowledged yet."""
+        while self._awaited and self._awaited[0] < offset:
+            # it is deleted
+            self.acknowledge(self._awaited.popleft())
+        if offset < self._next:
+            if not self._awaited or self._awaited[0] > offset:
+                return False
+            self._awaited.popleft()
+        else:
+            self.outstanding[offset] = None
+            self._next = offset + 1
+        return True
+
+    def acknowledge(self, offset: int) -> None:
+        if offset in self.outstanding:
+            del self.outstanding[offset]
+            self.acknowledged += 1
 
     @property
     def safe(self) -> int:
         """The offset that a successor has to start with: the first that is not acknowledged."""
         return next(iter(self.outstanding), self._next)
+
+    def metadata(self) -> str | None:
+        """What a successor has to know beside that, for :meth:`resume`; ``None`` where it is too long."""
+        if len(self.outstanding) > _MAX_OPEN:
+            return None
+        before = self.safe
+        steps = [self._next - before]
+        for offset in self.outstanding:
+            steps.append(offset - before)
+            before = offset
+        text = _METADATA + b64encode(zlib.compress(msgpack.encode(steps))).decode()
+        return text if len(text) <= _MAX_METADATA else None
 
 
 class _Cluster:

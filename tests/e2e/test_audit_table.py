@@ -1,0 +1,505 @@
+"""Audit tables as users have them, in a real PostgreSQL: followed, and replayed into traces."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from contextlib import ExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+from opentelemetry.trace import SpanKind, StatusCode
+
+from constellation_otel import span_id_of, trace_id_of
+from constellation_otel.dialects import encode_json
+from constellation_otel.events import (
+    ErrorInfo,
+    ExecutionCancelled,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+)
+from constellation_otel.ids import anonymous_module_id
+from constellation_otel.spans import Span, SpanEvent
+
+from .bridges import bridging, command
+from .peers import Jaeger, Postgres
+from .traces import JAEGERS_OWN, read_back, traces_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from constellation_otel.events import Event
+    from constellation_otel.spans import AttributeValue
+
+    from .bridges import RunningBridge
+
+MS = 1_000_000
+NS = 1_000_000_000
+BERLIN = "Europe/Berlin"
+
+# the guide's columns
+DDL = """
+CREATE TABLE execution_audit (
+  id            SERIAL PRIMARY KEY,
+  event_type    VARCHAR(50) NOT NULL,
+  execution_id  UUID NOT NULL,
+  dag_name      VARCHAR(255),
+  module_name   VARCHAR(255),
+  duration_ms   BIGINT,
+  succeeded     BOOLEAN,
+  error_message TEXT,
+  created_at    TIMESTAMP DEFAULT NOW()
+);
+CREATE INDEX idx_audit_execution_id ON execution_audit(execution_id);
+CREATE INDEX idx_audit_dag_name ON execution_audit(dag_name);
+"""
+INSERT = """
+INSERT INTO execution_audit (event_type, execution_id, dag_name, module_name, duration_ms, succeeded, error_message)
+VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id
+"""
+
+WORDS, FETCHES, PHOTOS, LOSSY, CANCELLED, QUICK = (uuid4() for _ in range(6))
+DAGS = {WORDS: "words", FETCHES: "fetches", PHOTOS: "photos", LOSSY: "lossy", CANCELLED: "cancelled", QUICK: "quick"}
+
+Row: TypeAlias = tuple[str, UUID, str | None, str | None, int | None, bool | None, str | None]
+
+
+# --- what the guide's listener writes: no module ids, and nothing of a cancellation --------------------------------
+
+
+def started(execution: UUID) -> Row:
+    return "execution.started", execution, DAGS[execution], None, None, None, None
+
+
+def module_started(execution: UUID, module: str) -> Row:
+    return "module.started", execution, None, module, None, None, None
+
+
+def module_completed(execution: UUID, module: str, duration_ms: int) -> Row:
+    return "module.completed", execution, None, module, duration_ms, True, None
+
+
+def module_failed(execution: UUID, module: str, error: str) -> Row:
+    return "module.failed", execution, None, module, None, False, error
+
+
+def completed(execution: UUID, duration_ms: int, *, succeeded: bool = True) -> Row:
+    return "execution.completed", execution, DAGS[execution], None, duration_ms, succeeded, None
+
+
+class Transaction:
+    """A row that is inserted and not committed yet."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], row: Row) -> None:
+        self._connection = connection
+        self.id = inserted(connection, row)
+
+    def commit(self) -> None:
+        self._connection.commit()
+
+    def roll_back(self) -> None:
+        self._connection.rollback()
+
+
+class Listener:
+    """Writes rows as the guide's listener does: each in a transaction of its own, from a pool of connections."""
+
+    def __init__(self, url: str, stack: ExitStack, **settings: str) -> None:
+        self._url = url
+        self._stack = stack
+        self._settings = settings
+        self._connection = self._connect(autocommit=True)
+
+    def write(self, *rows: Row) -> list[int]:
+        """One after the other, so that their times are in this order; their ids."""
+        return [inserted(self._connection, row) for row in rows]
+
+    def begin(self, row: Row) -> Transaction:
+        return Transaction(self._connect(autocommit=False), row)
+
+    def _connect(self, *, autocommit: bool) -> psycopg.Connection[tuple[Any, ...]]:
+        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
+        connection = psycopg.connect(self._url, autocommit=autocommit, connect_timeout=20, options=options)
+        self._stack.callback(connection.close)
+        return connection
+
+
+def inserted(connection: psycopg.Connection[tuple[Any, ...]], row: Row) -> int:
+    answer = connection.execute(INSERT, row).fetchone()
+    assert answer is not None
+    return int(answer[0])
+
+
+# --- what has to become of it --------------------------------------------------------------------------------------
+
+
+def module(
+    execution: UUID, name: str, occurrence: int, start_ns: int, end_ns: int, *, error: str | None = None
+) -> Span:
+    """A module's span; without an error it has succeeded."""
+    outcome = "success" if error is None else "failure"
+    attributes: dict[str, AttributeValue] = {
+        "constellation.execution.id": str(execution),
+        "constellation.dag.name": DAGS[execution],
+        "constellation.module.name": name,
+        "constellation.outcome": outcome,
+    }
+    status = StatusCode.UNSET
+    events: tuple[SpanEvent, ...] = ()
+    if error is not None:
+        attributes["error.type"] = "_OTHER"
+        status = StatusCode.ERROR
+        exception: dict[str, AttributeValue] = {"exception.type": "_OTHER", "exception.message": error}
+        events = (SpanEvent("exception", end_ns, exception),)
+    return Span(
+        trace_id_of(execution),
+        span_id_of(execution, anonymous_module_id(execution, name, occurrence)),
+        span_id_of(execution),
+        "",
+        0,
+        name,
+        SpanKind.INTERNAL,
+        start_ns,
+        end_ns,
+        attributes,
+        status,
+        error,
+        events,
+    )
+
+
+def whole(execution: UUID, duration_ms: int, end_ns: int, *, failed: str | None = None) -> Span:
+    """An execution's span; `failed` says which module did, and why."""
+    attributes: dict[str, AttributeValue] = {
+        "constellation.execution.id": str(execution),
+        "constellation.dag.name": DAGS[execution],
+        "constellation.outcome": "success" if failed is None else "failure",
+    }
+    if failed is not None:
+        attributes["error.type"] = "_OTHER"
+    return Span(
+        trace_id_of(execution),
+        span_id_of(execution),
+        None,
+        "",
+        0,
+        DAGS[execution],
+        SpanKind.SERVER,
+        end_ns - duration_ms * MS,
+        end_ns,
+        attributes,
+        StatusCode.UNSET if failed is None else StatusCode.ERROR,
+        failed,
+    )
+
+
+def with_attributes(span: Span, **more: AttributeValue) -> Span:
+    named = {f"constellation.{name}".replace("_", "."): value for name, value in more.items()}
+    return replace(span, attributes=span.attributes | named)
+
+
+def told(spans: list[Span]) -> str:
+    """Traces as text: a line for each span, by trace, and by id."""
+    return "\n".join(line(span) for span in sorted(spans, key=lambda span: (span.trace_id, span.span_id)))
+
+
+def line(span: Span) -> str:
+    attributes = sorted(item for item in span.attributes.items() if item[0] != JAEGERS_OWN)
+    events = [(event.name, event.timestamp_ns, sorted(event.attributes.items())) for event in span.events]
+    parent = None if span.parent_span_id is None else f"{span.parent_span_id:016x}"
+    # Jaeger shows a span without length as one of a nanosecond
+    end_ns = max(span.end_ns, span.start_ns + 1)
+    return (
+        f"{span.trace_id:032x} {span.span_id:016x} < {parent} {span.name!r} {span.kind.name} {span.start_ns} {end_ns}"
+        f" {span.status.name} {span.status_description!r} {attributes} {events}"
+    )
+
+
+def found(jaeger: Jaeger, expected: list[Span]) -> str:
+    """What Jaeger has of the traces of these spans, as text."""
+    counts = {span.trace_id: 0 for span in expected}
+    for span in expected:
+        counts[span.trace_id] += 1
+    return told([it.span for trace_id, count in counts.items() for it in read_back(jaeger, trace_id, spans=count)])
+
+
+# --- the servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres(tmp_path_factory.mktemp("postgres"), {"timezone": BERLIN}) as server:
+        yield server
+
+
+@pytest.fixture
+def make_jaeger(tmp_path: Path) -> Iterator[Callable[[], Jaeger]]:
+    """Makes some that know nothing; killed in the end, since they take long to stop in order."""
+    made: list[Jaeger] = []
+
+    def make() -> Jaeger:
+        made.append(Jaeger(tmp_path / f"jaeger-{len(made)}"))
+        made[-1].start()
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for server in made:
+            server.kill()
+
+
+@pytest.fixture
+def make_listener() -> Iterator[Callable[..., Listener]]:
+    with ExitStack() as stack:
+        yield lambda url, **settings: Listener(url, stack, **settings)
+
+
+def database(postgres: Postgres, name: str, ddl: str) -> str:
+    """Makes a database with a table in it; its URL."""
+    postgres.psql(f"CREATE DATABASE {name}")
+    postgres.psql(ddl, database=name)
+    return postgres.url(name)
+
+
+def otlp(jaeger: Jaeger) -> str:
+    return jaeger.grpc_endpoint.replace("http://", "otlp://")
+
+
+def summary(stdout: str) -> str:
+    """What a replay says that it did, without where from."""
+    return re.sub(r" from postgresql://\S+:", ":", stdout.splitlines()[0])
+
+
+# --- the tests -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_the_guides_own_listener_is_followed_and_replays_into_right_traces(
+    tmp_path: Path,
+    postgres: Postgres,
+    jaeger: Jaeger,
+    make_jaeger: Callable[[], Jaeger],
+    make_listener: Callable[..., Listener],
+) -> None:
+    """A table made by hand with the guide's DDL, filled as the guide's listener writes, replays into right traces.
+
+    No module ids, no cancelled rows, one module name used twice in an execution, ids that commit out of order while
+    the table is read, and one that never commits.
+    """
+    url = database(postgres, "guide", DDL)
+    listener = make_listener(url)
+    with bridging(
+        tmp_path, url, "--to", otlp(jaeger), "--settle", "5", "--health", "127.0.0.1:0", OTEL_METRICS_EXPORTER="none"
+    ) as bridge:
+        expected = filled(postgres, listener, bridge)
+        assert found(jaeger, expected) == told(expected)
+        # its end is in no row
+        assert jaeger.find(f"{trace_id_of(CANCELLED):032x}") is None
+        report = bridge.end()
+    rows = int(postgres.psql("SELECT count(*) FROM execution_audit", database="guide"))
+    counters = ("events", "executions", "spans", "open", "late", "duplicate", "abandoned", "unreadable", "dropped")
+    assert [report[name] for name in counters] == [rows, 5, len(expected), 1, 0, 0, 0, 0, 0]
+
+    replayed = make_jaeger()
+    done = command("replay", f"{url}?timezone={BERLIN}", "--to", otlp(replayed))
+    assert done.returncode == 0, done.stderr
+    assert summary(done.stdout) == (
+        f"{rows} events replayed: 5 executions, {len(expected)} spans, 1 still open, 0 abandoned, 0 late, 0 duplicate,"
+        " 0 unreadable, 0 dropped"
+    )
+    assert found(replayed, expected) == told(expected)
+    assert replayed.find(f"{trace_id_of(CANCELLED):032x}") is None
+
+    # another one: in memory, Jaeger writes its warnings to spans that were asked for, and then finds the same one new
+    replayed = make_jaeger()
+    done = command("replay", url, "--to", otlp(replayed), "--abandon-open")
+    assert done.returncode == 0, done.stderr
+    assert summary(done.stdout) == (
+        f"{rows} events replayed: 6 executions, {len(expected) + 2} spans, 0 still open, 1 abandoned, 0 late,"
+        " 0 duplicate, 0 unreadable, 0 dropped"
+    )
+    with_abandoned = expected + abandoned(postgres)
+    assert found(replayed, with_abandoned) == told(with_abandoned)
+
+
+def filled(postgres: Postgres, listener: Listener, bridge: RunningBridge) -> list[Span]:
+    """Writes while a bridge reads; the spans that there have to be in the end."""
+    words = listener.write(
+        started(WORDS),
+        module_started(WORDS, "Trim"),
+        module_started(WORDS, "Uppercase"),
+        module_completed(WORDS, "Trim", 2),
+    )
+    fetches = listener.write(
+        started(FETCHES),
+        module_started(FETCHES, "Fetch"),
+        module_started(FETCHES, "Fetch"),
+        module_failed(FETCHES, "Fetch", "no answer"),
+    )
+    words += listener.write(
+        module_completed(WORDS, "Uppercase", 5),
+        module_started(WORDS, "WordCount"),
+        module_failed(WORDS, "WordCount", "no words"),
+        completed(WORDS, 15, succeeded=False),
+    )
+    fetches += listener.write(module_completed(FETCHES, "Fetch", 7), completed(FETCHES, 20, succeeded=False))
+    listener.write(started(CANCELLED), module_started(CANCELLED, "Trim"))
+    written = 16
+
+    photos = listener.write(started(PHOTOS))
+    # the first of two modules of a name turns up when the second has failed
+    first = listener.begin(module_started(PHOTOS, "Crop"))
+    never = listener.begin(module_started(LOSSY, "Trim"))
+    photos += [first.id, *listener.write(module_started(PHOTOS, "Crop"), module_failed(PHOTOS, "Crop", "blurred"))]
+    lossy = listener.write(started(LOSSY), module_completed(LOSSY, "Trim", 3), completed(LOSSY, 6))
+    bridge.wait_until_read(written := written + 6)
+    first.commit()
+    never.roll_back()
+    bridge.wait_until_read(written := written + 1)
+
+    photos += listener.write(module_completed(PHOTOS, "Crop", 9), module_started(PHOTOS, "Resize"))
+    # what a module did turns up when its execution has completed
+    last = listener.begin(module_completed(PHOTOS, "Resize", 4))
+    photos += [last.id, *listener.write(completed(PHOTOS, 30, succeeded=False))]
+    quick = listener.write(
+        started(QUICK), module_started(QUICK, "Trim"), module_completed(QUICK, "Trim", 0), completed(QUICK, 1)
+    )
+    bridge.wait_until_read(written := written + 7)
+    last.commit()
+    bridge.wait_until_read(written + 1)
+
+    at = times(postgres)
+    assert max(at) == written + 2, "the one that was rolled back has taken an id"
+    return [
+        whole(WORDS, 15, at[words[-1]], failed="WordCount failed: no words"),
+        module(WORDS, "Trim", 0, at[words[3]] - 2 * MS, at[words[3]]),
+        module(WORDS, "Uppercase", 0, at[words[4]] - 5 * MS, at[words[4]]),
+        module(WORDS, "WordCount", 0, at[words[5]], at[words[6]], error="no words"),
+        whole(FETCHES, 20, at[fetches[-1]], failed="Fetch failed: no answer"),
+        module(FETCHES, "Fetch", 0, at[fetches[1]], at[fetches[3]], error="no answer"),
+        module(FETCHES, "Fetch", 1, at[fetches[4]] - 7 * MS, at[fetches[4]]),
+        whole(PHOTOS, 30, at[photos[-1]], failed="Crop failed: blurred"),
+        module(PHOTOS, "Crop", 0, at[photos[1]], at[photos[3]], error="blurred"),
+        module(PHOTOS, "Crop", 1, at[photos[4]] - 9 * MS, at[photos[4]]),
+        module(PHOTOS, "Resize", 0, at[photos[6]] - 4 * MS, at[photos[6]]),
+        whole(LOSSY, 6, at[lossy[-1]]),
+        with_attributes(module(LOSSY, "Trim", 0, at[lossy[1]] - 3 * MS, at[lossy[1]]), missing=("start",)),
+        whole(QUICK, 1, at[quick[-1]]),
+        module(QUICK, "Trim", 0, at[quick[2]], at[quick[2]]),
+    ]
+
+
+def times(postgres: Postgres) -> dict[int, int]:
+    """When each row was written, in epoch nanoseconds, as PostgreSQL itself makes them of its local times."""
+    answer = postgres.psql(
+        f"SELECT id, (extract(epoch FROM created_at AT TIME ZONE '{BERLIN}') * 1000000)::bigint FROM execution_audit",
+        database="guide",
+    )
+    return {int(row): int(at_us) * 1000 for row, at_us in (line.split("|") for line in answer.splitlines())}
+
+
+def abandoned(postgres: Postgres) -> list[Span]:
+    """The spans of an execution that was cancelled, of which the guide's listener writes nothing."""
+    ids = f"SELECT id FROM execution_audit WHERE execution_id = '{CANCELLED}' ORDER BY id"
+    begun, module_begun = (times(postgres)[int(row)] for row in postgres.psql(ids, database="guide").splitlines())
+    execution = whole(CANCELLED, 0, begun, failed="abandoned without an end: the source ended")
+    del execution.attributes["error.type"]
+    trim = module(CANCELLED, "Trim", 0, module_begun, module_begun)
+    return [
+        with_attributes(execution, outcome="abandoned", abandoned_reason="closed", missing=("end",)),
+        with_attributes(trim, outcome="unknown", missing=("end",)),
+    ]
+
+
+def test_the_urls_zone_is_the_one_that_the_rows_were_written_in(
+    tmp_path: Path, postgres: Postgres, make_listener: Callable[..., Listener]
+) -> None:
+    """The server's zone is Berlin's, and the listener's session has Tokyo's, as drivers set it to where they run."""
+    url = database(postgres, "tokyo", DDL)
+    before_ns = time.time_ns() // 1000 * 1000
+    make_listener(url, timezone="Asia/Tokyo").write(
+        started(QUICK), module_started(QUICK, "Trim"), module_completed(QUICK, "Trim", 1), completed(QUICK, 2)
+    )
+    after_ns = time.time_ns()
+
+    def replayed(name: str, parameters: str) -> list[int]:
+        done = command("replay", url + parameters, "--to", f"jsonl:{tmp_path}/{name}")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(event)["timestampNs"] for event in (tmp_path / name).read_text().splitlines()]
+
+    right = replayed("right.jsonl", "?timezone=Asia/Tokyo")
+    assert [before_ns, *right, after_ns] == sorted([before_ns, *right, after_ns])
+    # a local time in Tokyo, taken for one in Berlin
+    first = datetime.fromtimestamp(right[0] // NS, ZoneInfo("Asia/Tokyo"))
+    shift_s = round(first.replace(tzinfo=ZoneInfo(BERLIN)).timestamp() - first.timestamp())
+    wrong = [at_ns + shift_s * NS for at_ns in right]
+    for parameters in ("", f"?timezone={BERLIN}"):
+        assert replayed("wrong.jsonl", parameters) == wrong
+        (tmp_path / "wrong.jsonl").unlink()
+
+
+def test_a_table_of_ours_filled_from_a_file_replays_into_the_files_own_traces(
+    tmp_path: Path, postgres: Postgres, jaeger: Jaeger, make_jaeger: Callable[[], Jaeger]
+) -> None:
+    """The table made by the DDL that `schema` prints, filled by `bridge`, even twice; compared as text."""
+    made = command("schema", "postgresql:")
+    assert (made.returncode, made.stderr) == (0, "")
+    url = database(postgres, "ours", made.stdout)
+    events = [event for number in range(20) for event in execution(number)]
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"".join(encode_json(event) + b"\n" for event in events))
+    for _ in range(2):
+        with bridging(tmp_path, f"jsonl:{file}", "--to", url, "--health", "127.0.0.1:0") as bridge:
+            bridge.wait_until_read(len(events))
+            report = bridge.end()
+        assert report["sinks"]["sql"]["sent"] == len(events)
+        assert postgres.psql("SELECT count(*) FROM execution_audit", database="ours") == str(len(events))
+
+    replayed = make_jaeger()
+    for source, backend in ((f"jsonl:{file}", jaeger), (url, replayed)):
+        done = command("replay", source, "--to", otlp(backend))
+        assert done.returncode == 0, done.stderr
+        assert ": 20 executions, 80 spans, 0 still open" in done.stdout
+    traces = {trace_of(event): 4 for event in events if isinstance(event, ExecutionStarted)}
+    assert traces_text(replayed, traces) == traces_text(jaeger, traces)
+
+
+def execution(number: int) -> list[Event]:
+    """Of each kind that there is: with a caller or without, succeeded, failed, cancelled, with module ids or not."""
+    execution_id = uuid4()
+    ids = [None if number % 2 else uuid4() for _ in range(3)]
+    begun_ns = time.time_ns() + number * MS
+    caller = f"00-{uuid4().hex}-{uuid4().hex[:16]}-01" if number % 3 == 0 else None
+    ends: list[Event] = [
+        ExecutionCompleted(execution_id, f"dag-{number}", True, 9.75, begun_ns + 8_000_001),
+        ExecutionCompleted(execution_id, f"dag-{number}", False, 8.5, begun_ns + 8_000_001),
+        ExecutionCancelled(execution_id, f"dag-{number}", begun_ns + 8_000_001),
+    ]
+    middle: Event = ModuleCompleted(execution_id, ids[1], "Fetch", 2.25, begun_ns + 6_000_007)
+    if number % 4 == 1:
+        error = ErrorInfo("java.io.IOException", 'no "answer"\nfrom ü')
+        middle = ModuleFailed(execution_id, ids[1], "Fetch", error, begun_ns + 6_000_007)
+    return [
+        ExecutionStarted(execution_id, f"dag-{number}", begun_ns, caller, None if caller is None else "vendor=value"),
+        ModuleStarted(execution_id, ids[0], "Fetch", begun_ns + 1_000_003),
+        ModuleStarted(execution_id, ids[1], "Fetch", begun_ns + 2_000_003),
+        ModuleCompleted(execution_id, ids[0], "Fetch", 3.125, begun_ns + 5_000_007),
+        ModuleStarted(execution_id, ids[2], "Count", begun_ns + 6_000_000),
+        middle,
+        ends[number % 3],
+    ]
+
+
+def trace_of(start: ExecutionStarted) -> int:
+    """The caller's trace, or the execution's own."""
+    return trace_id_of(start.execution_id) if start.traceparent is None else int(start.traceparent[3:35], 16)
