@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from constellation_otel.bridge import Bridge, BridgeReport, sink_names
+from constellation_otel.bridge import Bridge, BridgeReport, _place, sink_names
 from constellation_otel.dead_letters import DeadLetters
 from constellation_otel.delivery import Position, Rejection, Revoked, Unreadable
-from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
+from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.lane import LaneCounters
 from constellation_otel.transports.journal import Journal
 from deliveries import MS, T0, ListSink, ListSource, execution, records
@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_counted_logged_buried_and_acknowledged(
     report = Bridge(source, [sink], dead_letters=letters).run()
     assert (sink.items, report.unreadable, report.events) == (events_of(1), 1, 4)
     assert Position(("topic", 3), 7) in source.acknowledged
-    assert "list://, ('topic', 3), 7 cannot be read: not an event" in caplog.text
+    assert "list://, topic/3, record 7 cannot be read: not an event" in caplog.text
     assert "not an event" in (tmp_path / "dead.jsonl").read_text()
     volatile = ListSource([Unreadable(b"junk", "not an event", Position(None, 7))], is_durable=False)
     assert Bridge(volatile, [ListSink()]).run().unreadable == 1
@@ -179,7 +179,34 @@ def test_a_source_that_cannot_be_read_now_is_read_again(caplog: pytest.LogCaptur
     bridge.run()
     assert sink.items == events_of(1)
     assert bridge.troubles == {}
-    assert "list://: no broker; it is read again in" in caplog.text
+    assert "list:// is not read: no broker; it is tried again in" in caplog.text
+
+
+def test_a_source_that_needs_mending_is_an_alarm_for_a_bridge_and_the_end_of_a_replay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wrong = MisconfiguredError("the password is wrong")
+    source = ListSource(records(events_of(1)))
+    source.faults = [wrong]
+    Bridge(source, [ListSink()]).run()
+    assert [(record.levelname) for record in caplog.records] == ["ERROR"]
+    source = ListSource(records(events_of(1)))
+    source.faults = [wrong]
+    with pytest.raises(SourceError, match="the password is wrong"):
+        Bridge(source, [ListSink()], is_replay=True).run()
+
+
+def test_a_replay_does_not_wait_for_a_source_for_ever() -> None:
+    source = ListSource(records(events_of(1)))
+    source.faults = [UnavailableError("no broker")] * 1_000
+    with pytest.raises(SourceError, match="no broker"):
+        Bridge(source, [ListSink()], is_replay=True, close_timeout=0.1).run()
+
+
+def test_a_position_is_told_as_its_source_counts() -> None:
+    assert [_place(Position(origin, 7)) for origin in (None, ("topic", 3), "part")] == [
+        "record 7", "topic/3, record 7", "part, record 7",
+    ]  # fmt: skip
 
 
 def test_the_trouble_of_a_source_is_told() -> None:

@@ -369,6 +369,20 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], code: int
     assert "Traceback" not in done.stderr
 
 
+def test_a_replay_that_is_stopped_before_its_end_is_to_be_run_again(receiver: Receiver) -> None:
+    with subprocess.Popen(
+        line("replay", "jsonl:-", "--to", otlp(receiver), "--settle", "0"),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(b"".join(encode_json(event) + b"\n" for event in events_of(1)))
+        process.stdin.flush()
+        receiver.wait_for_spans(2, DEADLINE)
+        process.send_signal(signal.SIGTERM)
+        # what it reads is still open
+        assert process.wait(DEADLINE) == operations.NOT_DELIVERED
+
+
 # --- show and schema -----------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from constellation_otel._log import RateLimitedLog
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Delivery, Feed
 from constellation_otel.delivery import Record, Unreadable
-from constellation_otel.errors import ConfigurationError, UnavailableError
+from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
@@ -109,8 +109,9 @@ class Bridge:
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
         max_open: Executions and modules held open at most, for each sink that takes spans.
-        max_held: Events that each lane holds at most.
-        is_replay: Whether what is read has happened before: time is what the events say.
+        max_held: Events that each lane holds at most, and a batch; as many may wait for it.
+        is_replay: Whether what is read has happened before: time is what the events say, and a
+            source that needs mending, or is away for ``close_timeout``, ends it.
         on_full: What happens when a lane, or the journal, is full: ``wait`` reads no more
             until there is room, ``drop`` drops the newest. ``wait`` where none is given,
             unless the source is not durable.
@@ -162,6 +163,8 @@ class Bridge:
         self._backoff = Backoff(longest=10.0)
         self._events = self._unreadable = self._dropped = 0
         self._source_trouble: str | None = None
+        self._silent_since: float | None = None
+        self._is_replay = is_replay
         self._journal_trouble: str | None = None
         self._looped = time.monotonic()
         self._safe = _Safe(len(sinks)) if journal is None and source.is_durable else None
@@ -209,7 +212,8 @@ class Bridge:
             What was done.
 
         Raises:
-            SourceError: The source can never be read as it is. What was read before is delivered.
+            SourceError: The source can never be read as it is, or a replay's is away for too
+                long. What was read before is delivered.
         """
         try:
             if self._feeds:
@@ -290,15 +294,30 @@ class Bridge:
         try:
             items = self._source.read(_READ_TIMEOUT)
         except UnavailableError as error:
-            pause = self._backoff.next(error.retry_after)
-            self._source_trouble = str(error)
-            message = "%s: %s; it is read again in %.1f s"
-            self._log.write(_LOGGER, logging.WARNING, "source", message, self._source.name, error, pause)
-            self._pause(pause)
+            self._could_not_read(error)
             return ()
+        self._silent_since = None
         self._backoff.reset()
         self._source_trouble = None
         return items
+
+    def _could_not_read(self, error: UnavailableError) -> None:
+        """Waits; a replay, which somebody is waiting for, does not do so for ever.
+
+        Raises:
+            SourceError: It is one, and the source needs mending or has been away for too long.
+        """
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        needs_mending = isinstance(error, MisconfiguredError)
+        if self._is_replay and (needs_mending or now - self._silent_since > self._close_timeout):
+            raise SourceError(str(error)) from error
+        pause = self._backoff.next(error.retry_after)
+        self._source_trouble = str(error)
+        level = logging.ERROR if needs_mending else logging.WARNING
+        message = "%s is not read: %s; it is tried again in %.1f s"
+        self._log.write(_LOGGER, level, "source", message, self._source.name, error, pause)
+        self._pause(pause)
 
     def _pass_on(self, items: Iterable[SourceItem]) -> None:
         records: list[Record] = []
@@ -317,7 +336,9 @@ class Bridge:
     def _skip(self, item: Unreadable) -> None:
         self._unreadable += 1
         where = f"{self._source.name}, {_place(item.position)}"
-        self._log.write(_LOGGER, logging.WARNING, "unreadable", "%s cannot be read: %s", where, item.reason)
+        # reasons begin with what is wrong, and end with the data
+        key = ("unreadable", item.reason[:_KIND])
+        self._log.write(_LOGGER, logging.WARNING, key, "%s cannot be read: %s", where, item.reason)
         if self._dead_letters is not None:
             self._dead_letters.write(where, item.reason, item.data)
         if self._source.is_durable:
@@ -458,6 +479,8 @@ class Bridge:
                 sent, deadline = now_sent, time.monotonic() + self._close_timeout
 
 
+_KIND: Final = 40
+"""Characters of a reason that tell one kind of trouble from another."""
 _WAIT: Final = 0.25
 _SLICE: Final = 5.0
 """Seconds after which a wait shows that it is one."""
@@ -544,4 +567,8 @@ def _same(lane: Lane[Any]) -> Lane[Any]:
 
 
 def _place(position: Position) -> str:
-    return f"{position.offset}" if position.origin is None else f"{position.origin}, {position.offset}"
+    origin = position.origin
+    if origin is None:
+        return f"record {position.offset}"
+    part = "/".join(map(str, origin)) if isinstance(origin, tuple) else origin
+    return f"{part}, record {position.offset}"

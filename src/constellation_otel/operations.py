@@ -209,7 +209,8 @@ def run_replay(
     # standard output may be a sink
     result = console if "jsonl:-" in sink_urls else Console(highlight=False)
     _say(report, "would be replayed" if dry_run else "replayed", result)
-    return _exit_code(report)
+    # somebody may have stopped it before
+    return _exit_code(report) if source.has_ended else NOT_DELIVERED
 
 
 def show(execution_id: UUID, source_url: str, console: Console) -> bool:

@@ -223,7 +223,7 @@ def test_an_unreachable_broker_as_a_source_is_said_and_tried_on(start_bridge: St
     """An unreachable broker: a clear message; the bridge goes on trying and says that it is not ready."""
     broker = f"127.0.0.1:{free_port()}"
     bridge = start_bridge(f"kafka://{broker}/t?group=g", "--to", f"jsonl:{tmp_path}/out.jsonl")
-    bridge.wait_until_said(broker, "Connection refused", "it is read again in")
+    bridge.wait_until_said(broker, "Connection refused", "it is tried again in")
     status, body = bridge.health("/readyz")
     assert (status, [*body["troubles"]]) == (503, [f"kafka://{broker}/t?group=g"])
     assert bridge.end()[0] == 0
@@ -378,7 +378,7 @@ def test_a_topic_with_foreign_messages_gives_its_events_and_a_letter_for_each_of
     url, dead = f"kafka://{kafka.brokers}/{topic}", tmp_path / "dead.jsonl"
     done = replay(url, "--to", otlp(receiver), "--dead-letters", str(dead))
     assert (done.returncode, " 7 unreadable, 0 dropped" in done.stdout) == (LOST, True)
-    assert f"('{topic}', 0), 0 cannot be read: the record has no value" in done.stderr
+    assert f"{topic}/0, record 0 cannot be read: the record has no value" in done.stderr
     assert (seen(receiver), len(letters(dead))) == (whole(1, 2), 7)
     receiver.clear()
     bridge = start_bridge(f"{url}?group=g", "--to", otlp(receiver), "--dead-letters", str(dead))
@@ -402,7 +402,7 @@ def test_binary_junk_in_a_file_is_skipped_line_by_line(receiver: Receiver, tmp_p
     dead = tmp_path / "dead.jsonl"
     done = replay(source, "--to", otlp(receiver), "--dead-letters", str(dead))
     assert (done.returncode, " 3 unreadable, 0 dropped" in done.stdout) == (LOST, True)
-    assert f"{source}, 0 cannot be read: not an event: " in done.stderr
+    assert f"{source}, record 0 cannot be read: not an event: " in done.stderr
     assert (seen(receiver), len(letters(dead))) == (whole(1, 2), 3)
 
 
@@ -455,7 +455,7 @@ def test_a_gzip_file_that_is_cut_gives_what_comes_before_the_cut(receiver: Recei
     path.write_bytes(whole_file[:-100])
     done = replay(f"jsonl:{path}", "--to", otlp(receiver), "--dead-letters", str(dead))
     assert "1 executions, 2 spans, 1 still open, 0 abandoned, 0 late, 0 duplicate, 2 unreadable" in done.stdout
-    assert (done.returncode, f"jsonl:{path}, 1861 cannot be read: " in done.stderr) == (LOST, True)
+    assert (done.returncode, f"jsonl:{path}, record 1861 cannot be read: " in done.stderr) == (LOST, True)
     torn, end = letters(dead)
     assert torn[1] == '{"eventType":"execut'
     assert end == (f"{path} is damaged, nothing can be read from here on: the file is cut off in the middle", "")

@@ -15,7 +15,7 @@ from constellation_otel import span_id_of, trace_id_of
 from engine_stand_in import EngineStandIn, Line, recorded
 
 from .bridges import bridging, command
-from .peers import Jaeger, Kafka, Postgres, eventually
+from .peers import Collector, Jaeger, Kafka, Postgres, eventually
 from .traces import read_back, traces_text
 
 if TYPE_CHECKING:
@@ -24,9 +24,22 @@ if TYPE_CHECKING:
 
     from constellation_otel.spans import Span
 
-    from .peers import Collector
-
 MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
+    """One of this module's own: the demo plays the same executions, as another service."""
+    server = Jaeger(tmp_path_factory.mktemp("jaeger"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def collector(tmp_path_factory: pytest.TempPathFactory, jaeger: Jaeger) -> Iterator[Collector]:
+    with Collector(tmp_path_factory.mktemp("collector"), jaeger=jaeger.target) as server:
+        yield server
 
 
 @pytest.fixture
