@@ -347,6 +347,8 @@ def test_what_is_counted_is_a_metric_too(receiver: Receiver, make: Callable[...,
         "constellation.execution.active": 0,
         "constellation.module.active": 0,
     }
+    assembled = listener.assembled
+    assert (assembled.late, assembled.duplicate, assembled.abandoned) == (1, 1, 2)
     listener.on_execution_start(uuid4(), "dropped")
     assert (listener.counters.received, listener.counters.dropped, listener.counters.rejected) == (13, 1, 2)
     assert_sum(listener.counters)

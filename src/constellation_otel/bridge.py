@@ -258,6 +258,12 @@ class Bridge:
         return found
 
     @property
+    def fraction_read(self) -> float | None:
+        """How much of the source has been read, from 0 to 1; ``None`` where it does not say so."""
+        fraction: float | None = getattr(self._source, "fraction_read", None)
+        return fraction
+
+    @property
     def idle_seconds(self) -> float:
         """Seconds since the reading loop last came around; more than some says that it hangs."""
         return time.monotonic() - self._looped

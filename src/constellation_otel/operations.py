@@ -28,9 +28,10 @@ from constellation_otel.urls import sink_of, source_of
 from constellation_otel.waterfall import render_waterfall
 
 try:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
     from rich.logging import RichHandler
+    from rich.progress_bar import ProgressBar
     from rich.text import Text
 except ModuleNotFoundError as error:
     raise MissingExtraError("rich", "cli") from error
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from opentelemetry.sdk.resources import Resource
+    from rich.console import RenderableType
 
     from constellation_otel.delivery import Rejection, Sink
     from constellation_otel.events import Event
@@ -382,7 +384,7 @@ def _status_line(bridge: Bridge, console: Console) -> Iterator[None]:
 
     def refresh(live: Live) -> None:
         while not ended.wait(1 / _REFRESHES_PER_SECOND):
-            live.update(_status(bridge.report, bridge.troubles))
+            live.update(_status(bridge.report, bridge.troubles, bridge.fraction_read))
 
     with Live(console=console, auto_refresh=True, refresh_per_second=_REFRESHES_PER_SECOND, transient=True) as live:
         thread = threading.Thread(target=refresh, args=(live,), name="status-line", daemon=True)
@@ -394,13 +396,13 @@ def _status_line(bridge: Bridge, console: Console) -> Iterator[None]:
             thread.join()
 
 
-def _status(report: BridgeReport, troubles: dict[str, str]) -> Text:
+def _status(report: BridgeReport, troubles: dict[str, str], fraction_read: float | None) -> RenderableType:
     held = sum(lane.held for lane in report.sinks.values())
     sent = ", ".join(f"{name} {lane.sent}" for name, lane in report.sinks.items())
     text = Text(f"{report.source}: {report.events} events, {report.open} open, sent: {sent}, held: {held}")
     for name, reason in troubles.items():
         text.append(f"\n{name}: {reason}", style="bold red")
-    return text
+    return text if fraction_read is None else Group(ProgressBar(1.0, fraction_read), text)
 
 
 def _summary(report: BridgeReport, verb: str) -> Iterator[str]:

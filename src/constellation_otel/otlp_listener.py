@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace.sampling import Sampler
 
+    from constellation_otel.assembler import Counters
     from constellation_otel.delivery import Position
     from constellation_otel.events import Event
     from constellation_otel.spans import Span
@@ -152,6 +153,11 @@ class OtlpListener(BufferedListener):
             if store is not None:
                 store.close()
             raise
+
+    @property
+    def assembled(self) -> Counters:
+        """What has become of the events that were assembled: late, duplicate, abandoned and so on."""
+        return replace(self._stage.counters)
 
     @property
     def open_executions(self) -> int:

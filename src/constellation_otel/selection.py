@@ -97,6 +97,12 @@ class Selection:
         return trouble
 
     @property
+    def fraction_read(self) -> float | None:
+        """How much of the source has been read, where it says so."""
+        fraction: float | None = getattr(self._source, "fraction_read", None)
+        return fraction
+
+    @property
     def dropped(self) -> int:
         """Events that the source had no room for, where it counts them."""
         dropped: int = getattr(self._source, "dropped", 0)

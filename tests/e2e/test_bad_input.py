@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
 import sqlite3
 import subprocess
-import sys
 import uuid
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -25,9 +22,10 @@ from constellation_otel.transports.kafka import KafkaSink
 from deliveries import MS, T0, execution
 from engine_stand_in import EngineStandIn
 
-from .peers import Kafka, NotYet, Postgres, eventually
+from .bridges import RunningBridge, bridging, command
+from .peers import Kafka, Postgres, eventually
 from .peers.postgres import PASSWORD
-from .peers.server import free_port, http_get
+from .peers.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from constellation_otel.events import Event
     from constellation_otel.receiver import Receiver
 
-    StartBridge = Callable[..., "Bridge"]
+    StartBridge = Callable[..., RunningBridge]
 
 DEADLINE = 60.0
 LOST = 4
@@ -46,99 +44,18 @@ SECRET = "W0rd-that-nobody-may-read"
 """A password, or a key, that is wrong wherever it is given."""
 
 
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    with Kafka(tmp_path_factory.mktemp("kafka")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
-
-
-def line(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "constellation_otel", *arguments]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | variables
-
-
-class Bridge:
-    """A bridge as a process, without a terminal, whose health is served; killed when the test is over."""
-
-    def __init__(self, folder: Path, *arguments: str, data: bytes = b"", **variables: str) -> None:
-        self.output = folder / f"bridge-{uuid.uuid4()}.out"
-        self.log = self.output.with_suffix(".log")
-        given = self.output.with_suffix(".in")
-        given.write_bytes(data)
-        self._health_port = free_port()
-        with given.open("rb") as stdin, self.output.open("wb") as stdout, self.log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                line("bridge", *arguments, "--health", f"127.0.0.1:{self._health_port}", "--close-timeout", "2"),
-                stdin=stdin, stdout=stdout, stderr=stderr, env=environment(**variables),
-            )  # fmt: skip
-
-    @property
-    def logged(self) -> list[dict[str, Any]]:
-        """What it has logged so far, as JSON lines."""
-        # the last line may be half written
-        lines = [text for text in self.log.read_text().splitlines(keepends=True) if text.endswith("\n")]
-        assert [text for text in lines if not text.startswith("{")] == []
-        return [json.loads(text) for text in lines]
-
-    def said(self, *parts: str, level: str = "WARNING") -> bool:
-        """Whether a record of that level, or a graver one, has these parts."""
-        levels = ["WARNING", "ERROR"][level == "ERROR" :]
-        return any(it["level"] in levels and all(part in it["message"] for part in parts) for it in self.logged)
-
-    def wait_until_said(self, *parts: str, level: str = "WARNING") -> None:
-        eventually(lambda: self.said(*parts, level=level) or self._not_yet(), DEADLINE, f"it logs {parts}")
-
-    def _not_yet(self) -> bool:
-        assert self._process.poll() is None, self.log.read_text()
-        return False
-
-    def health(self, path: str) -> tuple[int, dict[str, Any]]:
-        def answer() -> tuple[int, str]:
-            try:
-                return http_get(self._health_port, path)
-            except OSError as error:
-                raise NotYet(str(error)) from error
-
-        status, body = eventually(answer, DEADLINE, "its health is served")
-        return status, json.loads(body)
-
-    def end(self) -> tuple[int, dict[str, Any]]:
-        """Ends it in order; its exit code and its report."""
-        self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(DEADLINE)
-        return code, self.logged[-1]["report"]
-
-    def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait(DEADLINE)
-
-
 @pytest.fixture
 def start_bridge(tmp_path: Path) -> Iterator[StartBridge]:
     with ExitStack() as stack:
 
-        def start(*arguments: str, **options: Any) -> Bridge:
-            bridge = Bridge(tmp_path, *arguments, **options)
-            stack.callback(bridge.kill)
-            return bridge
+        def start(*arguments: str, **options: Any) -> RunningBridge:
+            return stack.enter_context(bridging(tmp_path, *arguments, "--close-timeout", "2", **options))
 
         yield start
 
 
 def replay(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        line("replay", *arguments), capture_output=True, text=True, timeout=DEADLINE, env=environment(), check=False
-    )
+    return command("replay", *arguments)
 
 
 def otlp(receiver: Receiver) -> str:
@@ -212,9 +129,9 @@ def test_an_unreachable_broker_is_said_and_the_other_sink_gets_all(
     bridge = start_bridge(source, "--to", f"kafka://{broker}/t", "--to", otlp(receiver))
     receiver.wait_for_spans(4, DEADLINE)
     bridge.wait_until_said("kafka: ", broker, "Connection refused", "; 8 events are held, the next try is in")
-    status, body = bridge.health("/readyz")
+    status, body = bridge.asks("/readyz")
     assert (status, [*body["troubles"]]) == (503, ["kafka"])
-    code, report = bridge.end()
+    code, report = bridge.ended()
     assert (code, report["sinks"]["kafka"]["held"], report["sinks"]["kafka"]["sent"]) == (NOT_DELIVERED, 8, 0)
     assert seen(receiver) == whole(1, 2)
 
@@ -224,9 +141,9 @@ def test_an_unreachable_broker_as_a_source_is_said_and_tried_on(start_bridge: St
     broker = f"127.0.0.1:{free_port()}"
     bridge = start_bridge(f"kafka://{broker}/t?group=g", "--to", f"jsonl:{tmp_path}/out.jsonl")
     bridge.wait_until_said(broker, "Connection refused", "it is tried again in")
-    status, body = bridge.health("/readyz")
+    status, body = bridge.asks("/readyz")
     assert (status, [*body["troubles"]]) == (503, [f"kafka://{broker}/t?group=g"])
-    assert bridge.end()[0] == 0
+    assert bridge.ended()[0] == 0
 
 
 # --- wrong passwords -----------------------------------------------------------------------------------------------
@@ -256,9 +173,9 @@ def test_sinks_with_wrong_passwords_hold_everything_tell_nobody_the_password_and
     receiver.wait_for_spans(4, DEADLINE)
     bridge.wait_until_said("sql: ", "password authentication failed", "; 8 events are held", level="ERROR")
     bridge.wait_until_said("kafka: ", "uthentication", "check the user, the password", level="ERROR")
-    status, body = bridge.health("/readyz")
+    status, body = bridge.asks("/readyz")
     assert (status, sorted(body["troubles"])) == (503, ["kafka", "sql"])
-    assert SECRET not in json.dumps(bridge.health("/"))
+    assert SECRET not in json.dumps(bridge.asks("/"))
     postgres.psql(f"ALTER ROLE {user} PASSWORD '{SECRET}'")
 
     def rows() -> bool:
@@ -266,7 +183,7 @@ def test_sinks_with_wrong_passwords_hold_everything_tell_nobody_the_password_and
         return there and postgres.psql("SELECT count(*) FROM execution_audit", database=database) == "8"
 
     eventually(rows, DEADLINE, "what was held is in the table")
-    code, report = bridge.end()
+    code, report = bridge.ended()
     sent = {name: (lane["sent"], lane["held"]) for name, lane in report["sinks"].items()}
     assert (code, sent) == (NOT_DELIVERED, {"sql": (8, 0), "kafka": (0, 8), "otlp": (4, 0)})
     assert seen(receiver) == whole(1, 2)
@@ -285,10 +202,10 @@ def test_sources_with_a_wrong_password_say_so_and_tell_nobody_the_password(
     bridges = {start_bridge(url, "--to", f"jsonl:{tmp_path}/out.jsonl"): said for url, said in urls.items()}
     for bridge, said in bridges.items():
         bridge.wait_until_said(*said)
-        status, body = bridge.health("/readyz")
+        status, body = bridge.asks("/readyz")
         assert (status, len(body["troubles"])) == (503, 1)
-        assert SECRET not in json.dumps([body, bridge.health("/")])
-        code, report = bridge.end()
+        assert SECRET not in json.dumps([body, bridge.asks("/")])
+        code, report = bridge.ended()
         assert (code, report["events"]) == (0, 0)
     assert_kept(SECRET, tmp_path)
 
@@ -315,8 +232,8 @@ def test_a_wrong_api_key_is_said_and_told_nobody(tmp_path: Path, start_bridge: S
             **options,
         )
         bridge.wait_until_said("HTTP 401: the engine does not take this API key", level="ERROR")
-        assert SECRET not in json.dumps([bridge.health("/"), bridge.health("/readyz")])
-        assert bridge.end()[0] == 0
+        assert SECRET not in json.dumps([bridge.asks("/"), bridge.asks("/readyz")])
+        assert bridge.ended()[0] == 0
         assert engine.requests[0].headers["authorization"] == f"Bearer {SECRET}"
     (tmp_path / "key").unlink(missing_ok=True)
     assert_kept(SECRET, tmp_path)
@@ -351,11 +268,11 @@ def test_a_table_with_other_columns_as_a_sink_holds_everything_until_it_is_mende
     bridge = start_bridge(source, "--to", postgres.url(database), "--to", otlp(receiver))
     bridge.wait_until_said("the table execution_audit is no audit table", "8 events are held", level="ERROR")
     receiver.wait_for_spans(4, DEADLINE)
-    status, body = bridge.health("/")
+    status, body = bridge.asks("/")
     assert (status, body["sinks"]["sql"]["held"], [*body["troubles"]]) == (200, 8, ["sql"])
     postgres.psql("ALTER TABLE execution_audit RENAME TO of_somebody_else", database=database)
-    eventually(lambda: bridge.health("/")[1]["sinks"]["sql"]["sent"] == 8, DEADLINE, "the events are in a new table")
-    code, report = bridge.end()
+    eventually(lambda: bridge.asks("/")[1]["sinks"]["sql"]["sent"] == 8, DEADLINE, "the events are in a new table")
+    code, report = bridge.ended()
     assert (code, report["is_delivered"], seen(receiver)) == (0, True, whole(1, 2))
     assert postgres.psql("SELECT count(*) FROM execution_audit", database=database) == "8"
 
@@ -383,16 +300,16 @@ def test_a_topic_with_foreign_messages_gives_its_events_and_a_letter_for_each_of
     receiver.clear()
     bridge = start_bridge(f"{url}?group=g", "--to", otlp(receiver), "--dead-letters", str(dead))
     receiver.wait_for_spans(4, DEADLINE)
-    eventually(lambda: bridge.health("/")[1]["unreadable"] == 7, DEADLINE, "all was read")
-    code, report = bridge.end()
+    eventually(lambda: bridge.asks("/")[1]["unreadable"] == 7, DEADLINE, "all was read")
+    code, report = bridge.ended()
     assert (code, report["events"], report["unreadable"], report["dropped"]) == (LOST, 8, 7, 0)
     assert (seen(receiver), len(letters(dead))) == (whole(1, 2), 14)
     # they are acknowledged, too, and do not come again
     again = start_bridge(f"{url}?group=g", "--to", otlp(receiver))
     producer.produce(topic, good(3)[0])
     assert producer.flush(DEADLINE) == 0
-    eventually(lambda: again.health("/")[1]["events"] == 1, DEADLINE, "what is new is read")
-    assert again.end()[1]["unreadable"] == 0
+    eventually(lambda: again.asks("/")[1]["events"] == 1, DEADLINE, "what is new is read")
+    assert again.ended()[1]["unreadable"] == 0
 
 
 def test_binary_junk_in_a_file_is_skipped_line_by_line(receiver: Receiver, tmp_path: Path) -> None:
@@ -418,7 +335,7 @@ def test_junk_from_an_engine_is_skipped_frame_by_frame(
         for frame in sent:
             engine.send(frame)
         receiver.wait_for_spans(4, DEADLINE)
-        code, report = bridge.end()
+        code, report = bridge.ended()
     assert (code, report["events"], report["unreadable"], report["dropped"]) == (LOST, 8, 3, 0)
     assert bridge.said("cannot be read: ")
     assert (seen(receiver), len(letters(dead))) == (whole(1, 2), 3)
@@ -439,10 +356,7 @@ def test_junk_where_a_journal_should_be_is_refused_and_left_alone(
     (tmp_path / "junk").write_bytes(junk)
     written(tmp_path / "events.jsonl", good(1))
     filled = [argument.format(folder=tmp_path) for argument in arguments]
-    done = subprocess.run(
-        line(*filled, "--to", f"jsonl:{tmp_path}/out.jsonl"),
-        capture_output=True, text=True, timeout=DEADLINE, env=environment(), check=False,
-    )  # fmt: skip
+    done = command(*filled, "--to", f"jsonl:{tmp_path}/out.jsonl")
     assert (done.returncode, done.stdout, done.stderr.count("\n"), said in done.stderr) == (1, "", 1, True)
     assert (tmp_path / "junk").read_bytes() == junk
 
@@ -484,7 +398,7 @@ def test_a_line_of_ten_megabytes_is_skipped_and_not_kept(
     bridge = start_bridge("jsonl:-", "--to", otlp(receiver), data=data)
     receiver.wait_for_spans(4, DEADLINE)
     bridge.wait_until_said("jsonl:-", reason)
-    assert (bridge.end()[1]["unreadable"], seen(receiver)) == (1, whole(1, 2))
+    assert (bridge.ended()[1]["unreadable"], seen(receiver)) == (1, whole(1, 2))
 
 
 def test_a_frame_of_ten_megabytes_costs_the_connection_and_nothing_after_it(
@@ -502,7 +416,7 @@ def test_a_frame_of_ten_megabytes_costs_the_connection_and_nothing_after_it(
         for frame in frames[4:]:
             engine.send(frame)
         receiver.wait_for_spans(4, DEADLINE)
-        code, report = bridge.end()
+        code, report = bridge.ended()
     assert bridge.said("lost the connection after", "1048576")
     assert (code, report["events"], seen(receiver)) == (0, 8, whole(1, 2))
 
@@ -547,7 +461,7 @@ def test_executions_of_an_engine_whose_clock_is_an_hour_ahead_are_whole_in_a_fil
     for source in (file, f"{url}?group=g"):
         bridge = start_bridge(source, "--to", otlp(receiver))
         receiver.wait_for_spans(600, DEADLINE)
-        code, report = bridge.end()
+        code, report = bridge.ended()
         assert (code, report["executions"], report["abandoned"], report["late"]) == (0, 300, 0, 0)
         assert seen(receiver) == expected
         receiver.clear()
@@ -614,11 +528,11 @@ def test_a_full_disk_under_the_journal_is_said_and_nothing_is_lost_when_there_is
         bridge.wait_until_said(
             "the journal cannot be written: ", "free some space", "events wait for it", level="ERROR"
         )
-        status, body = bridge.health("/readyz")
+        status, body = bridge.asks("/readyz")
         assert (status, [*body["troubles"]]) == (503, ["journal"])
         ballast.unlink()
         receiver.wait_for_spans(600, DEADLINE)
-        code, report = bridge.end()
+        code, report = bridge.ended()
         assert engine.dropped == 0
     assert (code, report["events"], report["dropped"], report["is_delivered"]) == (0, 1_200, 0, True)
     assert seen(receiver) == whole(*range(1, 301))
@@ -645,7 +559,7 @@ def test_what_is_in_a_journal_survives_a_full_disk_and_a_kill(
         again = start_bridge(engine.url, "--to", otlp(receiver), "--journal", str(journal))
         receiver.wait_for_spans(100, DEADLINE)
         eventually(lambda: rows_of(journal) == 0, DEADLINE, "all is acknowledged")
-        assert again.end()[0] == 0
+        assert again.ended()[0] == 0
     assert seen(receiver) == whole(*range(1, 51))
 
 

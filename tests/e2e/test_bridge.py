@@ -110,7 +110,6 @@ def test_an_engines_executions_come_through_a_collector_and_a_cut_connection_int
         EngineStandIn() as engine,
         bridging(
             tmp_path, engine.url, "--to", otlp(collector.grpc_endpoint), "--settle", "0.3", "--idle-timeout", "3",
-            "--health", "127.0.0.1:0",
         ) as bridge,
     ):  # fmt: skip
         engine.play(first, speed=math.inf)
@@ -164,18 +163,6 @@ def check_what_is_missing(span: Span, frames: list[dict[str, Any]], start: str, 
         assert (span.attributes["constellation.outcome"] == "abandoned") == ("end" in missing)
 
 
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    with Kafka(tmp_path_factory.mktemp("kafka")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
-
-
 def test_what_went_to_kafka_postgres_and_a_file_replays_into_the_same_traces(
     tmp_path: Path, kafka: Kafka, postgres: Postgres, fresh_jaegers: list[Jaeger]
 ) -> None:
@@ -216,7 +203,7 @@ def test_a_bridge_is_alive_and_ready_and_says_what_is_wrong(tmp_path: Path, coll
     with (
         EngineStandIn() as engine,
         bridging(
-            tmp_path, engine.url, "--to", otlp(collector.grpc_endpoint), "--health", "127.0.0.1:0"
+            tmp_path, engine.url, "--to", otlp(collector.grpc_endpoint)
         ) as bridge,
     ):  # fmt: skip
         assert bridge.asks("/livez")[0] == 200

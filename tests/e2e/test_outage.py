@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +27,7 @@ from constellation_otel.spans import MISSING
 from deliveries import MS, T0, execution
 from engine_stand_in import EngineStandIn, Line
 
+from .bridges import RunningBridge, bridging
 from .peers import Collector, Jaeger, eventually
 
 if TYPE_CHECKING:
@@ -65,53 +62,12 @@ def collector(tmp_path: Path, jaeger: Jaeger) -> Iterator[Collector]:
         yield server
 
 
-class Bridge:
-    """A bridge as a process, without a terminal; killed when the test is over.
-
-    Attributes:
-        pid: The process's.
-    """
-
-    def __init__(self, log: Path, *arguments: str) -> None:
-        self._log = log
-        line = [sys.executable, "-W", "error", "-m", "constellation_otel", "bridge", *arguments]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-        with log.open("wb") as stderr:
-            self._process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=stderr, env=environment)
-        self.pid = self._process.pid
-
-    @property
-    def logged(self) -> list[dict[str, Any]]:
-        """What it has logged so far."""
-        # the last line may be half written
-        lines = [line for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        assert [line for line in lines if not line.startswith("{")] == []
-        return [json.loads(line) for line in lines]
-
-    def messages(self, level: str) -> list[str]:
-        return [entry["message"] for entry in self.logged if entry["level"] == level]
-
-    def end(self) -> tuple[int, dict[str, Any]]:
-        """Ends it in order; its exit code and its report."""
-        self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(DEADLINE)
-        return code, self.logged[-1]["report"]
-
-    def kill(self) -> None:
-        """Ends it at once, if it is running."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait(DEADLINE)
-
-
 @pytest.fixture
 def start_bridge(tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
-        logs = iter(range(10))
 
-        def start(engine: EngineStandIn, collector: Collector, *options: str) -> Bridge:
-            bridge = Bridge(tmp_path / f"bridge-{next(logs)}.log", engine.url, "--to", otlp(collector), *options)
-            stack.callback(bridge.kill)
+        def start(engine: EngineStandIn, collector: Collector, *options: str) -> RunningBridge:
+            bridge = stack.enter_context(bridging(tmp_path, engine.url, "--to", otlp(collector), *options))
             engine.wait_until(lambda: engine.clients, "the bridge to be connected", DEADLINE)
             return bridge
 
@@ -240,7 +196,7 @@ def test_with_a_journal_a_minute_without_the_collector_loses_no_span_and_shows_n
         engine.flush()
         eventually(lambda: appended(journal) == len(events), DEADLINE, "what was sent is in the journal")
         eventually(lambda: held(journal) == 0, DEADLINE, "the collector has what is in the journal")
-        code, report = bridge.end()
+        code, report = bridge.ended()
         assert engine.dropped == 0
     assert any("the next try is in" in message for message in killed.messages("WARNING"))
     assert any("the next try is in" in message for message in bridge.messages("WARNING"))
@@ -292,7 +248,7 @@ def test_without_a_journal_what_a_bridge_drops_is_counted_and_said_and_the_rest_
         feed(engine, events[after:])
         engine.flush()
         eventually(lambda: shown(traces_of(jaeger, [last]).get(last, [])) == whole(last), DEADLINE, "the last trace")
-        code, report = bridge.end()
+        code, report = bridge.ended()
         assert engine.dropped == 0
     assert "bridge-otlp: the queue is full (400 items); dropping the newest" in bridge.messages("WARNING")
     lane = report["sinks"]["otlp"]
@@ -347,7 +303,7 @@ def test_without_a_journal_what_a_listener_drops_is_counted_and_said_and_the_res
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "OtlpListener: the queue is full (400 items); dropping the newest" in said
     assert any(message.startswith("otlp: ") and "are held, the next try is in" in message for message in said)
-    late = listener._stage.counters.late
+    late = listener.assembled.late
     assert_all_of_it_is_there(jaeger, numbers, spans=counters.sent, events=counters.delivered - late)
     found = traces_of(jaeger, [first, last])
     names = {number: sorted(span.name for span in spans) for number, spans in found.items()}
