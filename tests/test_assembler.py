@@ -288,6 +288,7 @@ def test_an_event_with_a_value_of_the_wrong_type_is_refused_and_changes_nothing(
         (ModuleStarted(E1, "m", "Trim", T0), "module_id must be a UUID, not 'm'"),  # type: ignore[arg-type]
         (ModuleStarted(E1, M1, 7, T0), "module_name must be a str, not 7"),  # type: ignore[arg-type]
         (ModuleCompleted(E1, M1, "Trim", "2", T0), "duration_ms must be a number, not '2'"),  # type: ignore[arg-type]
+        (ExecutionCompleted(E1, "d", "yes", 1.0, T0), "succeeded must be a bool, not 'yes'"),  # type: ignore[arg-type]
         (ModuleStarted(E1, M1, "Trim", -1), "timestamp_ns must be within 0 and 2**63 - 1, not -1"),
     ]
     for event, message in bad:
@@ -532,6 +533,21 @@ def test_eviction_takes_the_execution_that_was_silent_longest_and_nothing_where_
     (execution,) = assembler.evict()
     assert execution.attributes["constellation.execution.id"] == str(E2)
     assert execution.attributes["constellation.abandoned.reason"] == "capacity"
+
+
+def test_eviction_takes_an_execution_that_has_ended_before_one_that_is_only_silent() -> None:
+    assembler = Assembler(settle=60)
+    for event in (ExecutionStarted(E1, "silent", T0), ExecutionCancelled(E2, "ended", T0)):
+        assembler.add(event, 0)
+    assert [span.name for span in assembler.evict()] == ["ended"]
+
+
+def test_an_execution_that_is_unsettled_may_be_told_again() -> None:
+    assembler = Assembler()
+    first = [span for event in STORY for span in assembler.add(event, 0)]
+    assembler.unsettle(E1)
+    assert [span for event in STORY for span in assembler.add(event, 0)] == first
+    assembler.unsettle(E2)
 
 
 def test_one_event_may_have_to_make_room_twice() -> None:

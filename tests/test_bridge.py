@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from constellation_otel.bridge import Bridge, BridgeReport, _place, sink_names
 from constellation_otel.dead_letters import DeadLetters
-from constellation_otel.delivery import Position, Rejection, Revoked, Unreadable
+from constellation_otel.delivery import Position, Record, Rejection, Revoked, Unreadable
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.events import ExecutionStarted, ModuleStarted
 from constellation_otel.lane import LaneCounters
 from constellation_otel.transports.journal import Journal
 from deliveries import MS, T0, ListSink, ListSource, execution, records
@@ -76,12 +78,12 @@ def test_any_source_meets_any_sinks_and_is_told_what_all_of_them_have() -> None:
     assert report == BridgeReport(
         source="list://", events=8, unreadable=0, dropped=0,
         sinks={
-            "list": LaneCounters(8, 8, 0, 0, 0, 0, 8, 0, 0),
-            "otlp": LaneCounters(8, 8, 0, 0, 0, 0, 4, 0, 0),
+            "list": LaneCounters(8, 8, 0, 0, 0, 0, 8, 0, 0, 0),
+            "otlp": LaneCounters(8, 8, 0, 0, 0, 0, 4, 0, 0, 0),
         },
         executions=2, spans=4, open=0, late=0, duplicate=0, abandoned=0, corrected=0, is_delivered=True,
     )  # fmt: skip
-    assert report.rejected == 0
+    assert (report.rejected, report.evicted) == (0, 0)
 
 
 def test_a_bridge_without_a_sink_is_refused() -> None:
@@ -92,6 +94,7 @@ def test_a_bridge_without_a_sink_is_refused() -> None:
 def test_sinks_are_known_by_their_kind_and_number() -> None:
     sinks = [ListSink(name=name) for name in ("otlp", "kafka", "otlp", "otlp")]
     assert sink_names(sinks) == ["otlp", "kafka", "otlp-2", "otlp-3"]
+    assert sink_names([ListSink(name=name) for name in ("a", "a", "a-2")]) == ["a", "a-2", "a-2-2"]
 
 
 def test_one_sink_that_is_away_stops_no_other_and_the_source_is_not_told() -> None:
@@ -355,6 +358,101 @@ def test_what_is_taken_away_is_dropped_without_export_and_the_next_owner_gives_i
     assert sorted(it.offset for it in source.acknowledged if it.origin == "b") == [0, 1, 2, 3]
 
 
+def test_a_batch_that_is_larger_than_a_lane_is_given_to_it_in_parts() -> None:
+    source = ListSource(records(events_of(*range(50))))
+    sink = ListSink()
+    report = Bridge(source, [sink], max_held=16).run()
+    assert (len(sink.items), report.dropped, len(source.acknowledged)) == (200, 0, 200)
+
+
+def test_what_a_durable_source_drops_by_request_is_not_waited_for() -> None:
+    gate = Gate()
+    source = ListSource(*[records(events_of(number), first=number * 4) for number in range(20)], ends=False)
+    sink = away(gate)
+    bridge = Bridge(source, [sink], max_held=4, on_full="drop")
+    with running(bridge):
+        eventually(lambda: bridge.report.events == 80, "all is read")
+        gate.opened.set()
+        eventually(lambda: len(source.acknowledged) == 80, "all is acknowledged: delivered, or dropped for good")
+        assert bridge.report.dropped > 0
+
+
+def test_one_sinks_two_deliveries_are_not_two_sinks() -> None:
+    """Read, taken away, and read again: the first sink may have it twice, the second not at all."""
+    gate = Gate()
+    mine = records(events_of(1), origin="a")
+    source = ListSource([*mine, Revoked("a"), *mine], ends=False)
+    first, second = ListSink(), away(gate)
+    bridge = Bridge(source, [first, second])
+    with running(bridge):
+        eventually(lambda: len(first.items) == 8, "the first has it twice")
+        assert source.acknowledged == []
+        gate.opened.set()
+        eventually(lambda: len(source.acknowledged) == 4, "the second has it, too")
+
+
+def test_an_outage_of_one_sink_does_not_abandon_what_another_one_holds_open() -> None:
+    gate = Gate()
+    pairs = [events_of(number) for number in range(40)]
+    open_ones = [event for number in range(1_000, 1_010) for event in execution(number)]
+    begun = records([event for event in open_ones if isinstance(event, ExecutionStarted)])
+    rest = records([event for event in open_ones if not isinstance(event, ExecutionStarted)], first=1_000)
+    batches = [records(events, first=100 + 4 * number) for number, events in enumerate(pairs)]
+    source = ListSource(begun, *batches, rest)
+    spans_sink, stuck = ListSink(takes="spans"), away(gate, name="stuck")
+    bridge = Bridge(source, [spans_sink, stuck], idle_timeout=0.4, max_held=8)
+    with running(bridge) as reports:
+        eventually(lambda: "stuck" in bridge.troubles and bridge._is_waiting, "the bridge waits for the one")
+        threading.Event().wait(0.8)
+        gate.opened.set()
+        eventually(lambda: bridge.report.executions == 50, "everything leaves")
+    assert (reports[0].abandoned, reports[0].late) == (0, 0)
+
+
+def test_a_source_of_bare_events_is_told_what_is_wrong() -> None:
+    bare: Any = events_of(1)[:1]
+    source = ListSource(bare)
+    sink = ListSink()
+    with pytest.raises(TypeError, match=r"gave ExecutionStarted\(.*\), which is no Record, Unreadable or Revoked"):
+        Bridge(source, [sink]).run()
+    assert (source.closed.is_set(), sink.closed) == (True, 1)
+
+
+def test_a_source_that_raises_when_it_is_told_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    source = ListSource(records(events_of(1)))
+    source.acknowledge_faults = [RuntimeError("a defect")]
+    sink = ListSink()
+    assert Bridge(source, [sink]).run().is_delivered
+    assert (source.closed.is_set(), sink.closed) == (True, 1)
+    assert "a defect" in caplog.text
+
+
+def test_a_sink_that_never_got_anything_is_closed() -> None:
+    sink = ListSink()
+    Bridge(ListSource(), [sink]).run()
+    assert sink.closed == 1
+
+
+def test_a_bridge_that_waits_for_a_source_it_will_read_again_lets_no_time_pass() -> None:
+    source = ListSource(records(events_of(1)[:1]), ends=False)
+    bridge = Bridge(source, [ListSink(takes="spans")], idle_timeout=0.2)
+    with running(bridge) as reports:
+        eventually(lambda: bridge.open_executions, "it is open")
+        source.faults = [UnavailableError("no broker", retry_after=0.1)] * 100
+        eventually(lambda: bridge.troubles, "the source is away")
+        threading.Event().wait(0.6)
+        assert bridge.report.abandoned == 0
+    assert reports[0].open == 1
+
+
+def test_a_replay_whose_last_traces_are_slow_to_send_waits_while_there_is_progress() -> None:
+    wait = threading.Event().wait
+    sink = ListSink(*[lambda _: wait(0.05)] * 40, takes="spans", max_batch=1)
+    source = ListSource(records(events_of(*range(10))), is_ordered=False)
+    report = Bridge(source, [sink], is_replay=True, close_timeout=0.3).run()
+    assert (len(sink.items), report.is_delivered) == (20, True)
+
+
 @pytest.mark.parametrize("last", [records(events_of(5)), [Revoked("a")]])
 def test_a_bridge_that_is_stopped_waits_for_no_room_and_what_it_leaves_is_not_acknowledged(last: Any) -> None:
     many = records(events_of(*range(4)))
@@ -438,6 +536,37 @@ def test_what_a_bridge_could_not_deliver_the_next_one_does_from_the_journal(tmp_
     sink = ListSink()
     report = Bridge(ListSource(records(events_of(2))), [sink], journal=Journal(path, sinks=["list"])).run()
     assert (sink.items, report.is_delivered) == (events_of(1, 2), True)
+
+
+def test_a_bridge_that_is_stopped_with_more_in_the_journal_than_it_could_send_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = Journal(path, sinks=["list"])
+    journal.append(events_of(*range(500)))
+    journal.close()
+    wait = threading.Event().wait
+    sink = ListSink(*[lambda _: wait(0.2)] * 100)
+    journal = Journal(path, sinks=["list"])
+    bridge = Bridge(ListSource(ends=False), [sink], journal=journal, max_held=256, close_timeout=0.1)
+    with running(bridge) as reports:
+        eventually(lambda: sink.calls, "it has begun")
+    assert not reports[0].is_delivered
+    sink = ListSink()
+    journal = Journal(path, sinks=["list"])
+    bridge = Bridge(ListSource(ends=False), [sink], journal=journal, max_held=256)
+    with running(bridge) as reports:
+        eventually(lambda: sink.calls, "it has begun")
+    left = Journal(path, sinks=["list"])
+    assert (reports[0].is_delivered, left.held("list")) == (True, 0)
+    left.close()
+
+
+def test_an_event_that_a_journal_cannot_keep_is_left_out_alone(tmp_path: Path) -> None:
+    odd = ModuleStarted(UUID(int=1), UUID(int=2), 7, T0)  # type: ignore[arg-type]
+    good = records(events_of(1))
+    source = ListSource([good[0], Record(odd, Position(None, 9)), *good[1:]])
+    sink = ListSink()
+    report = Bridge(source, [sink], journal=Journal(tmp_path / "j.db", sinks=["list"])).run()
+    assert (sink.items, report.unreadable, len(source.acknowledged)) == (events_of(1), 1, 5)
 
 
 def test_an_open_execution_stays_in_the_journal_and_is_whole_when_its_end_comes_to_the_next_bridge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from base64 import b64decode
 from typing import TYPE_CHECKING
@@ -32,7 +33,9 @@ def test_a_letter_says_where_why_and_what(tmp_path: Path) -> None:
     assert b64decode(str(junk.pop("data_base64"))) == b"\xff\x00"
     assert junk == {"where": "kafka, 8", "reason": "junk"}
     assert long == {"where": "kafka, 9", "reason": "long", "data": "x" * 65_536, "bytes": 100_000}
-    assert (letters.written, letters.failed) == (3, 0)
+    assert letters.write("caf\udce9.log", "\ud800", b"x")
+    assert letters_in(path)[-1] == {"where": "caf\\udce9.log", "reason": "\\ud800", "data": "x"}
+    assert (letters.written, letters.failed) == (4, 0)
 
 
 def test_a_file_that_has_grown_to_its_bound_takes_no_more_and_says_so(
@@ -77,3 +80,16 @@ def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(str(letter["where"]) for letter in letters_in(path)) == sorted("0123" * 50)
+
+
+def test_a_forked_child_writes_while_another_thread_of_its_parent_does(tmp_path: Path) -> None:
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    with letters._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                letters.write("child", "bad", b"x")
+            finally:
+                os._exit(0)
+    os.waitpid(child, 0)
+    assert [letter["where"] for letter in letters_in(tmp_path / "dead.jsonl")] == ["child"]

@@ -176,6 +176,12 @@ def test_an_integer_beyond_64_bits_becomes_text(number: int) -> None:
     assert decoded(attributes={"n": number}).attributes == {"n": str(number)}
 
 
+def test_what_no_attribute_can_be_is_written_as_its_text() -> None:
+    odd: Any = {"made by a sampler": RESOURCE.attributes.__class__}
+    (value,) = decoded(attributes=odd).attributes.values()
+    assert value == repr(RESOURCE.attributes.__class__)
+
+
 def test_a_subclass_of_a_type_is_written_as_that_type() -> None:
     class Name(str):
         __slots__ = ()

@@ -193,9 +193,11 @@ def test_what_a_source_says_of_itself_a_selection_says_too() -> None:
     class Lossy(ListSource):
         trouble = "no connection"
         dropped = 3
+        fraction_read = 0.5
 
     lossy, silent = Selection(Lossy()), Selection(ListSource())
-    assert (lossy.trouble, lossy.dropped, silent.trouble, silent.dropped) == ("no connection", 3, None, 0)
+    assert (lossy.trouble, lossy.dropped, lossy.fraction_read) == ("no connection", 3, 0.5)
+    assert (silent.trouble, silent.dropped, silent.fraction_read) == (None, 0, None)
 
 
 def test_a_dry_run_tells_the_source_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -9,10 +11,11 @@ from msgspec.structs import replace
 
 from constellation_otel.assembler import Assembler
 from constellation_otel.delivery import Position, Record
-from constellation_otel.events import ErrorInfo, ModuleFailed, ModuleStarted
+from constellation_otel.events import ErrorInfo, ExecutionCompleted, ModuleFailed, ModuleStarted
 from constellation_otel.spans import Span
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage, Group, Parcel
 from deliveries import MS, T0, execution, records
+from support import eventually
 
 
 def test_an_event_is_a_parcel_of_its_own_and_nothing_ever_waits() -> None:
@@ -43,19 +46,86 @@ def test_the_records_of_an_execution_are_one_group_that_is_complete_with_its_own
 def test_a_late_event_has_nothing_to_wait_for_and_its_execution_is_forgotten() -> None:
     forgotten: list[UUID] = []
     stage = AssemblyStage(Assembler(), forget=forgotten.append)
-    for record in records(execution(1)):
-        stage.add(record)
+    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
+    parcels[0].group.outstanding = 0
     late = records(execution(1), first=4)[0]
     assert stage.add(late) == [Parcel(None, Group([Position(None, 4)], 0, is_complete=True))]
     assert forgotten == [UUID(int=1)]
     assert stage.counters.late == 1
 
 
+def test_a_late_event_is_as_safe_as_the_spans_of_its_execution() -> None:
+    stage = AssemblyStage(Assembler())
+    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
+    (late,) = stage.add(records(execution(1), first=4)[0])
+    assert late == Parcel(None, parcels[0].group)
+    assert [position.offset for position in late.group.positions] == [0, 1, 2, 3, 4]
+
+
+def test_what_has_left_and_is_not_safe_when_its_part_is_taken_away_is_made_again_when_it_comes_again() -> None:
+    stage = AssemblyStage(Assembler())
+    first = [parcel for record in records(execution(1), origin="a") for parcel in stage.add(record)]
+    other = [parcel for record in records(execution(2), origin="b") for parcel in stage.add(record)]
+    (revoked,) = stage.revoke("a")
+    assert revoked.positions == [Position("a", number) for number in range(4)]
+    assert (first[0].group.positions, len(other[0].group.positions)) == ([], 4)
+    again = [parcel for record in records(execution(1), origin="a") for parcel in stage.add(record)]
+    assert [parcel.item for parcel in again] == [parcel.item for parcel in first]
+    for parcel in (*again, *other):
+        parcel.group.outstanding = 0
+    assert stage.revoke("a") == []
+
+
+def test_time_stands_still_while_records_wait_that_should_have_been_added() -> None:
+    stage = AssemblyStage(Assembler(settle=0.02))
+    stage.run_clock(runs=False)
+    for record in records(execution(1)):
+        stage.add(record)
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
+        assert stage.advance() == []
+    stage.run_clock(runs=True)
+    assert stage.advance() == []
+    eventually(lambda: [parcel.item.name for parcel in stage.advance() if parcel.item], "they settle")
+    EventStage().run_clock(runs=True)
+    AssemblyStage(Assembler(), clock=EventClock()).run_clock(runs=False)
+
+
+def test_what_is_open_is_counted_in_records() -> None:
+    stage = AssemblyStage(Assembler())
+    for record in records([*execution(1)[:3], *execution(2)[:1]], origin="a"):
+        stage.add(record)
+    assert stage.open_records == 4
+    stage.add(Record(execution(1)[3], Position("a", 9)))
+    assert stage.open_records == 1
+    stage.add(Record(execution(1)[3], Position("a", 10)))
+    assert stage.open_records == 1
+    stage.revoke("a")
+    assert stage.open_records == 0
+
+
+class Name(str):
+    """A subclass of a plain type, as other libraries have them."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("stage", [EventStage(), AssemblyStage(Assembler())])
+def test_subclasses_of_plain_types_become_plain(stage: EventStage | AssemblyStage) -> None:
+    event = ExecutionCompleted(UUID(int=1), Name("dag"), True, 2.0, T0)
+    (parcel, *_) = stage.add(Record(event, Position(None, 0))) or stage.finish(abandon=True)
+    item: Any = parcel.item
+    assert type(item.dag_name if isinstance(item, ExecutionCompleted) else item.name) is str
+
+
 def test_a_span_that_is_not_to_be_sent_is_a_parcel_without_an_item() -> None:
     stage = AssemblyStage(Assembler(), lambda span: None if span.name == "trim" else span)
     parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
-    assert [parcel.item and parcel.item.name for parcel in parcels] == [None, "dag-1"]
+    assert [parcel.item and parcel.item.name for parcel in parcels] == ["dag-1"]
     assert parcels[0].group.outstanding == 1
+    unsampled = AssemblyStage(Assembler(), lambda span: None)
+    (parcel,) = [it for record in records(execution(1)) for it in unsampled.add(record)]
+    assert parcel == Parcel(None, Group([Position(None, number) for number in range(4)], 0, is_complete=True))
 
 
 def test_an_errors_stack_trace_is_written_out_before_it_is_assembled() -> None:
@@ -133,6 +203,6 @@ def test_a_replay_lets_what_was_silent_leave_by_the_time_of_its_records_only() -
     assert stage.wake_in() is None
     assert stage.advance() == []
     much_later = execution(20, start_ns=T0 + 120_000 * MS)
-    for record in records([replace(event, timestamp_ns=T0 + 120_000 * MS) for _ in range(16) for event in much_later]):
-        stage.add(record)
-    assert [parcel.item.name for parcel in stage.advance() if parcel.item] == ["dag-1"]
+    much = [replace(event, timestamp_ns=T0 + 120_000 * MS) for _ in range(17) for event in much_later]
+    left = [parcel for record in records(much) for parcel in stage.add(record)]
+    assert [parcel.item.name for parcel in left if parcel.item][-1] == "dag-1"

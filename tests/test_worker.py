@@ -675,3 +675,14 @@ def test_room_is_waited_for_and_more_than_the_queue_holds_finds_room_when_it_is_
     worker.nudge()
     assert worker.wait_for_room(100, DEADLINE)
     assert worker.close(DEADLINE)
+
+
+def test_a_worker_can_be_told_to_end_without_waiting_and_finishes_also_what_never_began() -> None:
+    finished = threading.Event()
+    worker = Worker[int](lambda _: None, name="never began", finish=finished.set)
+    worker.end_soon()
+    assert finished.wait(DEADLINE)
+    assert worker.close(DEADLINE)
+    assert worker.has_finished
+    worker.end_soon()
+    assert not worker.put(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -59,6 +60,7 @@ __all__ = ["Assembler", "Counters"]
 
 _SECOND: Final = 1_000_000_000
 _DUE_SLACK: Final = 1_024
+_LOOKED_AT: Final = 256
 _START_PATIENCE: Final = 30
 """How many times ``settle`` an execution that has ended waits for its start."""
 
@@ -287,12 +289,20 @@ class Assembler:
         return spans
 
     def evict(self) -> list[Span]:
-        """Lets the execution leave that was silent longest, to make room.
+        """Lets an execution leave, to make room: one that has ended, or that was silent longest.
 
         Returns:
             Its spans; none where nothing is open.
         """
-        return self._evict(next(iter(self._touched)), "capacity") if self._touched else []
+        if not self._touched:
+            return []
+        # of those that were silent longest only, so that it costs little
+        ended = (it for it in islice(self._touched, _LOOKED_AT) if self._open[it].end is not None)
+        return self._evict(next(ended, next(iter(self._touched))), "capacity")
+
+    def unsettle(self, execution_id: UUID) -> None:
+        """Forgets that an execution has left, so that its events, told once more, make the same spans again."""
+        self._settled.pop(execution_id, None)
 
     def discard(self, execution_id: UUID) -> None:
         """Forgets an open execution as if it had never been told of: somebody else has it.

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -22,8 +22,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Delivery, Feed
-from constellation_otel.delivery import Record, Unreadable
+from constellation_otel.delivery import Record, Revoked, Unreadable
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.events import check_event, plain
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from constellation_otel.dead_letters import DeadLetters
-    from constellation_otel.delivery import Position, Revoked, Sink, Source, SourceItem, Store
+    from constellation_otel.delivery import Position, Sink, Source, SourceItem, Store
     from constellation_otel.lane import Trouble
     from constellation_otel.signals import PrivateSignals
     from constellation_otel.spans import Span
@@ -86,6 +87,11 @@ class BridgeReport(Struct, frozen=True):
     def rejected(self) -> int:
         """Events that some sink refused for good."""
         return sum(lane.rejected for lane in self.sinks.values())
+
+    @property
+    def evicted(self) -> int:
+        """Executions that some lane let go since too many events were open."""
+        return sum(lane.evicted for lane in self.sinks.values())
 
 
 class Bridge:
@@ -158,7 +164,9 @@ class Bridge:
         self._abandon_open = abandon_open
         self._dead_letters = dead_letters
         self._close_timeout = close_timeout
-        self._stop = threading.Event()
+        self._max_held = max_held
+        self._is_stopped = False
+        self._is_waiting = False
         self._log = RateLimitedLog()
         self._backoff = Backoff(longest=10.0)
         self._events = self._unreadable = self._dropped = 0
@@ -174,7 +182,7 @@ class Bridge:
         self._feeds: list[Feed] = []
         if settle is None:
             settle = 0.0 if source.is_ordered else _SETTLE
-        for name, sink in zip(sink_names(sinks), sinks, strict=True):
+        for number, (name, sink) in enumerate(zip(sink_names(sinks), sinks, strict=True)):
             feed = None if journal is None else Feed(journal, name, dead_letters)
             stage: EventStage | AssemblyStage = EventStage()
             if sink.takes == "spans":
@@ -192,7 +200,7 @@ class Bridge:
             lane: Lane[Any] = Lane(
                 sink,
                 stage,
-                acknowledge=feed.acknowledge if feed else self._safe.acknowledge if self._safe else _heard,
+                acknowledge=feed.acknowledge if feed else self._safe.heard_by(number) if self._safe else _heard,
                 max_held=max_held,
                 send_timeout=send_timeout,
                 dead_letters=dead_letters,
@@ -202,7 +210,12 @@ class Bridge:
             on_tick = _nothing if self._deliveries or telemetry is None else partial(self._publish, telemetry)
             # a bridge is not used in a forked child: its lane there is this one
             self._deliveries[name] = Delivery(
-                partial(_same, lane), name=f"bridge-{name}", max_queue=max_held, feed=feed, on_tick=on_tick
+                partial(_same, lane),
+                name=f"bridge-{name}",
+                max_queue=max_held,
+                feed=feed,
+                is_behind=self._is_behind,
+                on_tick=on_tick,
             )
 
     def run(self) -> BridgeReport:
@@ -215,27 +228,21 @@ class Bridge:
             SourceError: The source can never be read as it is, or a replay's is away for too
                 long. What was read before is delivered.
         """
-        try:
-            if self._feeds:
-                self._nudge()
-            while not self._stop.is_set():
-                self._looped = time.monotonic()
-                items = self._read()
-                self._pass_on(items)
-                self._tell_source()
-                if not items and self._source.has_ended:
-                    break
-        finally:
-            is_delivered = self._drain()
-            self._tell_source()
-            self._source.close()
+        with ExitStack() as stack:
+            stack.callback(self._source.close)
             for feed in self._feeds:
-                feed.close()
+                stack.callback(feed.close)
+            try:
+                self._read_all()
+            finally:
+                is_delivered = self._drain()
+                self._tell_source()
         return self._report(is_delivered=is_delivered)
 
     def stop(self) -> None:
         """Has :meth:`run` end; from any thread, or from a signal handler."""
-        self._stop.set()
+        # no event, whose lock the interrupted thread may have
+        self._is_stopped = True
 
     @property
     def report(self) -> BridgeReport:
@@ -296,6 +303,17 @@ class Bridge:
             **{name: assembled[name] for name in _ASSEMBLED},
         )
 
+    def _read_all(self) -> None:
+        if self._feeds:
+            self._nudge()
+        while not self._is_stopped:
+            self._looped = time.monotonic()
+            items = self._read()
+            self._pass_on(items)
+            self._tell_source()
+            if not items and self._source.has_ended:
+                break
+
     def _read(self) -> Sequence[SourceItem]:
         try:
             items = self._source.read(_READ_TIMEOUT)
@@ -319,6 +337,10 @@ class Bridge:
         if self._is_replay and (needs_mending or now - self._silent_since > self._close_timeout):
             raise SourceError(str(error)) from error
         pause = self._backoff.next(error.retry_after)
+        if self._source_trouble is None:
+            self._source_trouble = str(error)
+            # so that time stands still at once
+            self._nudge()
         self._source_trouble = str(error)
         level = logging.ERROR if needs_mending else logging.WARNING
         message = "%s is not read: %s; it is tried again in %.1f s"
@@ -332,6 +354,11 @@ class Bridge:
                 records.append(item)
             elif isinstance(item, Unreadable):
                 self._skip(item)
+            elif not isinstance(item, Revoked):
+                message = (
+                    f"{self._source.name} gave {item!r}, which is no Record, Unreadable or Revoked; mend the source"
+                )
+                raise TypeError(message)
             else:
                 # in order: what was read before belonged to us then
                 self._deliver(records)
@@ -359,12 +386,20 @@ class Bridge:
             return
         if self._safe is not None:
             self._safe.expect([record.position for record in records])
-        for delivery in self._deliveries.values():
-            has_room = partial(delivery.worker.wait_for_room, len(records), _WAIT)
-            # a durable source gives again what a bridge that is stopped has not taken
-            if not self._waits or self._wait_for(has_room) or not self._source.is_durable:
-                for record in records:
-                    delivery.put(record)
+        for number, delivery in enumerate(self._deliveries.values()):
+            for first in range(0, len(records), self._max_held):
+                self._put(number, delivery, records[first : first + self._max_held])
+
+    def _put(self, number: int, delivery: Delivery[Any], records: list[Record]) -> None:
+        """Gives records to a lane; where there is no room, waits or drops."""
+        has_room = partial(delivery.worker.wait_for_room, len(records), _WAIT)
+        # a durable source gives again what a bridge that is stopped has not taken
+        if self._waits and not self._wait_for(has_room) and self._source.is_durable:
+            return
+        dropped = [record.position for record in records if not delivery.put(record)]
+        if self._safe is not None and dropped:
+            # for good: it is not waited for
+            self._safe.heard_by(number)(dropped)
 
     def _revoke(self, item: Revoked) -> None:
         if self._safe is None:
@@ -377,6 +412,7 @@ class Bridge:
 
     def _write(self, journal: Store, records: list[Record]) -> None:
         """Puts records into the journal; where that cannot be, waits or drops."""
+        records = self._kept(records)
         left = [record.event for record in records]
 
         def append() -> bool:
@@ -397,7 +433,7 @@ class Bridge:
                 self._log.write(
                     _LOGGER, logging.WARNING, "full", "the journal is full; nothing is read until it is not"
                 )
-                self._stop.wait(_WAIT)
+                self._pause(_WAIT)
             return not left or not self._waits
 
         self._wait_for(append)
@@ -407,24 +443,47 @@ class Bridge:
         elif self._source.is_durable:
             self._acknowledge([record.position for record in records[: len(records) - len(left)]])
 
+    def _kept(self, records: list[Record]) -> list[Record]:
+        """Those that a journal can keep; the others are told of, and not asked for again."""
+        kept = []
+        for record in records:
+            try:
+                check_event(record.event)
+            except (TypeError, ValueError) as error:
+                data = repr(record.event).encode(errors="backslashreplace")
+                self._skip(Unreadable(data, str(error), record.position))
+            else:
+                kept.append(Record(plain(record.event), record.position))
+        return kept
+
     def _wait_for(self, condition: Callable[[], bool]) -> bool:
         """Waits for a condition that waits a little itself, until the bridge is stopped; whether it held."""
         while not condition():
             self._looped = time.monotonic()
-            if self._stop.is_set():
+            if self._is_stopped:
                 return False
+            if not self._is_waiting:
+                self._is_waiting = True
+                # so that time stands still at once
+                self._nudge()
             self._tell_source()
             # a consumer that does not ask for anything is taken for dead
             keep_alive: Callable[[], None] | None = getattr(self._source, "keep_alive", None)
             if keep_alive is not None:
                 keep_alive()
+        self._is_waiting = False
         return True
+
+    def _is_behind(self) -> bool:
+        """Whether there are records that should have been read by now: time does not pass for what is open then."""
+        return self._is_waiting or (self._source.is_durable and self._source_trouble is not None)
 
     def _pause(self, seconds: float) -> None:
         """Waits, unless the bridge is stopped; it does not hang meanwhile."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self._stop.wait(min(_SLICE, max(0.0, end - time.monotonic()))):
+        while not self._is_stopped and time.monotonic() < end:
             self._looped = time.monotonic()
+            time.sleep(min(_SLICE, max(0.0, end - time.monotonic())))
 
     def _tell_source(self) -> None:
         """Says what has become safe, in the thread that reads."""
@@ -436,7 +495,7 @@ class Bridge:
     def _acknowledge(self, positions: Sequence[Position]) -> None:
         try:
             self._source.acknowledge(positions)
-        except UnavailableError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest goes on
             message = "%s: what is safe could not be noted down, and is read again after a restart: %s"
             self._log.write(_LOGGER, logging.WARNING, "acknowledge", message, self._source.name, error)
 
@@ -455,27 +514,35 @@ class Bridge:
 
     def _drain(self) -> bool:
         """Delivers what is held and ends the lanes; whether nothing is left."""
-        abandon_open: bool | None
-        if self._source.has_ended and not self._stop.is_set():
-            abandon_open = self._abandon_open
+        # what is read again is not let go
+        abandon_open = None if self._source.is_durable or self._journal is not None else True
+        deliveries = self._deliveries.values()
+        if self._source.has_ended and not self._is_stopped:
+            abandon_open = None
+            for delivery in deliveries:
+                self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT))
+                delivery.end(abandon_open=self._abandon_open)
             self._drain_while_there_is_progress()
-        else:
-            # what is read again is not let go
-            abandon_open = None if self._source.is_durable or self._journal is not None else True
-        with ThreadPoolExecutor(len(self._deliveries), "bridge-close") as threads:
-            closing = [
-                threads.submit(delivery.close, self._close_timeout, abandon_open=abandon_open)
-                for delivery in self._deliveries.values()
-            ]
-            while wait(closing, _SLICE).not_done:
-                self._looped = time.monotonic()
-            return all(closed.result() for closed in closing)
+        deadline = time.monotonic() + self._close_timeout
+        for delivery in deliveries:
+            delivery.close_by(deadline, abandon_open=abandon_open)
+        # every one, also behind one that is not
+        closed = [self._is_closed(delivery, deadline, abandon_open) for delivery in deliveries]
+        return all(closed)
+
+    def _is_closed(self, delivery: Delivery[Any], deadline: float, abandon_open: bool | None) -> bool:
+        """Waits until a lane has ended, which shows that it is waited for; whether it has nothing left."""
+        while not delivery.worker.wait_until(lambda: delivery.worker.has_finished, _WAIT):
+            self._looped = time.monotonic()
+            if time.monotonic() > deadline:
+                break
+        return delivery.close(max(0.1, deadline - time.monotonic()), abandon_open=abandon_open)
 
     def _drain_while_there_is_progress(self) -> None:
         deliveries = self._deliveries.values()
         deadline = time.monotonic() + self._close_timeout
         sent = -1
-        while not self._stop.is_set() and time.monotonic() < deadline:
+        while not self._is_stopped and time.monotonic() < deadline:
             self._looped = time.monotonic()
             if all(delivery.flush(_WAIT) for delivery in deliveries):
                 return
@@ -488,8 +555,8 @@ class Bridge:
 _KIND: Final = 40
 """Characters of a reason that tell one kind of trouble from another."""
 _WAIT: Final = 0.25
-_SLICE: Final = 5.0
-"""Seconds after which a wait shows that it is one."""
+_SLICE: Final = 0.05
+"""Seconds in which a pause notices that the bridge is stopped."""
 _ASSEMBLED: Final = ("executions", "spans", "late", "duplicate", "abandoned", "corrected")
 
 
@@ -499,10 +566,13 @@ def sink_names(sinks: Sequence[Sink[Any]]) -> list[str]:
     Not their URL, so that what is held for a collector goes to the one that took its place.
     """
     seen: Counter[str] = Counter()
-    names = []
+    names: list[str] = []
     for sink in sinks:
-        seen[sink.name] += 1
-        names.append(sink.name if seen[sink.name] == 1 else f"{sink.name}-{seen[sink.name]}")
+        name = sink.name
+        while name in names:
+            seen[sink.name] += 1
+            name = f"{sink.name}-{seen[sink.name] + 1}"
+        names.append(name)
     return names
 
 
@@ -514,34 +584,36 @@ class _Safe:
     """
 
     def __init__(self, sinks: int) -> None:
-        self._sinks = sinks
+        self._all = (1 << sinks) - 1
         self._lock = threading.Lock()
+        # a bit for each sink that has not said so
         self._missing: dict[Position, int] = {}
         self._safe: list[Position] = []
 
     def expect(self, positions: Iterable[Position]) -> None:
         """Records are on their way to the sinks."""
-        if self._sinks > 1:
-            with self._lock:
-                self._missing.update((position, self._sinks) for position in positions)
-
-    def acknowledge(self, positions: Sequence[Position]) -> None:
-        """One sink has these."""
         with self._lock:
-            if self._sinks == 1:
-                self._safe += positions
-                return
+            self._missing.update((position, self._all) for position in positions)
+
+    def heard_by(self, sink: int) -> Callable[[Sequence[Position]], None]:
+        """What a sink's lane calls with the records that the sink has."""
+        return partial(self._acknowledge, 1 << sink)
+
+    def _acknowledge(self, bit: int, positions: Sequence[Position]) -> None:
+        with self._lock:
             for position in positions:
-                missing = self._missing.get(position, 0) - 1
-                if missing > 0:
-                    self._missing[position] = missing
-                elif self._missing.pop(position, None) is not None:
+                # what is not expected belongs to somebody else by now
+                missing = self._missing.get(position, 0)
+                if missing & ~bit:
+                    self._missing[position] = missing & ~bit
+                elif missing:
+                    del self._missing[position]
                     self._safe.append(position)
 
     def forget(self, origin: object) -> None:
         """Somebody else reads that part of the source from now on."""
         with self._lock:
-            self._missing = {it: count for it, count in self._missing.items() if it.origin != origin}
+            self._missing = {it: missing for it, missing in self._missing.items() if it.origin != origin}
             self._safe = [it for it in self._safe if it.origin != origin]
 
     def take(self) -> list[Position]:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.delivery import Position, Record, Revoked
 from constellation_otel.errors import JournalError, UnavailableError
-from constellation_otel.events import Event, EventListener, ModuleFailed, check_event
+from constellation_otel.events import Event, EventListener, ModuleFailed, check_event, plain
 from constellation_otel.lane import Backoff, Lane
 from constellation_otel.stages import EventStage
 from constellation_otel.worker import Worker
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BufferCounters", "BufferedListener", "Delivery", "Feed"]
 
 _LOGGER: Final = logging.getLogger(__name__)
+_LOOK_AGAIN: Final = 1.0
 _PAGE: Final = 512
 """Events that are read from a journal at once."""
 
@@ -49,6 +50,7 @@ class Feed:
 
     Attributes:
         fetched: How often the journal was read to its end.
+        is_at_end: Whether that is where it was read to last.
         unreadable: Records of the journal that could not be read.
     """
 
@@ -61,6 +63,7 @@ class Feed:
         self._log = RateLimitedLog()
         self._is_closed = False
         self.fetched = 0
+        self.is_at_end = False
         self.unreadable = 0
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
@@ -99,7 +102,9 @@ class Feed:
                     lane.add(item)
                 else:
                     self._skip(item.reason, item.data, item.position)
-            if len(items) < _PAGE:
+                    lane.skip(item.position)
+            self.is_at_end = len(items) < _PAGE
+            if self.is_at_end:
                 self.fetched += 1
                 return None
         return None
@@ -110,7 +115,16 @@ class Feed:
         self._log.write(_LOGGER, logging.ERROR, "unreadable", message, self._sink, position.offset, reason)
         if self._dead_letters is not None:
             self._dead_letters.write(f"journal, record {position.offset}", reason, data)
-        self.acknowledge([position])
+
+
+class Ended(Struct, frozen=True):
+    """Nothing comes after this.
+
+    Attributes:
+        abandon_open: Whether what is open is abandoned.
+    """
+
+    abandon_open: bool
 
 
 class Delivery(Generic[T]):
@@ -121,6 +135,9 @@ class Delivery(Generic[T]):
         name: The thread's.
         max_queue: Records that wait for the lane at most.
         feed: Where the lane's records come from instead of :meth:`put`; not in a forked child.
+        is_behind: Whether whoever puts records has more of them that should have been put by
+            now. Time does not pass for what is open while that is so, nor while the lane has
+            no room or half of the queue is in use.
         on_tick: Called in the thread whenever it has looked at what is due.
     """
 
@@ -131,14 +148,17 @@ class Delivery(Generic[T]):
         name: str,
         max_queue: int = 65_536,
         feed: Feed | None = None,
+        is_behind: Callable[[], bool] = lambda: False,
         on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.lane = new_lane()
+        self._is_behind = is_behind
+        self._much = max(1, max_queue // 2)
         self._feed = feed
         self._new_lane = new_lane
         self._on_tick = on_tick
         self._count = 0
-        self.worker = Worker[Record | Revoked | Event](
+        self.worker = Worker[Record | Revoked | Ended | Event](
             self._add,
             name=name,
             max_queue=max_queue,
@@ -159,7 +179,7 @@ class Delivery(Generic[T]):
         fetched = 0 if feed is None else feed.fetched
 
         def is_delivered() -> bool:
-            return not self.lane.waiting and (feed is None or feed.fetched > fetched)
+            return not self.lane.waiting and (feed is None or feed.fetched > fetched or self.worker.has_finished)
 
         deadline = time.monotonic() + timeout
         if not self.worker.flush(timeout):
@@ -179,16 +199,33 @@ class Delivery(Generic[T]):
             Whether nothing is left that could have been delivered.
         """
         # a little less, so that who waits for it hears that it has ended
-        self.lane.finish_by(time.monotonic() + 0.95 * timeout, abandon_open=abandon_open)
-        return self.worker.close(timeout) and not self.lane.waiting
+        self.close_by(time.monotonic() + 0.95 * timeout, abandon_open=abandon_open)
+        is_finished = self.worker.close(timeout)
+        return is_finished and not self.lane.waiting and (self._feed is None or self._feed.is_at_end)
+
+    def close_by(self, deadline: float, *, abandon_open: bool | None) -> None:
+        """Takes nothing more, and has the thread deliver what is held until then; does not wait.
+
+        Args:
+            deadline: Seconds of :func:`time.monotonic`.
+            abandon_open: As :meth:`close` has it.
+        """
+        self.lane.finish_by(deadline, abandon_open=abandon_open)
+        self.worker.end_soon()
+
+    def end(self, *, abandon_open: bool) -> None:
+        """The source has ended; as :meth:`Lane.end <constellation_otel.lane.Lane.end>`, in order with what was put."""
+        self.worker.put(Ended(abandon_open))
 
     # these two look the lane up each time: a forked child has another one
 
-    def _add(self, item: Record | Revoked | Event) -> None:
+    def _add(self, item: Record | Revoked | Ended | Event) -> None:
         if isinstance(item, Record):
             self.lane.add(item)
         elif isinstance(item, Revoked):
             self.lane.revoke(item.origin)
+        elif isinstance(item, Ended):
+            self.lane.end(abandon_open=item.abandon_open)
         else:
             # numbered here, and not in the callback, which this costs most of its time
             self._count += 1
@@ -199,17 +236,25 @@ class Delivery(Generic[T]):
 
     def _tick(self) -> float | None:
         fetch_in = None if self._feed is None else self._feed.fetch(self.lane)
+        has_all = self.lane.has_room() and not self._is_behind() and self.worker.counters.held < self._much
+        self.lane.stage.run_clock(runs=has_all)
         lane_in = self.lane.tick()
         if self._feed is not None and fetch_in is None and self.lane.has_room():
             # room that this tick has made
             fetch_in = self._feed.fetch(self.lane)
             lane_in = 0.0 if self.lane.waiting and self.lane.trouble is None else lane_in
+        if not has_all:
+            # time stands still, and has to be set going again
+            lane_in = _LOOK_AGAIN if lane_in is None else min(lane_in, _LOOK_AGAIN)
         self._on_tick()
         return min((due for due in (fetch_in, lane_in) if due is not None), default=None)
 
     def _finish(self) -> None:
-        if self._feed is not None:
-            self._feed.fetch(self.lane)
+        while self._feed is not None:
+            fetched = self._feed.fetched
+            is_away = self._feed.fetch(self.lane) is not None
+            if is_away or self._feed.fetched > fetched or not self.lane.send_in_time():
+                break
         self.lane.finish()
         self._on_tick()
 
@@ -457,7 +502,7 @@ class _Writer:
         check_event(event)
         if isinstance(event, ModuleFailed):
             event = msgspec.structs.replace(event, error=event.error.formatted())
-        self._pending.append(event)
+        self._pending.append(plain(event))
 
     def _tick(self) -> float | None:
         left = self._not_before - time.monotonic()

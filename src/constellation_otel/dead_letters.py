@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from constellation_otel._fork import after_fork_in_child
 from constellation_otel._log import RateLimitedLog
 
 __all__ = ["DeadLetters"]
@@ -43,10 +44,14 @@ class DeadLetters:
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 100 * 1024 * 1024) -> None:
         self._path = Path(path)
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
         self._log = RateLimitedLog()
         self.written = 0
         self.failed = 0
+        self._new_lock()
+        after_fork_in_child(self._new_lock)
+
+    def _new_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def write(self, where: str, reason: str, data: bytes) -> bool:
         """Writes one letter; never raises.
@@ -59,6 +64,7 @@ class DeadLetters:
         Returns:
             Whether it was written.
         """
+        where, reason = (text.encode(errors="backslashreplace").decode() for text in (where, reason))
         letter: dict[str, object] = {"time_ns": time.time_ns(), "where": where, "reason": reason}
         kept = data[:_MAX_DATA]
         try:

@@ -84,8 +84,8 @@ class Source(Protocol):
 
     A source may have more, which is used where it is there: ``trouble``, why it gives
     nothing at the moment (``None`` where it works); ``dropped``, events that it had no room
-    for; ``fraction_read``, from 0 to 1, for a progress bar; ``keep_alive()``, called every few seconds while it is not read since its sinks
-    take no more.
+    for; ``fraction_read``, from 0 to 1, for a progress bar; ``keep_alive()``, called every
+    few seconds while it is not read since its sinks take no more.
     """
 
     @property

@@ -11,9 +11,10 @@ import re
 import time
 from collections import deque
 from math import nan
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -46,6 +47,7 @@ __all__ = [
     "clean_name",
     "duration_ns_of",
     "ns_of",
+    "plain",
     "remote_parent",
     "started_now",
 ]
@@ -373,6 +375,9 @@ def ns_of(milliseconds: float) -> int:
 _MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
 
 
+E = TypeVar("E", bound=Event)
+
+
 def check_event(event: Event) -> None:
     """Refuses an event that carries a value of the wrong type, before anything is made of it.
 
@@ -390,12 +395,35 @@ def check_event(event: Event) -> None:
         event.duration_ms, float | int | None
     ):
         raise _wrong("duration_ms", "a number", event.duration_ms)
+    if isinstance(event, ExecutionCompleted) and not isinstance(event.succeeded, bool):
+        raise _wrong("succeeded", "a bool", event.succeeded)
     if not 0 <= event.timestamp_ns < _MAX_TIMESTAMP_NS:
         message = f"timestamp_ns must be within 0 and 2**63 - 1, not {event.timestamp_ns!r}, in {event!r}"
         raise ValueError(message)
 
 
 _MAX_TIMESTAMP_NS: Final = 2**63
+
+
+def plain(event: E) -> E:
+    """The event with Python's own types where it has subclasses of them, as NumPy's numbers are; as it is otherwise.
+
+    Encoders take these only.
+
+    Args:
+        event: An event that :func:`check_event` has passed.
+    """
+    odd = {
+        name: _PLAIN[kind](value)
+        for name in event.__struct_fields__
+        for value in [getattr(event, name)]
+        for kind in _PLAIN
+        if isinstance(value, kind) and type(value) not in _PLAIN and not isinstance(value, bool)
+    }
+    return msgspec.structs.replace(event, **odd) if odd else event
+
+
+_PLAIN: Final[dict[type, Callable[[Any], Any]]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 
 
 def clean_name(name: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from constellation_otel.dead_letters import DeadLetters
-    from constellation_otel.delivery import Position, Record, Sink
+    from constellation_otel.delivery import Position, Record, Rejection, Sink
     from constellation_otel.stages import Group, Parcel, Stage
 
 __all__ = ["Backoff", "Lane", "LaneCounters", "Trouble"]
@@ -34,6 +34,9 @@ _LOGGER: Final = logging.getLogger(__name__)
 _SLICE: Final = 0.25
 """Seconds that sending may go on before the worker looks at its queue again."""
 _FINISH_TIMEOUT: Final = 5.0
+_OPEN_FACTOR: Final = 16
+_HANGS: Final = 2
+"""How many times the sink's own timeout a call may take before that is a trouble."""
 _ACKNOWLEDGE_AGAIN: Final = 1.0
 
 T = TypeVar("T")
@@ -102,6 +105,7 @@ class LaneCounters(Struct, frozen=True):
         sent: Items that are safe: events, or spans.
         refused: Items that the far side refused for good.
         dead_lettered: What was written to the dead-letter file.
+        evicted: Executions that were let go since too many events were open.
     """
 
     received: int
@@ -113,6 +117,7 @@ class LaneCounters(Struct, frozen=True):
     sent: int
     refused: int
     dead_lettered: int
+    evicted: int
 
 
 class Lane(Generic[T]):
@@ -160,12 +165,13 @@ class Lane(Generic[T]):
         self._again: list[list[Parcel[T]]] = []
         self._again_count = 0
         self._in_flight = 0
+        self._sending_since: float | None = None
         self._not_before = 0.0
         self._safe: list[Position] = []
         self._finish_by: float | None = None
         self._trouble: Trouble | None = None
         self._received = self._delivered = self._rejected = self._revoked = 0
-        self._retried = self._sent = self._refused = self._dead_lettered = 0
+        self._retried = self._sent = self._refused = self._dead_lettered = self._evicted = 0
 
     @property
     def counters(self) -> LaneCounters:
@@ -182,11 +188,15 @@ class Lane(Generic[T]):
             sent=self._sent,
             refused=self._refused,
             dead_lettered=self._dead_lettered,
+            evicted=self._evicted,
         )
 
     @property
     def trouble(self) -> Trouble | None:
         """Why the sink takes nothing at the moment; ``None`` where it does, as far as is known."""
+        since = self._sending_since
+        if since is not None and self._clock() - since > _HANGS * self._send_timeout:
+            return Trouble("it has not returned from a call whose timeout is long over", since, needs_mending=True)
         return self._trouble
 
     @property
@@ -195,8 +205,13 @@ class Lane(Generic[T]):
         return self._in_flight + len(self._outbox) + self._again_count + len(self._safe)
 
     def has_room(self) -> bool:
-        """Whether one more record may be added."""
-        return self._held() < self._max_held
+        """Whether one more record may be added.
+
+        What waits is bounded by ``max_held``; what is open, of long executions too, by
+        sixteen times that.
+        """
+        open_records = self.stage.open_records
+        return self._held() - open_records < self._max_held and open_records < _OPEN_FACTOR * self._max_held
 
     def add(self, record: Record) -> None:
         """Takes a record; it is sent by the next :meth:`tick`."""
@@ -211,6 +226,18 @@ class Lane(Generic[T]):
             self._safe.append(record.position)
         else:
             self._take(parcels)
+
+    def skip(self, position: Position) -> None:
+        """Acknowledges, with the others, a record that could not be read."""
+        self._safe.append(position)
+
+    def send_in_time(self) -> bool:
+        """Sends what there is, until the time that :meth:`finish_by` has set; whether it was all sent before that."""
+        deadline = self._finish_by if self._finish_by is not None else self._clock() + _FINISH_TIMEOUT
+        self._not_before = 0.0
+        is_sent = self._send_all(deadline) is None
+        self._acknowledge_all()
+        return is_sent and self._clock() < deadline
 
     def revoke(self, origin: Hashable) -> None:
         """Drops what is open of a part of the source, since somebody else reads it from now on."""
@@ -229,6 +256,9 @@ class Lane(Generic[T]):
         acknowledge_in = self._acknowledge_all()
         while not self.has_room() and not self.waiting:
             # all that is held is open: without this, nothing would ever be taken in again
+            self._evicted += 1
+            message = "%s: more than %d events are open; the execution that was silent longest is let go"
+            self._log.write(_LOGGER, logging.ERROR, "evict", message, self.sink.name, _OPEN_FACTOR * self._max_held)
             self._take(self.stage.make_room())
             send_in = self._send_all(self._clock() + _SLICE)
             acknowledge_in = self._acknowledge_all()
@@ -236,6 +266,10 @@ class Lane(Generic[T]):
             (due for due in (send_in, acknowledge_in, self.stage.wake_in()) if due is not None),
             default=None,
         )
+
+    def end(self, *, abandon_open: bool) -> None:
+        """The source has ended: lets leave what has ended, and what is open where that is to be abandoned."""
+        self._take(self.stage.finish(abandon=abandon_open))
 
     def finish_by(self, deadline: float, *, abandon_open: bool | None = True) -> None:
         """Says how :meth:`finish` is to go on; from any thread, before it is called.
@@ -251,7 +285,9 @@ class Lane(Generic[T]):
     def finish(self) -> None:
         """Lets everything leave that does, sends it while there is time, and closes the sink."""
         if self._abandon_open is not None:
-            self._take(self.stage.finish(abandon=self._abandon_open))
+            self.end(abandon_open=self._abandon_open)
+        # at least one more try, however long the pause was meant to be
+        self._not_before = 0.0
         deadline = self._finish_by if self._finish_by is not None else self._clock() + _FINISH_TIMEOUT
         pause = threading.Event()
         while self.waiting:
@@ -279,7 +315,8 @@ class Lane(Generic[T]):
 
     def _look_at(self, group: Group) -> None:
         """A group whose last parcel is safe is safe."""
-        if group.is_complete and not group.outstanding:
+        if group.is_complete and not group.outstanding and not group.is_safe:
+            group.is_safe = True
             rejected = min(group.rejected, len(group.positions))
             self._rejected += rejected
             self._delivered += len(group.positions) - rejected
@@ -300,7 +337,7 @@ class Lane(Generic[T]):
                 self._retried += 1
             else:
                 # first the mark, so that another thread never sees nothing waiting in between
-                self._in_flight = min(len(self._outbox), self.sink.max_batch)
+                self._in_flight = min(len(self._outbox), max(1, self.sink.max_batch))
                 batch = [self._outbox.popleft() for _ in range(self._in_flight)]
             self._send(batch, self._send_timeout)
             self._in_flight = 0
@@ -310,8 +347,10 @@ class Lane(Generic[T]):
         finish_by = self._finish_by
         if finish_by is not None:
             timeout = max(0.1, min(timeout, finish_by - self._clock()))
+        self._sending_since = self._clock()
         try:
-            rejections = self.sink.send([parcel.item for parcel in batch if parcel.item is not None], timeout)
+            answer = self.sink.send([parcel.item for parcel in batch if parcel.item is not None], timeout)
+            rejections = _checked(answer, len(batch))
         except RefusedError as error:
             self._recovered()
             self._halve(batch, str(error))
@@ -319,7 +358,7 @@ class Lane(Generic[T]):
             self._done([parcel for index, parcel in enumerate(batch) if index in error.delivered])
             left = [parcel for index, parcel in enumerate(batch) if index not in error.delivered]
             self._hold(left, error)
-        except Exception as error:  # noqa: BLE001 - a sink of the user's own, or a defect; nothing may get lost by it
+        except BaseException as error:  # noqa: BLE001 - a sink of the user's own, or a defect; nothing may get lost by it
             self._hold(batch, error)
         else:
             self._recovered()
@@ -331,6 +370,8 @@ class Lane(Generic[T]):
                 refused.update(chosen)
                 self._refuse([batch[index] for index in chosen], rejection.reason, is_known=rejection.index is not None)
             self._done([parcel for index, parcel in enumerate(batch) if index not in refused])
+        finally:
+            self._sending_since = None
 
     def _put_again(self, batch: list[Parcel[T]]) -> None:
         if batch:
@@ -345,7 +386,7 @@ class Lane(Generic[T]):
         self._put_again(batch[middle:])
         self._put_again(batch[:middle])
 
-    def _hold(self, batch: list[Parcel[T]], error: Exception) -> None:
+    def _hold(self, batch: list[Parcel[T]], error: BaseException) -> None:
         """Keeps what could not be sent, and waits."""
         self._put_again(batch)
         wait = self._backoff.next(error.retry_after if isinstance(error, UnavailableError) else None)
@@ -405,6 +446,20 @@ class Lane(Generic[T]):
             return _ACKNOWLEDGE_AGAIN
         self._safe = []
         return None
+
+
+def _checked(answer: Sequence[Rejection] | None, sent: int) -> Sequence[Rejection]:
+    """What a sink answered, which may be one of the user's own.
+
+    Raises:
+        RuntimeError: It rejects what it was not sent.
+    """
+    rejections = answer or ()
+    for rejection in rejections:
+        if rejection.count < 1 or not (rejection.index is None or 0 <= rejection.index < sent):
+            message = f"the sink answered {rejection!r} to {sent} items; mend the sink"
+            raise RuntimeError(message)
+    return rejections
 
 
 def _readable(item: object) -> bytes:

@@ -203,7 +203,7 @@ def run_replay(
         is_replay=True,
         on_full="wait",
         abandon_open=abandon_open,
-        dead_letters=None if dead_letters is None else DeadLetters(dead_letters),
+        dead_letters=None if dead_letters is None or dry_run else DeadLetters(dead_letters),
     )
     console = Console(stderr=True, highlight=False)
     with _logging(console):
@@ -310,7 +310,8 @@ def _run(bridge: Bridge, console: Console) -> BridgeReport:
 def _exit_code(report: BridgeReport) -> int:
     if not report.is_delivered:
         return NOT_DELIVERED
-    return LOST if report.dropped or report.rejected or report.unreadable else DELIVERED
+    is_whole = not (report.dropped or report.rejected or report.unreadable or report.evicted)
+    return DELIVERED if is_whole else LOST
 
 
 def _say(report: BridgeReport, verb: str, console: Console) -> None:
@@ -324,8 +325,8 @@ def _stopping(bridge: Bridge) -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def stop(number: int, _: object) -> None:
-        bridge.stop()
         signal.signal(number, before[number])
+        bridge.stop()
 
     for name in ("SIGTERM", "SIGINT"):
         number = int(signal.Signals[name])

@@ -10,7 +10,7 @@ take several times as long. Reading is in ``otlp_decoding``, sending in
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -130,7 +130,10 @@ def _value(value: AttributeValue) -> bytes:  # noqa: PLR0911 - one for each kind
         return _field(b"\x3a", value)
     if isinstance(value, Mapping):
         return _field(b"\x32", _attributes(b"\x0a", value))
-    return _field(b"\x2a", b"".join([_field(b"\x0a", _value(item)) for item in value]))
+    if isinstance(value, Iterable):
+        return _field(b"\x2a", b"".join([_field(b"\x0a", _value(item)) for item in value]))
+    # a sampler of somebody's own may have put anything there
+    return _value(repr(value))
 
 
 # Protobuf's wire format: a tag is a field's number and how long its value is

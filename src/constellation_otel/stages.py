@@ -8,7 +8,7 @@ event with itself, the events of an execution with the last of its spans.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from constellation_otel.delivery import Position, Record
-from constellation_otel.events import Event, ModuleFailed, check_event
+from constellation_otel.events import Event, ModuleFailed, check_event, plain
 from constellation_otel.spans import EXECUTION_ID, MODULE_NAME, Span
 
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ class Group(Struct):
         outstanding: Parcels made of them that are on their way.
         is_complete: Whether no more will be made of them.
         rejected: Parcels made of them that the far side has refused.
+        is_safe: Whether they have been told to be safe.
     """
 
     positions: list[Position]
     outstanding: int = 0
     is_complete: bool = False
     rejected: int = 0
+    is_safe: bool = False
 
 
 class Parcel(Struct, Generic[T]):
@@ -64,6 +66,13 @@ class Parcel(Struct, Generic[T]):
 
 class Stage(Protocol[T]):
     """What a lane asks of a stage; see :class:`EventStage` and :class:`AssemblyStage`."""
+
+    @property
+    def open_records(self) -> int:
+        """How many records are held of which nothing, or not everything, has left."""
+
+    def run_clock(self, *, runs: bool) -> None:
+        """Says whether time passes. It does not while records wait that should have been added by now."""
 
     def add(self, record: Record) -> Sequence[Parcel[T]]:
         """Takes a record in; what leaves by it.
@@ -91,9 +100,14 @@ class Stage(Protocol[T]):
 class EventStage:
     """For sinks that take events: each is a parcel of its own."""
 
+    open_records: Final = 0
+
+    def run_clock(self, *, runs: bool) -> None:
+        """Nothing here goes by time."""
+
     def add(self, record: Record) -> Sequence[Parcel[Event]]:
         check_event(record.event)
-        return (Parcel(record.event, Group([record.position], 1, is_complete=True)),)
+        return (Parcel(plain(record.event), Group([record.position], 1, is_complete=True)),)
 
     def advance(self) -> Sequence[Parcel[Event]]:
         return ()
@@ -158,9 +172,12 @@ class AssemblyStage:
         self._assembler = assembler
         self._finish_span = finish_span
         self._event_clock = clock
+        self._clock = clock or _StandingClock()
         self._forget = forget
-        self._now: Callable[[], int] = clock or time.monotonic_ns
         self._groups: dict[UUID, Group] = {}
+        # executions that have left, and whose spans are not safe yet
+        self._unsafe: OrderedDict[UUID, Group] = OrderedDict()
+        self._open_records = 0
 
     @property
     def counters(self) -> Counters:
@@ -177,34 +194,56 @@ class AssemblyStage:
         """Modules that have started and not ended."""
         return self._assembler.open_modules
 
+    @property
+    def open_records(self) -> int:
+        return self._open_records
+
+    def run_clock(self, *, runs: bool) -> None:
+        if isinstance(self._clock, _StandingClock):
+            self._clock.run(runs=runs)
+
     def add(self, record: Record) -> Sequence[Parcel[Span]]:
         event = record.event
         if isinstance(event, ModuleFailed):
             event = msgspec.structs.replace(event, error=event.error.formatted())
         check_event(event)
+        event = plain(event)
         if self._event_clock is not None:
             self._event_clock.see(event.timestamp_ns)
         execution_id = event.execution_id
         group = self._groups.setdefault(execution_id, Group([]))
         group.positions.append(record.position)
-        parcels = self._parcels(self._assembler.add(event, self._now(), record.position.offset))
+        self._open_records += 1
+        now_ns = self._clock()
+        parcels = self._parcels(self._assembler.add(event, now_ns, record.position.offset))
         if not self._assembler.is_open(execution_id) and not group.is_complete:
-            # it was late: there is no span to wait for
-            del self._groups[execution_id]
-            group.is_complete = True
-            parcels.append(Parcel(None, group))
-            self._forget(execution_id)
+            parcels.append(self._late(execution_id, group))
+        if self._event_clock is not None:
+            # at every record, so that how they came in batches does not matter
+            parcels += self._parcels(self._assembler.advance(now_ns))
         return parcels
 
+    def _late(self, execution_id: UUID, group: Group) -> Parcel[Span]:
+        """What stands for a record whose execution has left: safe with that, and at once where that is."""
+        del self._groups[execution_id]
+        self._open_records -= len(group.positions)
+        self._forget(execution_id)
+        unsafe = self._unsafe.get(execution_id)
+        if unsafe is not None and unsafe.outstanding:
+            unsafe.positions += group.positions
+            return Parcel(None, unsafe)
+        group.is_complete = True
+        return Parcel(None, group)
+
     def advance(self) -> Sequence[Parcel[Span]]:
-        return self._parcels(self._assembler.advance(self._now()))
+        return self._parcels(self._assembler.advance(self._clock()))
 
     def wake_in(self) -> float | None:
         deadline_ns = self._assembler.deadline_ns
         if deadline_ns is None or self._event_clock is not None:
             # the time of a replay passes with its records only
             return None
-        return max(0.0, (deadline_ns - self._now()) / 1e9)
+        return max(0.0, (deadline_ns - self._clock()) / 1e9)
 
     def make_room(self) -> Sequence[Parcel[Span]]:
         return self._parcels(self._assembler.evict())
@@ -215,22 +254,65 @@ class AssemblyStage:
     def revoke(self, origin: Hashable) -> Sequence[Group]:
         # an execution's records are in one part of a source, where it has parts
         revoked = [execution_id for execution_id, group in self._groups.items() if group.positions[0].origin == origin]
+        groups = []
         for execution_id in revoked:
             self._assembler.discard(execution_id)
             self._forget(execution_id)
-        return [self._groups.pop(execution_id) for execution_id in revoked]
+            group = self._groups.pop(execution_id)
+            self._open_records -= len(group.positions)
+            groups.append(group)
+        for execution_id, group in list(self._unsafe.items()):
+            if group.outstanding and group.positions and group.positions[0].origin == origin:
+                # its spans go their way, and stand for nothing: who reads its events again makes them again
+                del self._unsafe[execution_id]
+                self._assembler.unsettle(execution_id)
+                groups.append(Group(group.positions))
+                group.positions = []
+        return groups
 
     def _parcels(self, spans: Sequence[Span]) -> list[Parcel[Span]]:
-        parcels = []
+        parcels: list[Parcel[Span]] = []
         for span in spans:
             execution_id = UUID(str(span.attributes[EXECUTION_ID]))
             group = self._groups[execution_id]
-            if MODULE_NAME not in span.attributes:
-                # an execution's own span is its last
+            is_last = MODULE_NAME not in span.attributes
+            if is_last:
+                # an execution's own span
                 del self._groups[execution_id]
+                self._open_records -= len(group.positions)
                 group.is_complete = True
             finished = self._finish_span(span)
             if finished is not None:
                 group.outstanding += 1
-            parcels.append(Parcel(finished, group))
+            if finished is not None or is_last:
+                parcels.append(Parcel(finished, group))
+            if is_last and group.outstanding:
+                self._remember_unsafe(execution_id, group)
         return parcels
+
+    def _remember_unsafe(self, execution_id: UUID, group: Group) -> None:
+        self._unsafe[execution_id] = group
+        # the first ones have mostly become safe
+        while self._unsafe and not next(iter(self._unsafe.values())).outstanding:
+            self._unsafe.popitem(last=False)
+
+
+class _StandingClock:
+    """A monotonic clock that can be made to stand still."""
+
+    def __init__(self) -> None:
+        self._now_ns = self._seen_ns = time.monotonic_ns()
+        self._runs = True
+
+    def __call__(self) -> int:
+        """Nanoseconds."""
+        real_ns = time.monotonic_ns()
+        if self._runs:
+            self._now_ns += real_ns - self._seen_ns
+        self._seen_ns = real_ns
+        return self._now_ns
+
+    def run(self, *, runs: bool) -> None:
+        """Lets it run from now on, or stand."""
+        self()
+        self._runs = runs

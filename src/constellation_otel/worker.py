@@ -184,6 +184,19 @@ class Worker(Generic[T]):
             most = max(0, self._max_queue - count)
             return self._wait_for(lambda: len(self._queue) <= most, timeout)
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether it was closed, and nothing more will be done."""
+        return self._finished
+
+    def end_soon(self) -> None:
+        """Takes nothing more, deals with what is held, and ends; does not wait for that, as :meth:`close` does."""
+        with self._condition:
+            self._closed = True
+            error = self._start() if not self._finished else None
+            self._condition.notify_all()
+        self._log_no_thread(error)
+
     def wait_until(self, condition: Callable[[], object], timeout: float) -> bool:
         """Waits until a condition holds that the worker's thread brings about.
 
