@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from constellation_otel.delivery import Position, Record, Unreadable
 from constellation_otel.dialects import encode_json
-from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.errors import ConfigurationError, GoneError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.events import (
     ErrorInfo,
     Event,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery import Sink, Source
 
-LOGGER = "constellation_otel.transports.jsonl"
+LOGGER = "constellation_otel.transports._jsonl_files"
 NS = 1_795_465_363_577_123_456
 SOON = 0.3
 """Seconds to wait for what is not to come."""
@@ -1065,9 +1065,16 @@ def test_standard_output_gets_lines_at_once(capfd: pytest.CaptureFixture[str]) -
         assert capfd.readouterr().out.encode() == line(2)
 
 
-def test_a_slow_reader_of_standard_output_gets_every_line_whole() -> None:
+def long_events(count: int) -> list[Event]:
+    """Events whose lines no pipe takes at once."""
+    error = ErrorInfo("ValueError", "x" * 8_000)
+    return [ModuleFailed(UUID(int=number), None, "Trim", error, NS + number) for number in range(count)]
+
+
+@pytest.mark.parametrize("batch", [events(1500), long_events(50)], ids=["short lines", "long lines"])
+def test_a_slow_reader_of_standard_output_gets_every_line_whole(batch: list[Event]) -> None:
     far, near = os.pipe()
-    sink, batch = JsonlSink("-"), events(512)
+    sink = JsonlSink("-")
     waiting, failures = list(batch), list[UnavailableError]()
     read: list[Record | Unreadable] = []
     with descriptor(0, far), descriptor(1, near), closing(JsonlSource("-")) as source:
@@ -1098,17 +1105,17 @@ def test_the_rest_of_a_line_is_kept_however_often_it_cannot_be_written() -> None
     with descriptor(0, far), descriptor(1, near), closing(JsonlSource("-")) as source:
         for _ in range(3):
             with pytest.raises(UnavailableError):
-                sink.send(events(512), 0)
+                sink.send(long_events(10), 0)
         items = awaited(source, 1)
         sink.send([event(1000)], 0)
         items += awaited(source, 1)
-        assert events_of(items) == [*events(len(items) - 1), event(1000)]
+        assert events_of(items) == [*long_events(len(items) - 1), event(1000)]
 
 
-def test_standard_output_that_nobody_can_read_any_more_is_an_alarm() -> None:
+def test_standard_output_that_nobody_can_read_any_more_is_gone() -> None:
     far, near = os.pipe()
     os.close(far)
-    with descriptor(1, near), pytest.raises(MisconfiguredError) as error:
+    with descriptor(1, near), pytest.raises(GoneError) as error:
         JsonlSink("-").send([event(0)], 1)
     assert str(error.value) == ("nothing reads standard output: Broken pipe; start again with a reader, or name a file")
     assert isinstance(error.value.__cause__, BrokenPipeError)
@@ -1130,7 +1137,7 @@ JsonlSink("-").send([ExecutionCancelled(UUID(int=1), "pipeline", 1)], 1)
 """
     done = run_python(program, ">&-")
     assert done.stderr.splitlines()[-1] == (
-        "constellation_otel.errors.MisconfiguredError: nothing reads standard output: it is closed;"
+        "constellation_otel.errors.GoneError: nothing reads standard output: it is closed;"
         " start again with a reader, or name a file"
     )
 
@@ -1187,8 +1194,7 @@ def test_what_the_sink_has_written_the_source_reads_back_whatever_else_is_in_the
 def all_lines(cut: _Lines, parts: Sequence[bytes]) -> list[tuple[int, bytes, bool]]:
     found: list[tuple[int, bytes, bool]] = []
     for part in parts:
-        cut.feed(part)
-        found += iter(cut.next, None)
+        found += cut.feed(part)
     return found
 
 

@@ -20,11 +20,12 @@ import pytest
 import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import types
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError
 
-from constellation_otel.delivery import Position, Record, Rejection, Unreadable
+from constellation_otel.delivery import Position, Record, Unreadable
 from constellation_otel.dialects import decode_json, encode_json
 from constellation_otel.errors import (
     ConfigurationError,
@@ -44,6 +45,9 @@ from constellation_otel.events import (
     ModuleStarted,
 )
 from constellation_otel.transports import sql
+from constellation_otel.transports._sql_database import POSTGRESQL, SQLITE, Address, shut_down, verdict_on
+from constellation_otel.transports._sql_database import Database as _Database
+from constellation_otel.transports._sql_table import GUIDE, can_hold, layout_of
 from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
 from support import DEADLINE, eventually
 
@@ -242,7 +246,6 @@ def test_a_name_that_no_table_can_have_is_refused(table: str) -> None:
         ("sqlite:///audit.db?mode=ro", "SQLite takes the parameters mode with sqlite:///file:audit.db"),
         ("sqlite:///audit.db?timezone=Europe/Nowhere", "timezone is 'Europe/Nowhere', which is unknown here"),
         ("sqlite:///audit.db?timezone=Europe", "timezone is 'Europe', which is unknown here; name one with"),
-        ("sqlite:///audit.db?table=a&table=b", "the URL has table 2 times; give it once"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, message: str) -> None:
@@ -267,12 +270,12 @@ def test_a_sinks_name_is_its_kind() -> None:
 
 
 def test_no_message_of_the_database_gets_out_with_the_password_in_it() -> None:
-    address = sql._address_of(f"postgresql://me:{QUOTED_SECRET}@db/shop?sslpassword=t0p", "execution_audit", None)
+    address = Address(f"postgresql://me:{QUOTED_SECRET}@db/shop?sslpassword=t0p", "execution_audit", None)
     said = f"no\nsuch user: me/{SECRET} or {QUOTED_SECRET} with t0p " + "x" * 600
-    message = sql._said(failure(psycopg.OperationalError(said)), address)
+    message = address.told(failure(psycopg.OperationalError(said)))
     assert message.startswith("postgresql://me:***@db/shop: no such user: me/*** or *** with *** xxx")
     assert len(message) < 540
-    assert repr(address) == "_Address('postgresql://me:***@db/shop')"
+    assert SECRET not in repr(address)
 
 
 def test_making_one_touches_no_file(database: Database) -> None:
@@ -414,22 +417,6 @@ def test_names_are_cut_to_their_columns_and_what_no_text_can_hold_is_replaced(da
             NS,
         ),
     ]
-
-
-def test_what_is_no_event_is_rejected_by_its_index_and_the_others_are_written(database: Database) -> None:
-    events: list[Event] = [
-        ExecutionStarted("6ba7b810", "d", NS),  # type: ignore[arg-type] # what is tested
-        started(1),
-        ExecutionStarted(EXECUTION, "d", -1),
-        ExecutionStarted(EXECUTION, "d", NS, "\ud800"),
-    ]
-    sink = database.sink()
-    rejections = sink.send(events, DEADLINE)
-    assert [(rejection.index, rejection.count) for rejection in rejections] == [(0, 1), (2, 1), (3, 1)]
-    assert "execution_id must be a UUID, not '6ba7b810'" in rejections[0].reason
-    assert database.events() == [started(1)]
-    assert [rejection.index for rejection in sink.send(events[:1], DEADLINE)] == [0]
-    assert isinstance(rejections[0], Rejection)
 
 
 def test_a_row_that_the_database_refuses_is_refused_with_its_batch_and_nothing_of_it_is_written(
@@ -624,16 +611,16 @@ def sqlite_error(code: int) -> sqlite3.OperationalError:
 def test_an_error_means_that_data_are_refused_that_somebody_has_to_mend_it_or_that_it_passes(
     error: BaseException, verdict: type[Exception]
 ) -> None:
-    assert sql._verdict_on(failure(error)) is verdict
+    assert verdict_on(failure(error)) is verdict
 
 
 def test_what_the_driver_itself_refuses_is_refused() -> None:
     error = DataError("INSERT", {}, psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"))
-    assert sql._verdict_on(error) is RefusedError
+    assert verdict_on(error) is RefusedError
 
 
 def test_what_sqlalchemy_says_by_itself_passes() -> None:
-    assert sql._verdict_on(sqlalchemy.exc.PendingRollbackError("roll back first")) is UnavailableError
+    assert verdict_on(sqlalchemy.exc.PendingRollbackError("roll back first")) is UnavailableError
 
 
 # -- the source
@@ -803,8 +790,10 @@ def test_a_long_table_comes_in_pages_up_to_the_highest_id_that_there_was_at_the_
 
 def test_a_table_without_rows_is_at_its_end_at_once(database: Database) -> None:
     database.execute(GUIDE_TABLE)
-    source = database.source()
+    source = database.source(poll_interval=2 * DEADLINE)
+    begun = time.monotonic()
     assert (source.read(DEADLINE), source.has_ended) == ([], True)
+    assert time.monotonic() - begun < DEADLINE
 
 
 def test_ids_may_be_negative(database: Database) -> None:
@@ -908,7 +897,7 @@ def test_an_id_that_never_comes_is_given_up(database: Database) -> None:
     database.execute(GUIDE_TABLE, insert_ids(2))
     source = database.source(follow=True, poll_interval=0.0, gap_timeout=0.01)
     assert offsets(source.read(0)) == [2]
-    eventually(lambda: source.read(0) == [] and not source._gaps._gaps, "the gap is given up")
+    eventually(lambda: source.read(0) == [] and not source._gaps.held, "the gap is given up")
     database.execute(insert_ids(1, 3))
     assert offsets(source.read(0)) == [3]
 
@@ -922,7 +911,7 @@ def test_gaps_are_bounded_and_the_oldest_are_given_up_with_a_record_in_the_log(
     with caplog.at_level(logging.INFO, sql.__name__):
         assert offsets(source.read(0)) == [2, 4, 6]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{database.url}: more than 2 gaps in the ids; those before 3 are not waited for"
+        f"{database.url}: more than 2 gaps in the ids; the oldest are not waited for"
     ]
     database.execute(insert_ids(1, 3, 5))
     assert offsets(source.read(0)) == [3, 5]
@@ -936,20 +925,19 @@ def test_the_ids_that_are_missing_are_those_below_the_highest_that_have_not_come
     for step in range(data.draw(st.integers(1, 5))):
         highest = max(come, default=0)
         page = sorted(data.draw(st.sets(st.integers(highest + 1, highest + 20), max_size=6)))
-        for last, following in zip([highest, *page], page, strict=False):
-            assert gaps.note(last, following, step)
+        assert gaps.note(highest + 1, page, step)
         come |= set(page)
         missing = sorted(set(range(1, max(come, default=0))) - come)
         late = sorted(data.draw(st.sets(st.sampled_from(missing)))) if missing else []
         gaps.fill(late)
         come |= set(late)
-        found = [number for chunk in gaps.chunks() for first, last in chunk for number in range(first, last + 1)]
+        found = [number for gap in gaps.held for number in range(gap.first, gap.last + 1)]
         assert found == [number for number in missing if number not in late]
-    before = list(gaps.chunks())
+    before = gaps.held
     gaps.expire(9.0)
-    assert list(gaps.chunks()) == before
+    assert gaps.held == before
     gaps.expire(20.0)
-    assert list(gaps.chunks()) == []
+    assert gaps.held == []
 
 
 def test_a_table_that_cannot_be_read_now_is_read_on_where_it_was(
@@ -981,13 +969,13 @@ def test_closing_ends_a_read_that_waits(database: Database) -> None:
 
 
 def test_closing_ends_a_read_that_the_database_takes_its_time_for(database: Database) -> None:
-    columns = ", ".join(f"n AS {name}" for name in sql._GUIDE)
+    columns = ", ".join(f"n AS {name}" for name in GUIDE)
     database.execute(
         f"CREATE VIEW execution_audit AS SELECT {columns} FROM ({ENDLESS.replace('count(*)', 'sum(i) AS n')})"
     )
     source = database.source(follow=True)
     reading, results = run(lambda: source.read(DEADLINE))
-    eventually(lambda: source._audit.layout is not None, "the query is on its way")
+    eventually(lambda: source._layout is not None, "the query is on its way")
     source.close()
     reading.join(DEADLINE)
     assert results == [[]]
@@ -1003,54 +991,39 @@ def run(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]
 # -- what is PostgreSQL's alone, as far as it is a function
 
 
-def test_times_are_read_as_text_by_postgresql() -> None:
-    column: sqlalchemy.ColumnClause[Any] = sqlalchemy.column("created_at")
-    shown = [
-        str(
-            sql._iso_of(column, is_aware).compile(
-                dialect=sql._POSTGRESQL.quoting(), compile_kwargs={"literal_binds": True}
-            )
-        )
-        for is_aware in (False, True)
-    ]
-    assert shown == [
-        """to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US')""",
-        """to_char(timezone('UTC', created_at), 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')""",
-    ]
-
-
 def test_postgresqls_client_gets_our_options_where_the_url_has_none() -> None:
-    sink = SqlSink("postgresql://db/shop")
-    options: dict[str, object] = {"client_encoding": "latin1"}
-    sink._audit._until = time.monotonic() + 61
-    sink._audit._before_connect(None, None, None, options)
-    assert options == {
+    address = Address("postgresql://db/shop?client_encoding=latin1&sslmode=require", "execution_audit", None)
+    assert address.url.query == {
         "client_encoding": "latin1",
-        "connect_timeout": 30,
         "fallback_application_name": "constellation-otel",
-        "tcp_user_timeout": 30_000,
+        "sslmode": "require",
+        "tcp_user_timeout": "30000",
     }
-    sink.close()
 
 
-def test_there_is_no_connecting_once_the_time_is_up() -> None:
-    sink = SqlSink("postgresql://db/shop")
-    with pytest.raises(psycopg.OperationalError, match="no answer within the time that there was"):
-        sink._audit._before_connect(None, None, None, {})
-    sink.close()
+@pytest.mark.parametrize(("timeout", "seconds"), [(0.0, 2), (9.0, 4), (30.0, 13)])
+def test_connecting_takes_half_of_the_time_for_each_of_two_addresses(
+    database: Database, timeout: float, seconds: int
+) -> None:
+    made = _Database(Address(database.url, "execution_audit", None))
+    options: dict[str, object] = {}
+    with made.transaction(timeout):
+        made._before_connect(None, None, None, options)
+    made.close()
+    assert options == {"timeout": seconds}
 
 
-def test_there_is_nothing_to_interrupt_before_there_is_a_connection() -> None:
-    sink = SqlSink("postgresql://db/shop")
-    sink._audit.interrupt()
-    sink.close()
+def test_there_is_nothing_to_interrupt_before_there_is_a_connection(database: Database) -> None:
+    made = _Database(Address(database.url, "execution_audit", None))
+    made.interrupt()
+    made.close()
 
 
 def test_a_connection_that_is_shut_down_wakes_whoever_waits_for_it() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         waiting, results = run(lambda: ours.recv(1))
-        sql._shut_down(SimpleNamespace(pgconn=SimpleNamespace(socket=ours.fileno())))
+        shut_down(SimpleNamespace(pgconn=SimpleNamespace(socket=ours.fileno())))
         waiting.join(DEADLINE)
         assert results == [b""]
 
@@ -1078,8 +1051,19 @@ def test_a_connection_that_is_shut_down_wakes_whoever_waits_for_it() -> None:
 def test_a_column_of_postgresql_has_to_be_of_a_type_that_holds_our_values(
     column: str, kind: types.TypeEngine[Any], fits: bool
 ) -> None:
-    assert sql._can_hold(sql._POSTGRESQL, kind, sql._GUIDE[column]) is fits
-    assert sql._can_hold(sql._SQLITE, kind, sql._GUIDE[column])
+    assert can_hold(POSTGRESQL, kind, GUIDE[column].kinds) is fits
+    assert can_hold(SQLITE, kind, GUIDE[column].kinds)
+
+
+def test_a_table_with_columns_of_other_types_is_none_where_the_database_is_strict(database: Database) -> None:
+    database.execute(GUIDE_TABLE.replace("CHAR(36)", "INTEGER").replace("dag_name ", "dags "))
+    address = Address(database.url, "execution_audit", None)
+    address.dialect = replace(SQLITE, is_strict=True)
+    made = _Database(address)
+    message = "audit table: execution_id is INTEGER\\(\\), not one of Uuid, String; dag_name is missing. Make one"
+    with pytest.raises(SourceError, match=message), made.transaction(DEADLINE) as connection:
+        layout_of(connection, address, SourceError)
+    made.close()
 
 
 # -- what is missing
