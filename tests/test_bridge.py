@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from constellation_otel.bridge import Bridge, BridgeReport, _place, sink_names
 from constellation_otel.dead_letters import DeadLetters
 from constellation_otel.delivery import Position, Record, Rejection, Revoked, Unreadable
-from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.errors import ConfigurationError, GoneError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.events import ExecutionStarted, ModuleStarted
 from constellation_otel.lane import LaneCounters
 from constellation_otel.transports.journal import Journal
@@ -81,7 +81,7 @@ def test_any_source_meets_any_sinks_and_is_told_what_all_of_them_have() -> None:
             "list": LaneCounters(8, 8, 0, 0, 0, 0, 8, 0, 0, 0),
             "otlp": LaneCounters(8, 8, 0, 0, 0, 0, 4, 0, 0, 0),
         },
-        executions=2, spans=4, open=0, late=0, duplicate=0, abandoned=0, corrected=0, is_delivered=True,
+        executions=2, spans=4, open=0, late=0, duplicate=0, abandoned=0, corrected=0, lost=0, is_delivered=True,
     )  # fmt: skip
     assert (report.rejected, report.evicted) == (0, 0)
 
@@ -143,6 +143,24 @@ def test_what_is_open_when_a_source_has_ended_leaves_where_that_was_asked_for(
     sink = ListSink(takes="spans")
     report = Bridge(ListSource(records(events_of(1)[:1])), [sink], abandon_open=abandon_open, is_replay=True).run()
     assert (spans(sink), report.open) == (names, is_open)
+
+
+def test_what_nobody_reads_again_and_could_not_be_delivered_is_lost_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = ListSource(records(events_of(1)), ends=False, is_durable=False)
+    bridge = Bridge(source, [away(Gate())], close_timeout=0.1)
+    with running(bridge) as reports:
+        eventually(lambda: bridge.troubles, "it is held")
+    assert (reports[0].lost, reports[0].is_delivered) == (4, False)
+    assert "4 events could not be delivered in time, and are lost: nobody reads them again" in caplog.text
+
+
+def test_a_sink_that_is_gone_for_good_ends_the_bridge() -> None:
+    source = ListSource(records(events_of(1)), ends=False)
+    gone, other = ListSink(*[GoneError("nobody reads it")] * 100), ListSink()
+    report = Bridge(source, [gone, other]).run()
+    assert (report.is_delivered, other.items) == (False, events_of(1))
 
 
 def test_a_source_that_does_not_keep_the_order_is_given_time_to_settle() -> None:

@@ -104,7 +104,7 @@ module\.completed \| None \| words \| 1 \| None
 module\.started \| None \| total \| None \| None
 module\.failed \| None \| total \| 0 \| invalid literal for int\(\) with base 10: 'three'
 execution\.completed \| sum \| None \| 0 \| None
-6 events replayed as 3 spans
+6 events replayed as 3 spans; delivered: True
 """,
         is_stable=True,
     ),

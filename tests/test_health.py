@@ -83,6 +83,7 @@ def test_a_bridge_that_works_is_alive_and_ready_and_tells_its_counters() -> None
                 "duplicate": 0,
                 "abandoned": 0,
                 "corrected": 0,
+                "lost": 0,
                 "is_delivered": True,
             },
         )

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def test_a_bridge_follows_an_engine_until_it_is_told_to_end_and_says_what_it_did
         code, logged = ended(process)
     assert code == 0
     assert [(entry["level"], re.sub(r"http\S+", "URL", entry["message"])) for entry in logged] == [
+        ("INFO", f"from {engine.url}/api/v1/executions/events to otlp, jsonl"),
         ("INFO", "health is served on URL"),
         ("INFO", f"{engine.url}/api/v1/executions/events: connected"),
         ("INFO", "400 events bridged"),
@@ -160,6 +162,7 @@ def test_a_bridge_whose_sink_is_away_ends_in_time_and_says_that_it_is_to_be_run_
     receiver.stop()
     with running("bridge", source, "--to", endpoint, "--close-timeout", "0.5", OTEL_METRICS_EXPORTER="none") as process:
         assert process.stderr is not None
+        assert json.loads(process.stderr.readline())["message"] == f"from {source} to otlp"
         first = json.loads(process.stderr.readline())
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=DEADLINE)
@@ -178,7 +181,7 @@ def test_a_bridge_between_transports_of_events_makes_no_telemetry_of_its_own(tmp
         while not (tmp_path / "copy.jsonl").exists() and time.monotonic() < end:
             select.select([], [], [], 0.02)
         code, logged = ended(process)
-    assert (code, [entry["message"] for entry in logged]) == (0, ["4 events bridged"])
+    assert (code, [entry["message"] for entry in logged]) == (0, [f"from {source} to jsonl", "4 events bridged"])
     assert (tmp_path / "copy.jsonl").read_bytes() == (tmp_path / "events.jsonl").read_bytes()
 
 
@@ -233,7 +236,7 @@ def test_on_a_terminal_a_status_line_is_kept_up_to_date_and_the_troubles_are_in_
             text = read_terminal(ours, "4 events, 0 open, sent: otlp 0, held: 4")
             text += read_terminal(ours, "otlp: http")
             process.send_signal(signal.SIGINT)
-            text += read_terminal(ours, "delivered by the next run")
+            text += read_terminal(ours, "run it again: what is missing is still where it was")
             assert process.wait(DEADLINE) == operations.NOT_DELIVERED
     finally:
         os.close(ours)
@@ -253,12 +256,56 @@ def test_the_second_interrupt_ends_a_bridge_at_once(receiver: Receiver, tmp_path
     with running("bridge", source, "--to", endpoint, "--close-timeout", "600") as process:
         assert process.stderr is not None
         process.stderr.readline()
+        process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         end = time.monotonic() + DEADLINE
         while process.poll() is None and time.monotonic() < end:
             process.send_signal(signal.SIGTERM)
             select.select([], [], [], 0.05)
         assert process.returncode == -signal.SIGTERM
+
+
+def test_a_bridge_whose_source_tells_nothing_twice_says_what_it_has_lost(receiver: Receiver) -> None:
+    endpoint = otlp(receiver)
+    receiver.stop()
+    with (
+        EngineStandIn() as engine,
+        running(
+            "bridge", engine.url, "--to", endpoint, "--close-timeout", "0.3", OTEL_METRICS_EXPORTER="none"
+        ) as process,
+    ):  # fmt: skip
+        engine.play(recorded("engine-frames.jsonl")[:40])
+        assert process.stderr is not None
+        while "are held" not in process.stderr.readline():
+            pass
+        code, logged = ended(process)
+    assert (code, logged[-1]["report"]["lost"]) == (operations.LOST, 40)
+
+
+@pytest.mark.parametrize("command_name", ["bridge", "replay"])
+def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    done = command(command_name, source, "--to", "jsonl:-", "--to", f"jsonl:{tmp_path}/./events.jsonl")
+    assert done.returncode == 1
+    assert "sink 2 is the source itself, which would be fed with what it gives; name another one" in done.stderr
+
+
+def test_who_reads_only_the_beginning_is_not_waited_for(tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(*range(2_000)))
+    pipeline = f"{shlex.join(line('replay', source, '--to', 'jsonl:-'))} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", pipeline], capture_output=True, text=True, timeout=30, env=environment(), check=False
+    )
+    assert done.stdout.count("\n") == 1
+    assert "nothing reads standard output" in done.stderr
+
+
+def test_an_api_key_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"\xff\xfe")
+    done = command("bridge", "ws://127.0.0.1:1", "--to", "jsonl:-", "--api-key-file", str(key))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "has no API key: it is not all ASCII" in done.stderr
 
 
 # --- replay --------------------------------------------------------------------------------------------------------
@@ -274,6 +321,7 @@ def test_a_replay_gives_the_traces_and_says_what_it_did(receiver: Receiver, tmp_
             " 0 unreadable, 0 dropped"
         ),
         "  otlp: 4 sent, 0 refused, 1 events held, 0 batches sent again",
+        "1 executions have not ended, as far as is known: they are left for the next run",
     ]
     assert span_tree(receiver.spans) == (
         "dag-1 (server) success\n  trim (internal) success\n\ndag-2 (server) success\n  trim (internal) success"
@@ -309,6 +357,7 @@ def test_a_dry_run_leaves_a_journal_as_it_is_and_a_replay_empties_it(receiver: R
     journal.append([*events_of(1), execution(2)[0]])
     journal.close()
     url = f"journal:{path}?sink=otlp"
+    assert "it has 5 events for ?sink=otlp" in command("replay", f"journal:{path}", "--dry-run").stderr
     assert "5 events would be replayed" in command("replay", url, "--dry-run").stdout
     assert command("replay", url, "--to", otlp(receiver)).returncode == 0
     assert len(receiver.spans) == 2

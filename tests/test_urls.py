@@ -124,6 +124,11 @@ def test_a_journal_is_read_as_the_sink_that_the_url_names(tmp_path: Path, follow
     with closing(Journal(path, sinks=["otlp", "my sink"])) as journal:
         journal.append(execution(1)[:2])
         journal.acknowledge("otlp", [item.position for item in journal.read("otlp", 0, 1)])
+    if not follow:
+        with pytest.raises(JournalError, match=r"it has 2 events for \?sink=my sink, 1 events for \?sink=otlp"):
+            source_of(f"journal:{path}", follow=False)
+        # where somebody follows it, it is known
+        source_of(f"journal:{path}", follow=True).close()
     for query, read in [("", 0), (f"?sink={DEFAULT_SINK}", 0), ("?sink=otlp", 1), ("?sink=my%20sink", 2)]:
         with closing(source_of(f"journal:{path}{query}", follow=follow)) as source:
             assert (type(source), source.name) == (JournalSource, f"journal:{path}")

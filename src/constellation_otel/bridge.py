@@ -66,7 +66,8 @@ class BridgeReport(Struct, frozen=True):
         duplicate: Events that repeated a fact that was known.
         abandoned: Executions that were let go without an end.
         corrected: Values that no backend could hold and that were mended or left out.
-        is_delivered: Whether nothing is left that could be delivered now.
+        lost: Events that were held when the bridge ended, and that nobody reads again.
+        is_delivered: Whether nothing is left that could be delivered now, or by the next run.
     """
 
     source: str
@@ -81,6 +82,7 @@ class BridgeReport(Struct, frozen=True):
     duplicate: int
     abandoned: int
     corrected: int
+    lost: int
     is_delivered: bool
 
     @property
@@ -169,7 +171,7 @@ class Bridge:
         self._is_waiting = False
         self._log = RateLimitedLog()
         self._backoff = Backoff(longest=10.0)
-        self._events = self._unreadable = self._dropped = 0
+        self._events = self._unreadable = self._dropped = self._lost = 0
         self._source_trouble: str | None = None
         self._silent_since: float | None = None
         self._is_replay = is_replay
@@ -237,6 +239,10 @@ class Bridge:
             finally:
                 is_delivered = self._drain()
                 self._tell_source()
+        if not is_delivered and not self._source.is_durable and self._journal is None:
+            self._lost = sum(it.lane.counters.held + it.worker.counters.held for it in self._deliveries.values())
+            message = "%d events could not be delivered in time, and are lost: nobody reads them again"
+            self._log.write(_LOGGER, logging.ERROR, "lost", message, self._lost)
         return self._report(is_delivered=is_delivered)
 
     def stop(self) -> None:
@@ -299,6 +305,7 @@ class Bridge:
             + sum(it.worker.counters.dropped for it in self._deliveries.values()),
             sinks={name: delivery.lane.counters for name, delivery in self._deliveries.items()},
             open=self.open_executions,
+            lost=self._lost,
             is_delivered=is_delivered,
             **{name: assembled[name] for name in _ASSEMBLED},
         )
@@ -311,7 +318,7 @@ class Bridge:
             items = self._read()
             self._pass_on(items)
             self._tell_source()
-            if not items and self._source.has_ended:
+            if (not items and self._source.has_ended) or any(it.lane.is_gone for it in self._deliveries.values()):
                 break
 
     def _read(self) -> Sequence[SourceItem]:
@@ -517,7 +524,10 @@ class Bridge:
         # what is read again is not let go
         abandon_open = None if self._source.is_durable or self._journal is not None else True
         deliveries = self._deliveries.values()
-        if self._source.has_ended and not self._is_stopped:
+        if self._is_stopped and not all(it.lane.waiting == 0 for it in deliveries):
+            _LOGGER.info("stopped; what is held is delivered now, in %.0f s at most", self._close_timeout)
+        is_gone = any(it.lane.is_gone for it in deliveries)
+        if self._source.has_ended and not self._is_stopped and not is_gone:
             abandon_open = None
             for delivery in deliveries:
                 self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT))

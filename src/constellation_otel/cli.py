@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from constellation_otel.errors import ConstellationOtelError, MissingExtraError
+from constellation_otel.errors import ConfigurationError, ConstellationOtelError, MissingExtraError
 from constellation_otel.ids import trace_id_of
 
 try:
@@ -91,12 +91,13 @@ _SETTLE = click.option(
     "--settle",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long spans wait, after their end, for events still on their way.  [default: 1, or 0 in order]",
+    help="How long spans wait, after their end, for events still on their way.  [default: 1]",
 )
 _EXIT_CODES = """\b
-Exit codes: 0 everything was delivered; 1 it could not begin, or never go on;
+Exit codes: 0 all that had to be delivered was; 1 it could not begin, or go on;
 2 wrong usage; 3 something is still to be delivered, run it again;
-4 delivered, but some was dropped, refused, or could not be read."""
+4 some was lost: dropped, refused, not readable, or held where nobody reads
+it again. Executions that have not ended are left for the next run."""
 
 
 @cli.command(epilog=_EXIT_CODES)
@@ -143,10 +144,10 @@ Exit codes: 0 everything was delivered; 1 it could not begin, or never go on;
 @click.option(
     "--close-timeout",
     type=click.FloatRange(min=0),
-    default=30,
+    default=20,
     show_default=True,
     metavar="SECONDS",
-    help="How long to deliver what is held, at the end.",
+    help="How long to deliver what is held, at the end; metrics and logs have five seconds more.",
 )
 def bridge(
     source: str,
@@ -170,6 +171,7 @@ def bridge(
             postgresql://…  sqlite:///file  jsonl:file  jsonl:-  journal:file.db
     SINK:   otlp://host:4317  otlp+http://host:4318  otlps://…  otlp+https://…
             kafka://…  postgresql://…  sqlite:///file  jsonl:file  jsonl:-
+            journal:file.db
     """
 
     def run() -> int:
@@ -185,7 +187,7 @@ def bridge(
             max_age=max_age,
             max_held=max_held,
             execution_id=execution,
-            api_key=None if api_key_file is None else api_key_file.read_text().strip(),
+            api_key=None if api_key_file is None else _key_in(api_key_file),
             dead_letters=dead_letters,
             health=health,
             close_timeout=close_timeout,
@@ -285,6 +287,14 @@ def schema(url: str) -> None:
         return 0
 
     _exit_with(run, "schema")
+
+
+def _key_in(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except UnicodeDecodeError as error:
+        message = f"{file} has no API key: it is not all ASCII; write the key alone into it"
+        raise ConfigurationError(message) from error
 
 
 def _exit_with(run: Callable[[], int], command: str) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "DeliveryError",
     "ExecutionCancelledError",
     "ExecutionFailedError",
+    "GoneError",
     "JournalError",
     "ListenerDefinitionError",
     "MisconfiguredError",
@@ -115,6 +116,10 @@ class MisconfiguredError(UnavailableError):
     Everything is held, and tried again, since it does get mended; it is an alarm in the
     log, and the health check says that the sink is not ready.
     """
+
+
+class GoneError(UnavailableError):
+    """Nobody will ever take anything again: who read a pipe has left it. A bridge ends then."""
 
 
 class RefusedError(DeliveryError):

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.dialects import encode_json
-from constellation_otel.errors import MisconfiguredError, RefusedError, UnavailableError
+from constellation_otel.errors import GoneError, MisconfiguredError, RefusedError, UnavailableError
 from constellation_otel.spans import Span
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ class Lane(Generic[T]):
         self._again_count = 0
         self._in_flight = 0
         self._sending_since: float | None = None
+        self._is_gone = False
         self._not_before = 0.0
         self._safe: list[Position] = []
         self._finish_by: float | None = None
@@ -203,6 +204,11 @@ class Lane(Generic[T]):
     def waiting(self) -> int:
         """Items that could be sent now and are not safe yet, and acknowledgements that were not taken."""
         return self._in_flight + len(self._outbox) + self._again_count + len(self._safe)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the sink will never take anything again."""
+        return self._is_gone
 
     def has_room(self) -> bool:
         """Whether one more record may be added.
@@ -294,7 +300,7 @@ class Lane(Generic[T]):
             send_in = self._send_all(deadline)
             acknowledge_in = self._acknowledge_all()
             left = deadline - self._clock()
-            if not self.waiting or left <= 0:
+            if not self.waiting or left <= 0 or self._is_gone:
                 break
             pause.wait(min([left, *(due for due in (send_in, acknowledge_in) if due is not None)]))
         if self.waiting:
@@ -389,6 +395,7 @@ class Lane(Generic[T]):
     def _hold(self, batch: list[Parcel[T]], error: BaseException) -> None:
         """Keeps what could not be sent, and waits."""
         self._put_again(batch)
+        self._is_gone = isinstance(error, GoneError)
         wait = self._backoff.next(error.retry_after if isinstance(error, UnavailableError) else None)
         self._not_before = self._clock() + wait
         needs_mending = isinstance(error, MisconfiguredError) or not isinstance(error, UnavailableError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -112,6 +113,7 @@ def run_bridge(
             " leave --execution out, or use replay"
         )
         raise ConfigurationError(message)
+    _refuse_circle(source_url, sink_urls)
     resource = make_resource(service_name)
     console = Console(stderr=True, highlight=False)
     with ExitStack() as stack:
@@ -135,6 +137,7 @@ def run_bridge(
             dead_letters=None if dead_letters is None else DeadLetters(dead_letters),
             close_timeout=close_timeout,
         )
+        _LOGGER.info("from %s to %s", source.name, ", ".join(sink_names(sinks)))
         if health is not None:
             served = stack.enter_context(Health(health, bridge))
             _LOGGER.info("health is served on %s", served.url)
@@ -187,6 +190,8 @@ def run_replay(
     if since_ns is not None and until_ns is not None and since_ns >= until_ns:
         message = f"no execution can have started from {since} on and before {until}; give a later --until"
         raise ConfigurationError(message)
+    if not dry_run:
+        _refuse_circle(source_url, sink_urls)
     resource = make_resource(service_name)
     select = DryRun if dry_run else Selection
     source = select(
@@ -210,7 +215,7 @@ def run_replay(
         report = _run(bridge, console)
     # standard output may be a sink
     result = console if "jsonl:-" in sink_urls else Console(highlight=False)
-    _say(report, "would be replayed" if dry_run else "replayed", result)
+    _say(report, "would be replayed" if dry_run else "replayed", result, with_sinks=not dry_run)
     # somebody may have stopped it before
     return _exit_code(report) if source.has_ended else NOT_DELIVERED
 
@@ -272,6 +277,23 @@ def _events_of(execution_id: UUID, source_url: str) -> Iterator[Event]:
 _READ_TIMEOUT: Final = 10.0
 
 
+def _refuse_circle(source_url: str, sink_urls: Sequence[str]) -> None:
+    """A bridge that feeds itself would fill the disk."""
+    if source_url == "jsonl:-":
+        return
+    source = _place_of(source_url)
+    for number, sink_url in enumerate(sink_urls, 1):
+        if _place_of(sink_url) == source:
+            message = f"sink {number} is the source itself, which would be fed with what it gives; name another one"
+            raise ConfigurationError(message)
+
+
+def _place_of(url: str) -> str:
+    """A URL without its options; a file's as the file that it is."""
+    scheme, _, rest = url.partition("?")[0].partition(":")
+    return f"{scheme}:{os.path.realpath(rest)}" if scheme in {"jsonl", "journal"} else f"{scheme}:{rest}"
+
+
 def _ns_of(when: datetime | None) -> int | None:
     if when is None:
         return None
@@ -308,14 +330,14 @@ def _run(bridge: Bridge, console: Console) -> BridgeReport:
 
 
 def _exit_code(report: BridgeReport) -> int:
-    if not report.is_delivered:
+    if not report.is_delivered and not report.lost:
         return NOT_DELIVERED
-    is_whole = not (report.dropped or report.rejected or report.unreadable or report.evicted)
+    is_whole = not (report.lost or report.dropped or report.rejected or report.unreadable or report.evicted)
     return DELIVERED if is_whole else LOST
 
 
-def _say(report: BridgeReport, verb: str, console: Console) -> None:
-    for line in _summary(report, verb):
+def _say(report: BridgeReport, verb: str, console: Console, *, with_sinks: bool = True) -> None:
+    for line in _summary(report, verb, with_sinks=with_sinks):
         console.print(line, soft_wrap=True)
 
 
@@ -325,7 +347,8 @@ def _stopping(bridge: Bridge) -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def stop(number: int, _: object) -> None:
-        signal.signal(number, before[number])
+        # no KeyboardInterrupt, which would first have everything ended in order
+        signal.signal(number, signal.SIG_DFL)
         bridge.stop()
 
     for name in ("SIGTERM", "SIGINT"):
@@ -406,16 +429,20 @@ def _status(report: BridgeReport, troubles: dict[str, str], fraction_read: float
     return text if fraction_read is None else Group(ProgressBar(1.0, fraction_read), text)
 
 
-def _summary(report: BridgeReport, verb: str) -> Iterator[str]:
+def _summary(report: BridgeReport, verb: str, *, with_sinks: bool) -> Iterator[str]:
     yield (
         f"{report.events} events {verb} from {report.source}: {report.executions} executions, {report.spans} spans,"
         f" {report.open} still open, {report.abandoned} abandoned, {report.late} late, {report.duplicate} duplicate,"
         f" {report.unreadable} unreadable, {report.dropped} dropped"
     )
-    for name, lane in report.sinks.items():
+    for name, lane in report.sinks.items() if with_sinks else ():
         yield (
             f"  {name}: {lane.sent} sent, {lane.refused} refused, {lane.held} events held,"
             f" {lane.retried} batches sent again"
         )
-    if not report.is_delivered:
-        yield "not everything was delivered; what a durable source or a journal has is delivered by the next run"
+    if report.open:
+        yield f"{report.open} executions have not ended, as far as is known: they are left for the next run"
+    if report.lost:
+        yield f"{report.lost} events are lost: they could not be delivered in time, and nobody reads them again"
+    elif not report.is_delivered:
+        yield "not everything was delivered; run it again: what is missing is still where it was"

@@ -47,6 +47,7 @@ __all__ = [
     "Reader",
     "claim",
     "drop_sink",
+    "held_for",
     "items_of",
     "open_database",
     "opening",
@@ -239,6 +240,11 @@ def register(database: Database, names: Sequence[str]) -> tuple[dict[str, int], 
             connection.execute("INSERT OR IGNORE INTO sinks VALUES (?, ?, 0)", (name, bits[name]))
     held_for_others = {name: held for name, _, held in sinks if held and name not in names}
     return {name: bits[name] for name in names}, held_for_others
+
+
+def held_for(database: Database) -> dict[str, int]:
+    """How many events the file holds for each sink that it knows."""
+    return dict(database.rows("SELECT name, held FROM sinks", timeout=_TIMEOUT))
 
 
 def register_any(database: Database) -> None:

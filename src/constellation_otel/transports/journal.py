@@ -28,6 +28,7 @@ from constellation_otel.transports._journal_file import (
     Reader,
     claim,
     drop_sink,
+    held_for,
     items_of,
     open_database,
     opening,
@@ -290,6 +291,8 @@ class JournalSource:
             # what is only read to its end has to be there
             database = open_database(stack, path, "rwc" if follow else "rw")
             claim(stack, database, "consume")
+            if not follow:
+                _check_known(database, sink)
             bits = _registered(database, [sink])
             self._reader = Reader(database, database, sink, bits[sink])
             self._stack = stack.pop_all()
@@ -420,6 +423,15 @@ def forget(path: str | os.PathLike[str], sink: str) -> int:
         database = open_database(stack, path, "rw")
         claim(stack, database, "consume")
         return drop_sink(database, sink)
+
+
+def _check_known(database: Database, sink: str) -> None:
+    """Refuses to read to its end what can only be nothing."""
+    held = held_for(database)
+    if held and sink not in held:
+        there = ", ".join(f"{count} events for ?sink={name}" for name, count in sorted(held.items()))
+        message = f"{database.path} has nothing for {sink!r}; it has {there}"
+        raise JournalError(message)
 
 
 def _registered(database: Database, names: Sequence[str]) -> dict[str, int]:
