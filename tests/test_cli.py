@@ -123,16 +123,16 @@ def test_the_demo_says_when_its_listener_did_not_finish(
 
 
 @pytest.mark.parametrize(
-    ("missing", "library"),
+    ("missing", "library", "extra"),
     [
-        ("click", "click"),
-        ("rich", "rich"),
-        ("opentelemetry.instrumentation.urllib", "opentelemetry-instrumentation-sqlite3 or -urllib"),
+        ("click", "click", "cli"),
+        ("rich", "rich", "cli"),
+        ("opentelemetry.instrumentation.urllib", "opentelemetry-instrumentation-sqlite3 or -urllib", "demo"),
     ],
 )
-def test_a_missing_extra_says_what_to_install(missing: str, library: str) -> None:
+def test_a_missing_extra_says_what_to_install(missing: str, library: str, extra: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['constellation-otel', 'demo']\n"
     program += "from constellation_otel.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.endswith(f"{library} is not installed; run: pip install 'constellation-otel[cli]'\n")
+    assert done.stderr.endswith(f"{library} is not installed; run: pip install 'constellation-otel[{extra}]'\n")

@@ -25,7 +25,7 @@ try:
     from opentelemetry.instrumentation.urllib import URLLibInstrumentor
 except ModuleNotFoundError as error:
     library = "opentelemetry-instrumentation-sqlite3 or -urllib"
-    raise MissingExtraError(library, "cli") from error
+    raise MissingExtraError(library, "demo") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
