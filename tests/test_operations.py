@@ -243,6 +243,23 @@ def test_on_a_terminal_a_status_line_is_kept_up_to_date_and_the_troubles_are_in_
     assert "4 events bridged from jsonl:" in text
 
 
+def test_on_a_terminal_a_replay_has_a_progress_bar(receiver: Receiver, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(*range(500)))
+    receiver.order(Refuse(times=1_000), signal="traces")
+    ours, theirs = pty.openpty()
+    arguments = line("replay", source, "--to", otlp(receiver))
+    try:
+        with subprocess.Popen(arguments, stdout=theirs, stderr=theirs, env=environment(TERM="xterm")) as process:
+            os.close(theirs)
+            read_terminal(ours, "━━━")
+            receiver.clear()
+            read_terminal(ours, "2000 events replayed from jsonl:")
+            assert process.wait(DEADLINE) == 0
+    finally:
+        os.close(ours)
+    assert len(receiver.spans) == 1_000
+
+
 def _unauthenticated() -> Any:
     import grpc  # noqa: PLC0415 - for the code only
 

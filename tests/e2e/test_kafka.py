@@ -18,10 +18,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from constellation_otel.delivery import Position, Record, Rejection, Revoked, Unreadable
+from constellation_otel.delivery import Position, Record, Revoked, Unreadable
 from constellation_otel.errors import MisconfiguredError, UnavailableError
 from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleCompleted, ModuleFailed, ModuleStarted
-from constellation_otel.transports import kafka as transport
+from constellation_otel.lane import Lane
+from constellation_otel.stages import EventStage
+from constellation_otel.transports import _kafka_reader
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 
 from .peers import Kafka, NotYet, eventually
@@ -185,7 +187,7 @@ def test_a_member_that_comes_and_goes_takes_partitions_over_where_was_acknowledg
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # so that what is committed is committed because it is taken away
-    monkeypatch.setattr(transport, "_COMMIT_EVERY", 3_600)
+    monkeypatch.setattr(_kafka_reader, "_COMMIT_EVERY", 3_600)
     topic = new_topic(kafka, 4)
     assert sink(topic).send(modules(200), SENDING) == []
     first = make_source(topic, partition_assignment_strategy=strategy)
@@ -350,7 +352,11 @@ def test_a_record_that_is_too_large_for_the_topic_is_rejected_alone(
         ModuleFailed(EXECUTION, MODULE, "Large", ErrorInfo("E", message), NS),
         *modules(12, 7),
     ]
-    assert sink(topic).send(events, SENDING) == [Rejection(7, 1, "Broker: Message size too large")]
+    lane: Lane[Event] = Lane(sink(topic), EventStage())
+    for offset, event in enumerate(events):
+        lane.add(Record(event, Position(None, offset)))
+    eventually(lambda: lane.tick() is None, DEADLINE, "all are sent, in halves where they are refused together")
+    assert (lane.counters.delivered, lane.counters.rejected) == (19, 1)
     assert sorted(names(replayed(make_source(topic, follow=False)))) == list(range(19))
 
 

@@ -367,6 +367,23 @@ def test_a_disk_that_fails_is_tried_again() -> None:
             assert not isinstance(unavailable.value, MisconfiguredError)
 
 
+def test_a_plain_file_says_how_much_of_it_has_been_read(tmp_path: Path) -> None:
+    path, empty, packed = tmp_path / "events.jsonl", tmp_path / "empty.jsonl", tmp_path / "events.jsonl.gz"
+    path.write_bytes(lines(10_000))
+    empty.touch()
+    with closing(JsonlSource(path)) as source:
+        assert source.fraction_read == 0
+        source.read(1)
+        fraction = source.fraction_read
+        assert fraction is not None
+        assert 0 < fraction < 1
+        drained(source)
+        assert source.fraction_read == 1
+    assert JsonlSource(empty).fraction_read == 1
+    unknown = [JsonlSource(path, follow=True), JsonlSource(packed), JsonlSource("-"), JsonlSource(tmp_path / "missing")]
+    assert [source.fraction_read for source in unknown] == [None] * 4
+
+
 def test_a_closed_source_gives_nothing(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(lines(1000))

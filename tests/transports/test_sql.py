@@ -1080,3 +1080,18 @@ def test_a_missing_library_says_what_to_install(missing: str, library: str) -> N
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith(f"{library} is not installed; run: pip install 'constellation-otel[sql]'\n")
+
+
+def test_a_replay_says_how_much_of_the_table_has_been_read(database: Database) -> None:
+    database.sink().send([started(number) for number in range(600)], DEADLINE)
+    source = database.source()
+    assert source.fraction_read is None
+    source.read(DEADLINE)
+    assert source.fraction_read == 512 / 600
+    read_all(source)
+    assert source.fraction_read == 1
+    assert database.source(follow=True).fraction_read is None
+    database.execute("DELETE FROM execution_audit", "DELETE FROM sqlite_sequence")
+    empty = database.source()
+    read_all(empty)
+    assert empty.fraction_read == 1

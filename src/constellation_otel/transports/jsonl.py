@@ -122,6 +122,17 @@ class JsonlSource:
         """Whether everything has been read; never of a file that is followed, nor where it was closed before."""
         return self._has_ended
 
+    @property
+    def fraction_read(self) -> float | None:
+        """How much of a plain file has been read, from 0 to 1; ``None`` of what has no known length."""
+        if self._follow or self._is_gzip or self._path == _STANDARD:
+            return None
+        try:
+            size = Path(self._path).stat().st_size
+        except OSError:
+            return None
+        return min(1.0, self._lines.end / size) if size else 1.0
+
     def read(self, timeout: float) -> Sequence[Record | Unreadable]:
         """Reads the lines that are there, 512 at most.
 

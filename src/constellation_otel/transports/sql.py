@@ -254,6 +254,13 @@ class SqlSource:
         """Whether the replay is at its end; a table that is followed has none."""
         return self._has_ended
 
+    @property
+    def fraction_read(self) -> float | None:
+        """How much of the table has been read, by its ids, from 0 to 1; ``None`` where it follows, or does not know."""
+        if self._follow or self._end is None:
+            return None
+        return max(0.0, min(1.0, (self._next_id - 1) / self._end)) if self._end > 0 else 1.0
+
     def read(self, timeout: float) -> Sequence[Record | Unreadable]:
         """Reads the next rows.
 

@@ -1,0 +1,262 @@
+"""One connection to the engine, from its host's name to the goodbye.
+
+The protocol is spoken by ``websockets``' state machine without I/O, over asyncio's
+streams: its ready-made clients write the key to a DEBUG log, follow redirects and the
+environment's proxies, and end a connection for text that is no UTF-8. Whoever uses this
+connects again; that is ``websocket``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from http import HTTPStatus
+from ssl import SSLCertVerificationError, SSLContext, SSLError
+from typing import TYPE_CHECKING, Final
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidState, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+
+from constellation_otel.errors import MisconfiguredError, UnavailableError
+from constellation_otel.events import clean_message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from websockets.uri import WebSocketURI
+
+__all__ = ["Connection", "connected", "failure_of"]
+
+# outside the loggers' tree, where nobody can set it to DEBUG: it would then print the key
+_PROTOCOL_LOGGER: Final = logging.Logger(f"{__name__}.protocol", logging.INFO)  # noqa: LOG001 - as the line above says
+_PROTOCOL_LOGGER.parent = logging.getLogger("constellation_otel.transports.websocket")
+
+_MAX_FRAME: Final = 2**20
+_CHUNK: Final = 65_536
+_GOODBYE: Final = 0.5
+"""Seconds that the engine has to answer a close frame."""
+_DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
+_TRIED_LATER: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_DEAD_PEER: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
+"""After how long (s, s, number, ms) TCP gives up on a far side that has vanished without a word."""
+
+
+@asynccontextmanager
+async def connected(
+    uri: WebSocketURI, tls: SSLContext | None, headers: Mapping[str, str], open_timeout: float
+) -> AsyncIterator[Connection]:
+    """Connects, and lets go in the end.
+
+    Args:
+        uri: Where to.
+        tls: How to trust the engine; ``None`` for ``ws``.
+        headers: What the handshake says beside what the protocol wants.
+        open_timeout: Seconds in which TCP, TLS and the handshake must be done, all together.
+
+    Raises:
+        OSError: There is no connection; see :func:`failure_of`.
+        UnavailableError: There is no answer that is a WebSocket's.
+        MisconfiguredError: The answer is a refusal.
+    """
+    until = asyncio.get_running_loop().time() + open_timeout
+    async with asyncio.timeout_at(until):
+        reader, writer = await _dial(uri, tls, open_timeout)
+    try:
+        _watch(writer.get_extra_info("socket"))
+        connection = Connection(uri, reader, writer, open_timeout)
+        async with asyncio.timeout_at(until):
+            await connection.shake_hands(headers)
+        yield connection
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def failure_of(error: OSError, host: str, open_timeout: float) -> UnavailableError:
+    """What is said of an error of the network, or of TLS."""
+    match error:
+        case SSLCertVerificationError():
+            return MisconfiguredError(f"TLS: the engine's certificate is not accepted: {error.verify_message}")
+        case SSLError():
+            why = f"TLS failed ({error.reason}); does the engine speak TLS at this port?"
+        case socket.gaierror():
+            why = f"the name {host!r} cannot be resolved: {error.strerror}"
+        case OSError(errno=int(number)):
+            why = os.strerror(number)
+        case TimeoutError():
+            why = f"the engine took more than {open_timeout:g} s to answer"
+        case _:
+            # asyncio's own, with nothing in it
+            why = "the connection was closed"
+    return UnavailableError(why)
+
+
+class Connection:
+    """A WebSocket over a pair of asyncio's streams.
+
+    Args:
+        uri: Where to.
+        reader: What comes.
+        writer: What goes.
+        timeout: Seconds that the far side may take to take what is written.
+    """
+
+    def __init__(
+        self, uri: WebSocketURI, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout: float
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._timeout = timeout
+        self._protocol = ClientProtocol(uri, max_size=_MAX_FRAME, logger=_PROTOCOL_LOGGER)
+        self._message = bytearray()
+        self._is_text = True
+
+    async def shake_hands(self, headers: Mapping[str, str]) -> None:
+        """Asks for the WebSocket; raises as :func:`connected` does."""
+        protocol = self._protocol
+        request = protocol.connect()
+        request.headers.update(headers)
+        protocol.send_request(request)
+        await self._flush()
+        while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
+            self._feed(await self._reader.read(_CHUNK))
+        match protocol.handshake_exc:
+            case None:
+                return
+            case InvalidStatus() as error:
+                raise _refusal(error.response.status_code, has_key="Authorization" in headers) from error
+            case error if isinstance(error.__cause__, EOFError):
+                message = "the connection was closed during the handshake"
+                raise UnavailableError(message) from error
+            case error:
+                message = f"the answer is no WebSocket's ({clean_message(str(error))}); is it TLS, then wss://?"
+                raise UnavailableError(message) from error
+
+    def messages(self) -> list[tuple[bool, bytes]]:
+        """The messages that have become complete since the last call: whether it is text, and its bytes."""
+        complete = []
+        for frame in self._protocol.events_received():
+            if not isinstance(frame, Frame) or frame.opcode not in _DATA:
+                continue
+            if frame.opcode is not Opcode.CONT:
+                self._is_text = frame.opcode is Opcode.TEXT
+                self._message.clear()
+            self._message += frame.data
+            if frame.fin:
+                complete.append((self._is_text, bytes(self._message)))
+        return complete
+
+    async def answer(self) -> None:
+        """Answers what the protocol has to answer.
+
+        Raises:
+            UnavailableError: The connection has ended.
+        """
+        protocol = self._protocol
+        if protocol.state is State.OPEN:
+            await self._flush()
+            return
+        with suppress(OSError):
+            await self._flush()
+        if protocol.close_rcvd is not None:
+            message = f"the engine closed it: {clean_message(str(protocol.close_rcvd))}"
+        elif isinstance(protocol.parser_exc, EOFError):
+            message = "it was cut without a close frame (1006)"
+        else:
+            message = f"what came breaks the protocol: {protocol.parser_exc}"
+        raise UnavailableError(message)
+
+    async def receive(self, until: float) -> None:
+        """Waits for bytes, until then by the loop's clock."""
+        try:
+            async with asyncio.timeout_at(until) as waiting:
+                data = await self._reader.read(_CHUNK)
+        except TimeoutError:
+            # the socket has one of its own, when the far side has vanished
+            if not waiting.expired():
+                raise
+        else:
+            self._feed(data)
+
+    async def send_text(self, data: bytes) -> None:
+        """Sends a text message."""
+        self._protocol.send_text(data)
+        await self._flush()
+
+    async def say_goodbye(self) -> None:
+        """Closes as the protocol wants it, without waiting long for an answer."""
+        with suppress(OSError, InvalidState):
+            self._protocol.send_close(1000)
+            async with asyncio.timeout(_GOODBYE):
+                await self._flush()
+                # what is left unread would make a reset of our leaving, which may overtake the close frame
+                while await self._reader.read(_CHUNK):
+                    pass
+
+    def _feed(self, data: bytes) -> None:
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+
+    async def _flush(self) -> None:
+        # the empty chunk by which the protocol asks for the socket's end is not needed: it is closed anyway
+        data = b"".join(self._protocol.data_to_send())
+        if data:
+            self._writer.write(data)
+            async with asyncio.timeout(self._timeout):
+                await self._writer.drain()
+
+
+async def _dial(
+    uri: WebSocketURI, tls: SSLContext | None, open_timeout: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connects, and starts TLS where there is any."""
+    # it blocks, in a thread that does nothing else; the loop's pool would keep the interpreter from ending
+    found = socket.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+    failures = []
+    for address in [str(place[0]) for *_, place in found]:
+        try:
+            # one that does not answer leaves time for the others
+            async with asyncio.timeout(open_timeout / len(found)):
+                return await asyncio.open_connection(
+                    address, uri.port, ssl=tls, server_hostname=uri.host if tls else None, limit=_MAX_FRAME
+                )
+        except OSError as error:
+            failures.append(error)
+    raise failures[-1]
+
+
+def _watch(sock: socket.socket) -> None:
+    """Has TCP notice a far side that vanishes."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # not every platform has all of them
+    for name in filter(partial(hasattr, socket), _DEAD_PEER):
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _DEAD_PEER[name])
+
+
+def _refusal(status: int, *, has_key: bool) -> UnavailableError:
+    """What an answer other than 101 means."""
+    match status:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN if has_key:
+            why = "the engine does not take this API key; mend api_key, or CONSTELLATION_API_KEY"
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            why = "the engine wants an API key, a read-only one suffices; set api_key, or CONSTELLATION_API_KEY"
+        case HTTPStatus.NOT_FOUND:
+            why = "nothing is at this path; is it an engine, started withExecutionWebSocket(ws)?"
+        case HTTPStatus.UPGRADE_REQUIRED:
+            why = "it sees no WebSocket request; does a proxy in between drop the Upgrade header?"
+        case _ if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+            why = "it redirects, which is not followed, since the key would go along; give the engine's own URL"
+        case _ if status in _TRIED_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return UnavailableError(f"HTTP {status}")
+        case _:
+            why = "it is no engine, or something in between answers for it"
+    return MisconfiguredError(f"HTTP {status}: {why}")
