@@ -21,13 +21,15 @@ from uuid import UUID
 import pytest
 
 from constellation_otel import operations, trace_id_of
+from constellation_otel.bridge import Bridge
 from constellation_otel.dialects import encode_json
+from constellation_otel.errors import UnavailableError
 from constellation_otel.receiver import Receiver, Refuse
 from constellation_otel.testing import span_tree
 from constellation_otel.transports.journal import Journal
 from constellation_otel.transports.jsonl import JsonlSink
 from constellation_otel.transports.sql import SqlSink
-from deliveries import MS, execution
+from deliveries import MS, ListSink, ListSource, execution, records
 from engine_stand_in import EngineStandIn, recorded
 from support import DEADLINE
 
@@ -297,6 +299,13 @@ def test_a_bridge_whose_source_tells_nothing_twice_says_what_it_has_lost(receive
             pass
         code, logged = ended(process)
     assert (code, logged[-1]["report"]["lost"]) == (operations.LOST, 40)
+
+
+def test_a_summary_says_what_is_lost() -> None:
+    away = ListSink(*[UnavailableError("away")] * 99)
+    bridge = Bridge(ListSource(records(events_of(1)), is_durable=False), [away], close_timeout=0.1)
+    *_, last = operations._summary(bridge.run(), "bridged", with_sinks=True)
+    assert last == "4 events are lost: they could not be delivered in time, and nobody reads them again"
 
 
 @pytest.mark.parametrize("command_name", ["bridge", "replay"])
