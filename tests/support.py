@@ -46,3 +46,21 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], timeout=60, check=True)
+
+
+def self_signed(folder: Path, name: str, alternative: str) -> tuple[str, str]:
+    """Makes a certificate and its key, for two days: the files of both.
+
+    Args:
+        folder: Where they are put.
+        name: Of the files, and in the certificate.
+        alternative: Whom it is for, as ``IP:127.0.0.1`` or ``DNS:other.example``.
+    """
+    certificate, key = f"{folder}/{name}.pem", f"{folder}/{name}.key"
+    line = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    line += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-addext", f"subjectAltName={alternative}"]
+    try:
+        subprocess.run([*line, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        pytest.fail("this test makes certificates, and there is no openssl: apt-get install openssl")
+    return certificate, key

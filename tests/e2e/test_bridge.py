@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 from uuid import UUID
 
 import pytest
@@ -161,6 +164,31 @@ def check_what_is_missing(span: Span, frames: list[dict[str, Any]], start: str, 
     assert span.attributes.get("constellation.missing", ()) == missing
     if not is_module(span):
         assert (span.attributes["constellation.outcome"] == "abandoned") == ("end" in missing)
+
+
+REAL_ENGINE = os.environ.get("CONSTELLATION_ENGINE_URL", "")
+PROGRAM = "in text: String\nshout = Uppercase(text)\nout shout\n"
+
+if REAL_ENGINE:
+
+    def test_the_executions_of_a_real_engine_come_into_jaeger(tmp_path: Path, jaeger: Jaeger) -> None:
+        """Where CONSTELLATION_ENGINE_URL names one; its execution ids are known from the events only."""
+        copy = tmp_path / "events.jsonl"
+        with bridging(tmp_path, REAL_ENGINE, "--to", otlp(jaeger.grpc_endpoint), "--to", f"jsonl:{copy}") as bridge:
+            bridge.wait_until_said("connected")
+            address = REAL_ENGINE.replace("ws", "http", 1).split("/api/")[0]
+            body = json.dumps({"source": PROGRAM, "inputs": {"text": "to be"}}).encode()
+            headers = {"Content-Type": "application/json"}
+            if key := os.environ.get("CONSTELLATION_API_KEY"):
+                headers["Authorization"] = f"Bearer {key}"
+            for _ in range(20):
+                urlopen(Request(f"{address}/run", body, headers), timeout=30).close()
+            bridge.wait_until_read(20 * 4)
+            executions = {json.loads(event)["executionId"] for event in copy.read_text().splitlines()}
+            assert len(executions) >= 20
+            for execution_id in executions:
+                read_back(jaeger, trace_id_of(UUID(execution_id)), spans=2)
+            assert bridge.end()["is_delivered"]
 
 
 def test_what_went_to_kafka_postgres_and_a_file_replays_into_the_same_traces(

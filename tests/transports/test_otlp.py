@@ -44,7 +44,7 @@ from constellation_otel.errors import (
 from constellation_otel.receiver import Delay, Drop, PartialSuccess, Receiver, Refuse
 from constellation_otel.spans import Span, SpanEvent
 from constellation_otel.transports.otlp import OtlpSink, make_resource
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -811,17 +811,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Self-signed certificates."""
     folder = tmp_path_factory.mktemp("tls")
     for name, alternative in (("server", "IP:127.0.0.1"), ("other", "DNS:other.example"), ("client", "DNS:client")):
-        line = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-        line += [
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-addext",
-            f"subjectAltName={alternative}",
-        ]
-        line += ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
-        subprocess.run(line, check=True, capture_output=True, timeout=60)
+        self_signed(folder, name, alternative)
     (folder / "both.pem").write_text((folder / "client.key").read_text() + (folder / "client.pem").read_text())
     (folder / "nonsense.pem").write_text("nonsense")
     return Certificates(

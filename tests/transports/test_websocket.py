@@ -39,11 +39,10 @@ from constellation_otel.transports._websocket_connection import Connection, fail
 from constellation_otel.transports._websocket_connection import connected as connection_to
 from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState
 from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, recorded
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     MakeSource = Callable[..., WebSocketSource]
 
@@ -57,27 +56,6 @@ CONNECTED = WebSocketState("connected", None)
 REAL_ENGINE = os.environ.get("CONSTELLATION_ENGINE_URL")
 REAL_KEY = os.environ.get("CONSTELLATION_API_KEY", "")
 ENGINES = ["stand-in", *([REAL_ENGINE] if REAL_ENGINE else [])]
-
-# made for these tests, for 127.0.0.1 and until 2120; it protects nothing
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBZTCCAQygAwIBAgIBATAKBggqhkjOPQQDAjARMQ8wDQYDVQQDDAZlbmdpbmUw
-IBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBExDzANBgNVBAMMBmVu
-Z2luZTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABONdHFmQ4HU2jn6QKui/zOkL
-U/IEvyFKbYjn7iVCeyum/V7RwOTfHr+/jmi2BET6ILAAPIjY1iGHpdnjCFGwTnCj
-UzBRMA8GA1UdEQQIMAaHBH8AAAEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8E
-BAMCAoQwHQYDVR0OBBYEFPtygXpWBHBOV7/+JRjjGWITt6UJMAoGCCqGSM49BAMC
-A0cAMEQCIAhZFBZ3o3IG9weMdq2dOe7jhzhczLvJ/DSvUWBfcxgIAiB2suWghO0Y
-b0BqUgg7BuYMkX1Z2Rpcm4TlfvCnPXJAMw==
------END CERTIFICATE-----
-"""
-PRIVATE_KEY = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgxRdS0CP+43TqzB+i
-dwLA7+JXuLDiJ2ClfQYk594xU9ahRANCAATjXRxZkOB1No5+kCrov8zpC1PyBL8h
-Sm2I5+4lQnsrpv1e0cDk3x6/v45otgRE+iCwADyI2NYhh6XZ4whRsE5w
------END PRIVATE KEY-----
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -116,13 +94,10 @@ def make_source() -> Iterator[MakeSource]:
         source.close()
 
 
-@pytest.fixture
-def tls_files(tmp_path: Path) -> tuple[str, str]:
+@pytest.fixture(scope="module")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The files of a certificate and of its key."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    certificate.write_text(CERTIFICATE)
-    key.write_text(PRIVATE_KEY)
-    return str(certificate), str(key)
+    return self_signed(tmp_path_factory.mktemp("tls"), "engine", "IP:127.0.0.1")
 
 
 def server_tls(tls_files: tuple[str, str]) -> ssl.SSLContext:
