@@ -547,18 +547,25 @@ def test_what_is_safe_is_told_where_the_rest_is_not(cluster: Cluster, make_sink:
     cluster.create("four", 4)
     sink = make_sink("four")
     events = [module_started("Trim", UUID(int=number)) for number in range(20)]
+    told = [*events]
     assert sink.send(events, SENDING) == []
-    cluster.answer_with(PRODUCE, KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    with pytest.raises(
-        MisconfiguredError,
-        match=r"Broker: Topic authorization failed: check the user, the password and what the user may do$",
-    ) as caught:
-        sink.send(events, SENDING)
-    safe = caught.value.delivered
+    safe: frozenset[int] = frozenset()
+    # which of the four partitions' answers comes first is chance, and the refusal ends the call
+    for _ in range(50):
+        cluster.answer_with(PRODUCE, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        with pytest.raises(
+            MisconfiguredError,
+            match=r"Broker: Topic authorization failed: check the user, the password and what the user may do$",
+        ) as caught:
+            sink.send(events, SENDING)
+        cluster.forget_answers(PRODUCE)
+        safe = caught.value.delivered
+        told += [events[index] for index in safe]
+        if safe:
+            break
     assert 0 < len(safe) < len(events)
-    assert Counter(key for key, _, _ in cluster.records("four", 4)) == Counter(
-        str(event.execution_id).encode() for event in [*events, *(events[index] for index in safe)]
-    )
+    written_down = Counter(key for key, _, _ in cluster.records("four", 4))
+    assert written_down >= Counter(str(event.execution_id).encode() for event in told)
 
 
 def test_a_topic_that_is_not_there_is_an_alarm_until_it_is(cluster: Cluster, make_sink: MakeSink) -> None:
@@ -1091,7 +1098,11 @@ def test_a_replay_reads_every_partition_to_its_end_joins_no_group_and_commits_no
         cluster.write(*written(*"abc"), partition=partition, topic="three")
     source = make_source("three", follow=False, max_batch=2)
     assert not source.has_ended
-    items = replayed(source)
+    assert source.fraction_read is None
+    items = read(source, 2)
+    assert source.fraction_read == len(items) / 6
+    items += replayed(source)
+    assert source.fraction_read == 1
     assert sorted(positions(items)) == [
         Position(("three", partition), offset) for partition in (0, 2) for offset in range(3)
     ]
@@ -1105,6 +1116,7 @@ def test_a_replay_of_an_empty_topic_ends_at_once(make_source: MakeSource) -> Non
     source = make_source(follow=False)
     assert source.read(DEADLINE) == ()
     assert source.has_ended
+    assert (source.fraction_read, make_source().fraction_read) == (1, None)
 
 
 def test_a_replay_ends_where_the_topic_ended_when_it_began(cluster: Cluster, make_source: MakeSource) -> None:

@@ -70,10 +70,20 @@ class Reader:
         self._commit_at = 0.0
         # of a replay: where each partition ends that is not through
         self._ends: dict[int, int] = {}
+        # of a replay: the first offset of each partition, how far it was read, and where it ends
+        self._progress: dict[int, tuple[int, int, int]] = {}
 
     @property
     def has_ended(self) -> bool:
         return self._has_begun and not self._follow and not self._ends
+
+    @property
+    def fraction_read(self) -> float | None:
+        """How much of a replay has been read, from 0 to 1; ``None`` where it follows, or has not begun."""
+        if self._follow or not self._has_begun:
+            return None
+        whole = sum(last - first for first, _, last in self._progress.values())
+        return sum(at - first for first, at, _ in self._progress.values()) / whole if whole else 1.0
 
     def read(self, timeout: float) -> Sequence[SourceItem]:
         """Polls until there is enough, or nothing more at once, or nothing in time."""
@@ -173,6 +183,7 @@ class Reader:
             first, last = consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=timeout)
             if first < last:
                 self._ends[number] = last
+                self._progress[number] = (first, first, last)
         consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in self._ends])
 
     def _poll(self, consumer: Consumer, timeout: float) -> bool:
@@ -203,6 +214,7 @@ class Reader:
         origin = (self._topic, number)
         if not self._follow:
             last = self._ends.get(number, 0)
+            self._advance(number, offset + 1)
             if offset >= last - 1:
                 self._end_partition(consumer, number)
             is_wanted = offset < last
@@ -229,9 +241,13 @@ class Reader:
         return True
 
     def _end_partition(self, consumer: Consumer, number: int) -> None:
-        self._ends.pop(number, None)
+        self._advance(number, self._ends.pop(number, 0))
         # what comes later is not asked for
         consumer.pause([TopicPartition(self._topic, number)])
+
+    def _advance(self, number: int, at: int) -> None:
+        first, before, last = self._progress[number]
+        self._progress[number] = (first, max(before, min(at, last)), last)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if not self.is_closed:

@@ -375,6 +375,11 @@ class KafkaSource:
         """Whether a replay has read everything; following never ends."""
         return self._reader.has_ended
 
+    @property
+    def fraction_read(self) -> float | None:
+        """How much of a replay has been read, by its offsets, from 0 to 1; ``None`` where it follows."""
+        return self._reader.fraction_read
+
     def read(self, timeout: float) -> Sequence[SourceItem]:
         """Reads what is there.
 
