@@ -73,6 +73,7 @@ class Dialect(Struct, frozen=True):
         module: SQLAlchemy's, with how it quotes, and its INSERT with ON CONFLICT.
         words: What the table's DDL has in its own words.
         options: What is given to the driver where the URL says nothing else.
+        fixed: What is given to the driver whatever the URL says.
         connect_timeout: The driver's option for the seconds that connecting may take.
         begin: The statement that limits the time of those that follow in its transaction, and has times in ISO 8601.
         timezone: The query for the time zone of ``created_at``.
@@ -85,6 +86,7 @@ class Dialect(Struct, frozen=True):
     module: ModuleType
     words: Mapping[str, str]
     options: Mapping[str, str]
+    fixed: Mapping[str, object]
     connect_timeout: str
     begin: str
     timezone: str
@@ -114,6 +116,8 @@ POSTGRESQL: Final = Dialect(
         # milliseconds, after which a host that has gone without a word counts as gone
         "tcp_user_timeout": "30000",
     },
+    # a prepared statement belongs to a session, which PgBouncer changes from transaction to transaction
+    fixed={"prepare_threshold": None},
     connect_timeout="connect_timeout",
     begin="SELECT set_config('statement_timeout', '{ms}', true), set_config('datestyle', 'ISO', true)",
     timezone="SHOW timezone",
@@ -128,6 +132,7 @@ SQLITE: Final = Dialect(
     # AUTOINCREMENT: the id of a row that was deleted never comes again
     words={"serial": "INTEGER PRIMARY KEY AUTOINCREMENT", "uuid": "CHAR(36)", "now": "CURRENT_TIMESTAMP"},
     options={},
+    fixed={},
     connect_timeout="timeout",
     begin="PRAGMA busy_timeout = {ms}",
     # what CURRENT_TIMESTAMP is in
@@ -234,6 +239,9 @@ def _file_of(url: URL) -> Path | None:
 class Database:
     """The one connection to a database, of this process.
 
+    Nothing outlives a transaction on the server's side: no setting, no prepared statement.
+    So each may have another session, as PgBouncer's ``pool_mode=transaction`` has it.
+
     Making one does no I/O. In a forked child it connects anew.
 
     Args:
@@ -311,6 +319,7 @@ class Database:
         hooks.listen(self._engine, "connect", self._after_connect)
 
     def _before_connect(self, _dialect: object, _record: object, _args: object, options: dict[str, Any]) -> None:
+        options |= self.address.dialect.fixed
         options[self.address.dialect.connect_timeout] = self._connect_timeout
 
     def _after_connect(self, connection: Any, _record: object) -> None:
@@ -370,4 +379,6 @@ _VERDICTS: Final[dict[str | int, type[DeliveryError]]] = {
 _NOT_LET_IN: Final = re.compile(
     "authentication failed|no password supplied|no pg_hba.conf entry|permission denied|is not permitted to log in"
     "|(database|role) .* does not exist|invalid connection option"
+    # PgBouncer's own words
+    "|no such database|unsupported startup parameter"
 )

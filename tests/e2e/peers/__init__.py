@@ -10,6 +10,7 @@ from .artifact import Artifact, MissingPeerError
 from .collector import Collector
 from .jaeger import Jaeger
 from .kafka import Kafka
+from .pgbouncer import PgBouncer
 from .postgres import Postgres
 from .server import PeerError, Server
 from .waiting import NotYet, eventually
@@ -22,6 +23,7 @@ __all__ = [
     "MissingPeerError",
     "NotYet",
     "PeerError",
+    "PgBouncer",
     "Postgres",
     "Server",
     "eventually",
