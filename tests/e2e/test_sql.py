@@ -14,6 +14,7 @@ import traceback
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import psycopg
@@ -316,6 +317,33 @@ def test_a_table_that_is_no_audit_table_is_somebodys_to_mend(database: Database)
         database.source().read(TIMEOUT)
     with pytest.raises(SourceError, match="there is no table audit"):
         database.source("?table=audit").read(TIMEOUT)
+
+
+@pytest.mark.parametrize("table", ["ops.execution_audit", "Ops.Audit", '"a.b"', '"a.b"."c.""d"', 'ops.Été "1"'])
+def test_a_table_in_another_schema_is_made_written_and_read(database: Database, table: str) -> None:
+    database.psql('CREATE SCHEMA ops; CREATE SCHEMA "Ops"; CREATE SCHEMA "a.b"')
+    parameters = f"?table={quote(table)}"
+    # one that a name without its schema would find first
+    database.sink().send([started(1)], TIMEOUT)
+    database.sink(parameters).send(SIX, TIMEOUT)
+    database.sink(parameters).send(SIX, TIMEOUT)
+    assert database.events(parameters) == SIX
+    assert database.events() == [started(1)]
+
+
+def test_a_table_that_is_in_no_schema_of_the_search_path_is_missing_and_the_message_says_how_to_name_it(
+    database: Database,
+) -> None:
+    database.psql("CREATE SCHEMA ops; SET search_path = ops; " + schema_ddl("postgresql"))
+    message = (
+        r"there is no table execution_audit; .* with \?table=schema\.name one in a schema that is not in the search"
+    )
+    with pytest.raises(SourceError, match=message):
+        database.source().read(TIMEOUT)
+    with pytest.raises(SourceError, match=r"there is no table nowhere\.execution_audit"):
+        database.source("?table=nowhere.execution_audit").read(TIMEOUT)
+    with pytest.raises(MisconfiguredError, match='schema "nowhere" does not exist'):
+        database.sink("?table=nowhere.execution_audit").send(SIX, TIMEOUT)
 
 
 def test_a_row_that_the_database_refuses_is_refused_and_the_next_batch_is_written(database: Database) -> None:

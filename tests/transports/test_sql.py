@@ -13,6 +13,7 @@ import time
 from contextlib import closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from uuid import UUID
 
 import psycopg.errors
@@ -47,7 +48,7 @@ from constellation_otel.events import (
 from constellation_otel.transports import sql
 from constellation_otel.transports._sql_database import POSTGRESQL, SQLITE, Address, shut_down, verdict_on
 from constellation_otel.transports._sql_database import Database as _Database
-from constellation_otel.transports._sql_table import GUIDE, can_hold, layout_of
+from constellation_otel.transports._sql_table import GUIDE, TABLE, can_hold, layout_of
 from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
 from support import DEADLINE, eventually
 
@@ -222,12 +223,32 @@ def test_a_dialect_that_there_is_not_is_refused() -> None:
         schema_ddl("mysql")  # type: ignore[arg-type] # what is tested
 
 
-@pytest.mark.parametrize("table", ["", "a\nb", "x" * 47, "ä" * 24])
+@pytest.mark.parametrize(
+    "table", ["", "a\nb", "x" * 47, "ä" * 24, "a.b.c", ".a", "a.", ".", '"a', '""', '"a"b', "x" * 64 + ".a", "\ud800"]
+)
 def test_a_name_that_no_table_can_have_is_refused(table: str) -> None:
     with pytest.raises(ConfigurationError, match="is no name for a table: 1 to 46 bytes are"):
         schema_ddl("sqlite", table)
     with pytest.raises(ConfigurationError, match="is no name for a table"):
         SqlSink("sqlite:///audit.db", table=table)
+
+
+@pytest.mark.parametrize(
+    ("table", "quoted", "index"),
+    [
+        ("ops.execution_audit", "ops.execution_audit", "idx_audit_dag_name"),
+        ("Ops.Audit", '"Ops"."Audit"', '"idx_Audit_dag_name"'),
+        ('"a.b"', '"a.b"', '"idx_a.b_dag_name"'),
+        ('"a.b"."""c"', '"a.b"."""c"', '"idx_""c_dag_name"'),
+        ('o"ps.été', '"o""ps"."été"', '"idx_été_dag_name"'),
+        ("x" * 63 + "." + "y" * 46, "x" * 63 + "." + "y" * 46, "idx_" + "y" * 46 + "_dag_name"),
+    ],
+)
+def test_a_tables_name_may_have_a_schema_and_be_in_double_quotes(table: str, quoted: str, index: str) -> None:
+    ddl = schema_ddl("postgresql", table)
+    assert ddl.startswith(f"CREATE TABLE IF NOT EXISTS {quoted} (")
+    assert f"CREATE INDEX IF NOT EXISTS {index} ON {quoted}(" in ddl
+    assert str(Address(f"postgresql://db/shop?table={quote(table)}", TABLE, None).table) == table
 
 
 # -- URLs
@@ -289,6 +310,22 @@ def test_a_uri_reaches_sqlite_as_it_is(database: Database) -> None:
     source = SqlSource(f"sqlite:///file:{database.file}?mode=ro&uri=true&table=execution_audit")
     database.opened.append(source)
     assert len(read_all(source)) == 6
+
+
+@pytest.mark.parametrize("table", ['"a.b"', "main.Audit", 'c"d', "Été ☃", "main.main"])
+def test_a_table_of_sqlite_is_made_and_found_by_its_name(database: Database, table: str) -> None:
+    database.sink(table=table).send(SIX, DEADLINE)
+    assert len(read_all(database.source(f"?table={quote(table)}"))) == 6
+
+
+@pytest.mark.parametrize("table", ["ops.audit", '"main.x".audit', "temp.audit"])
+def test_sqlite_has_no_schema_but_main_and_the_message_says_what_to_write(database: Database, table: str) -> None:
+    message = r"is no name for a table of SQLite, which has no schema but main: leave .* out, or .* in double quotes"
+    for make in (database.sink, database.source):
+        with pytest.raises(ConfigurationError, match=message):
+            make(table=table)
+    with pytest.raises(ConfigurationError, match=message):
+        schema_ddl("sqlite", table)
 
 
 # -- the sink

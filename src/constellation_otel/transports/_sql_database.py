@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -45,11 +45,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Connection, Engine
 
-__all__ = ["DIALECTS", "POSTGRESQL", "SQLITE", "Address", "Database", "Dialect", "check_table", "zone_of"]
+__all__ = ["DIALECTS", "POSTGRESQL", "SQLITE", "Address", "Database", "Dialect", "Table", "table_of", "zone_of"]
 
 _MAX_SAID: Final = 500
 # PostgreSQL cuts longer names off, and an index's name is 17 bytes longer than its table's
 _MAX_TABLE_BYTES: Final = 63 - len("idx__execution_id")
+_MAX_SCHEMA_BYTES: Final = 63
+_NAME: Final = r'"(?:[^"]|"")+"|[^".][^.]*'
+_TABLE: Final = re.compile(rf"(?:(?P<schema>{_NAME})\.)?(?P<name>{_NAME})")
 
 # of the time for a statement: when the server gives up, and when we leave it, since it did not
 _SERVER_SHARE: Final = 0.75
@@ -78,6 +81,7 @@ class Dialect(Struct, frozen=True):
         begin: The statement that limits the time of those that follow in its transaction, and has times in ISO 8601.
         timezone: The query for the time zone of ``created_at``.
         is_strict: Whether a column holds values of its type only.
+        has_schemas: Whether a table's name may have a schema before it.
         prepare: Done with a new connection.
         interrupt: Makes what waits for this connection fail, from another thread.
     """
@@ -91,6 +95,7 @@ class Dialect(Struct, frozen=True):
     begin: str
     timezone: str
     is_strict: bool
+    has_schemas: bool
     prepare: Callable[[Any], None]
     interrupt: Callable[[Any], None]
 
@@ -122,6 +127,7 @@ POSTGRESQL: Final = Dialect(
     begin="SELECT set_config('statement_timeout', '{ms}', true), set_config('datestyle', 'ISO', true)",
     timezone="SHOW timezone",
     is_strict=True,
+    has_schemas=True,
     prepare=lambda _connection: None,
     interrupt=shut_down,
 )
@@ -138,11 +144,29 @@ SQLITE: Final = Dialect(
     # what CURRENT_TIMESTAMP is in
     timezone="SELECT 'UTC'",
     is_strict=False,
+    has_schemas=False,
     prepare=_read_any_text,
     interrupt=sqlite3.Connection.interrupt,
 )
 
 DIALECTS: Final = {"postgresql": POSTGRESQL, "sqlite": SQLITE}
+
+
+class Table(NamedTuple):
+    """A table's name.
+
+    Attributes:
+        name: The table's own.
+        schema: The schema's; ``None`` where PostgreSQL's ``search_path`` says which.
+    """
+
+    name: str
+    schema: str | None = None
+
+    def __str__(self) -> str:
+        """As :func:`table_of` reads it."""
+        names = (self.name,) if self.schema is None else (self.schema, self.name)
+        return ".".join(_quoted(name) for name in names)
 
 
 class Address:
@@ -177,8 +201,7 @@ class Address:
         if "@" in f"{parsed.host}{parsed.database}":
             raise ConfigurationError(_NO_URL)
         parameters = parsed.normalized_query
-        self.table = parameters.get("table", (table,))[-1]
-        check_table(self.table)
+        self.table = table_of(parameters.get("table", (table,))[-1], dialect)
         zone = parameters.get("timezone", (timezone,))[-1]
         self.zone = None if zone is None else zone_of(zone, "timezone", ConfigurationError)
         self.dialect = dialect
@@ -199,13 +222,42 @@ class Address:
         return f"{self.name}: {said[:_MAX_SAID]}"
 
 
-def check_table(table: str) -> None:
-    """Refuses what is no table's name, with a ConfigurationError."""
-    if not 0 < len(table.encode(errors="replace")) <= _MAX_TABLE_BYTES or not table.isprintable():
+def table_of(text: str, dialect: Dialect) -> Table:
+    """Reads ``name`` or ``schema.name``; what has a dot, or begins with a quote, is in double quotes, as in SQL.
+
+    Upper and lower case are kept as they are.
+
+    Raises:
+        ConfigurationError: It is no name for a table of that kind of database.
+    """
+    found = _TABLE.fullmatch(text)
+    table = Table(_unquoted(found["name"]), found["schema"] and _unquoted(found["schema"])) if found else Table("")
+    size, size_of_schema = (len((part or "").encode(errors="replace")) for part in table)
+    if not text.isprintable() or not 0 < size <= _MAX_TABLE_BYTES or size_of_schema > _MAX_SCHEMA_BYTES:
         message = (
-            f"table={table!r} is no name for a table: 1 to {_MAX_TABLE_BYTES} bytes are, without control characters"
+            f"table={text!r} is no name for a table: 1 to {_MAX_TABLE_BYTES} bytes are, without control characters, "
+            f"after a schema's 1 to {_MAX_SCHEMA_BYTES} and a dot where there is one; "
+            "what has a dot itself is in double quotes"
         )
         raise ConfigurationError(message)
+    if table.schema is None or dialect.has_schemas:
+        return table
+    if table.schema == "main":
+        return Table(table.name)
+    message = (
+        f"table={text!r} is no name for a table of SQLite, which has no schema but main: leave {table.schema!r} out, "
+        f'or name a table whose own name has the dot in double quotes: table="{text}"'
+    )
+    raise ConfigurationError(message)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _quoted(name: str) -> str:
+    """A name in double quotes, where it needs them."""
+    return '"' + name.replace('"', '""') + '"' if "." in name or name.startswith('"') else name
 
 
 def zone_of(name: str, what: str, unfit: type[ConstellationOtelError]) -> ZoneInfo:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import ReflectedColumn
     from sqlalchemy.types import TypeEngine
 
-    from constellation_otel.transports._sql_database import Address, Dialect
+    from constellation_otel.transports._sql_database import Address, Dialect, Table
 
 __all__ = ["HIGHEST_ID", "LOWEST_ID", "TABLE", "Layout", "has_table", "layout_of", "statements"]
 
@@ -104,12 +104,12 @@ _FIELDS: Final = {name: column.field for name, column in {**GUIDE, **_OURS}.item
 _UUIDS: Final = [name for name, column in {**GUIDE, **_OURS}.items() if types.Uuid in column.kinds]
 
 
-def statements(dialect: Dialect, table: str) -> list[str]:
+def statements(dialect: Dialect, table: Table) -> list[str]:
     """What makes the table, and its indexes, where there is none."""
     quoted = dialect.module.dialect().identifier_preparer.quote
-    prefix = "idx_audit" if table == TABLE else f"idx_{table}"
+    prefix = "idx_audit" if table.name == TABLE else f"idx_{table.name}"
     names = {
-        "table": quoted(table),
+        "table": quoted(table.name) if table.schema is None else f"{quoted(table.schema)}.{quoted(table.name)}",
         "by_execution_id": quoted(f"{prefix}_execution_id"),
         "by_dag_name": quoted(f"{prefix}_dag_name"),
     }
@@ -197,7 +197,7 @@ class Layout(Struct, frozen=True):
 
 def has_table(connection: Connection, address: Address) -> bool:
     """Whether there is a table of the name."""
-    return sqlalchemy.inspect(connection).has_table(address.table)
+    return sqlalchemy.inspect(connection).has_table(*address.table)
 
 
 def layout_of(connection: Connection, address: Address, unfit: type[ConstellationOtelError]) -> Layout:
@@ -208,7 +208,7 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
     """
     dialect = address.dialect
     inspector = sqlalchemy.inspect(connection)
-    found = {column["name"]: column for column in inspector.get_columns(address.table)}
+    found = {column["name"]: column for column in inspector.get_columns(*address.table)}
     wrong = []
     for name, column in GUIDE.items():
         if name not in found:
@@ -226,7 +226,9 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
         name for name, column in _OURS.items() if name in found and can_hold(dialect, found[name]["type"], column.kinds)
     ]
     written = [name for name in GUIDE if name != "id" and (name != "created_at" or "occurred_ns" in ours)] + ours
-    table = sqlalchemy.table(address.table, *(sqlalchemy.column(name) for name in [*GUIDE, *ours]))
+    table = sqlalchemy.table(
+        address.table.name, *(sqlalchemy.column(name) for name in [*GUIDE, *ours]), schema=address.table.schema
+    )
     insert = dialect.module.insert(table)
     if "event_id" in ours and _is_unique(inspector, address.table, "event_id"):
         insert = insert.on_conflict_do_nothing(index_elements=["event_id"])
@@ -262,12 +264,12 @@ def _is_demanded(column: ReflectedColumn) -> bool:
     return not (column["nullable"] or has_value)
 
 
-def _is_unique(inspector: Inspector, table: str, column: str) -> bool:
+def _is_unique(inspector: Inspector, table: Table, column: str) -> bool:
     """Whether ON CONFLICT finds a unique index on this one column; one on some of the rows will not do."""
-    indexes = inspector.get_indexes(table, include_auto_indexes=True)
+    indexes = inspector.get_indexes(*table, include_auto_indexes=True)
     whole = [index for index in indexes if not any(name.endswith("_where") for name in index["dialect_options"])]
     unique = [index["column_names"] for index in whole if index["unique"]]
-    return [column] in [*unique, inspector.get_pk_constraint(table)["constrained_columns"]]
+    return [column] in [*unique, inspector.get_pk_constraint(*table)["constrained_columns"]]
 
 
 def _timestamp_ns_of(created_at: object, zone: ZoneInfo) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Unpack
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.transports._listener import ListenerOptions, TransportListener
-from constellation_otel.transports._sql_database import DIALECTS, Address, Database, check_table
+from constellation_otel.transports._sql_database import DIALECTS, Address, Database, table_of
 from constellation_otel.transports._sql_table import (
     HIGHEST_ID,
     LOWEST_ID,
@@ -53,7 +53,7 @@ def schema_ddl(dialect: Literal["postgresql", "sqlite"], table: str = TABLE) -> 
 
     Args:
         dialect: The database's kind, as its URL begins.
-        table: The table's name.
+        table: The table's name, or ``schema.name``.
 
     Raises:
         ConfigurationError: There is no such dialect, or the name is none for a table.
@@ -61,8 +61,8 @@ def schema_ddl(dialect: Literal["postgresql", "sqlite"], table: str = TABLE) -> 
     if dialect not in DIALECTS:
         message = f"{dialect!r} is none of {', '.join(DIALECTS)}"
         raise ConfigurationError(message)
-    check_table(table)
-    return "".join(f"{statement};\n" for statement in statements(DIALECTS[dialect], table))
+    kind = DIALECTS[dialect]
+    return "".join(f"{statement};\n" for statement in statements(kind, table_of(table, kind)))
 
 
 class SqlSink:
@@ -86,7 +86,8 @@ class SqlSink:
         url: ``postgresql://user:password@host/database`` or ``sqlite:///file``. The
             parameters ``table`` and ``timezone`` are those below, and win over them;
             the others are the driver's.
-        table: The table's name, without a schema: PostgreSQL's ``search_path`` says which.
+        table: The table's name, or ``schema.name``; without a schema, PostgreSQL's
+            ``search_path`` says which. A name with a dot is in double quotes.
         timezone: The zone that ``created_at`` is in, as ``Europe/Berlin``; the server's
             own by default, and UTC with SQLite.
 
@@ -162,7 +163,7 @@ class SqlAuditListener(TransportListener):
 
     Args:
         url: ``postgresql://user:password@host/database`` or ``sqlite:///file``.
-        table: The table's name; it is made where it is not there.
+        table: The table's name, or ``schema.name``; it is made where it is not there.
         timezone: The zone that ``created_at`` is in; the server's own by default.
         **options: See :class:`~constellation_otel.transports._listener.ListenerOptions`.
 
@@ -337,6 +338,8 @@ class SqlSource:
         with self._audit.transaction(_READ_TIMEOUT) as connection:
             if not has_table(connection, address):
                 message = f"{self.name}: there is no table {address.table}; name the one to read with ?table="
+                if address.dialect.has_schemas:
+                    message += ", and with ?table=schema.name one in a schema that is not in the search_path"
                 raise SourceError(message)
             return layout_of(connection, address, SourceError)
 
