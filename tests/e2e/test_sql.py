@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,8 +20,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from constellation_otel.delivery import Position, Record, Unreadable
+from constellation_otel.dialects import encode_json
 from constellation_otel.errors import MisconfiguredError, RefusedError, SourceError, UnavailableError
 from constellation_otel.events import (
     ErrorInfo,
@@ -32,6 +38,8 @@ from constellation_otel.events import (
     ModuleFailed,
     ModuleStarted,
 )
+from constellation_otel.transports._sql_database import POSTGRESQL, Address
+from constellation_otel.transports._sql_table import GUIDE, OURS, base_of, can_hold
 from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
 
 from .peers import Postgres, eventually
@@ -47,8 +55,10 @@ MODULE = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
 NS = 1_774_742_400_123_456_789
 """2026-03-29T00:00:00.123456789 UTC, 01:00 in Berlin."""
 
+TRACEPARENT = "00-4104c80a8a6c1bf4a355527a7906fb00-00f067aa0ba902b7-01"
+
 SIX: list[Event] = [
-    ExecutionStarted(EXECUTION, "my-pipeline", NS, "00-4104c80a8a6c1bf4a355527a7906fb00-00f067aa0ba902b7-01", "v=1"),
+    ExecutionStarted(EXECUTION, "my-pipeline", NS, TRACEPARENT, "v=1"),
     ModuleStarted(EXECUTION, MODULE, "Trim", NS + 1),
     ModuleCompleted(EXECUTION, MODULE, "Trim", 2.5, NS + 2),
     ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo("ValueError", "no words"), NS + 3),
@@ -303,6 +313,199 @@ def test_a_table_with_other_columns_and_types_is_written_and_read(database: Data
         ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo(None, "no words"), NS + 3)
     ]
     assert database.psql('SELECT execution_id, host, error_type FROM "Audit"') == f"{EXECUTION.hex}|a|"
+
+
+TYPES = [
+    *("smallint", "integer", "bigint", "numeric", "numeric(18)", "numeric(19)", "numeric(10,2)", "real"),
+    *("double precision", "text", "varchar", "varchar(40)", "varchar(31)", "char(40)", "name", '"char"', "boolean"),
+    *("timestamp", "timestamp(0)", "timestamptz", "date", "interval", "money", "uuid", "bytea", "json", "jsonb"),
+    *("text[]", "oid", "bit(8)", "inet", "short_name", "some_id", "some_ns", "outcome"),
+]
+DOMAINS = """
+CREATE DOMAIN short_name AS VARCHAR(40); CREATE DOMAIN some_id AS UUID; CREATE DOMAIN some_ns AS BIGINT;
+CREATE TYPE outcome AS ENUM ('execution.started', 'module.started');
+"""
+CHARACTERS = ["text", "varchar", "varchar(40)", "varchar(31)", "char(40)", "short_name", "outcome"]
+UUIDS = ["text", "varchar", "varchar(40)", "char(40)", "uuid", "short_name", "some_id", "outcome"]
+NUMBERS = [
+    *("smallint", "integer", "bigint", "numeric", "numeric(18)", "numeric(19)", "numeric(10,2)", "real"),
+    *("double precision", "some_ns"),
+]
+WHOLE = ["bigint", "numeric", "numeric(19)", "some_ns"]
+
+
+def test_the_types_that_are_taken_for_each_column(database: Database) -> None:
+    columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(TYPES))
+    database.psql(f"{DOMAINS} CREATE TABLE kinds ({columns})")
+    engine = sqlalchemy.create_engine(Address(database.url, "kinds", None).url)
+    with engine.connect() as connection:
+        reflected = [column["type"] for column in sqlalchemy.inspect(connection).get_columns("kinds")]
+    engine.dispose()
+    assert {
+        name: [
+            kind
+            for kind, found in zip(TYPES, reflected, strict=True)
+            if can_hold(POSTGRESQL, base_of(found), column.kinds)
+        ]
+        for name, column in {**GUIDE, **OURS}.items()
+    } == {
+        "id": ["smallint", "integer", "bigint", "some_ns"],
+        "event_type": CHARACTERS,
+        "execution_id": UUIDS,
+        "dag_name": CHARACTERS,
+        "module_name": CHARACTERS,
+        "duration_ms": NUMBERS,
+        "succeeded": ["boolean"],
+        "error_message": CHARACTERS,
+        "created_at": ["timestamp", "timestamp(0)", "timestamptz"],
+        "event_id": UUIDS,
+        "module_id": UUIDS,
+        "error_type": CHARACTERS,
+        "occurred_ns": WHOLE,
+        "duration_ns": WHOLE,
+        "traceparent": CHARACTERS,
+        "tracestate": CHARACTERS,
+    }
+
+
+texts = st.sampled_from(["TEXT", "VARCHAR", "VARCHAR(60)", "CHAR(60)", "some_text", 'text COLLATE "C"'])
+uuids = st.sampled_from(["UUID", "TEXT", "VARCHAR(32)", "VARCHAR(35)", "CHAR(36)", "CHAR(60)", "some_id", "some_text"])
+numbers_ = st.sampled_from(["INTEGER", "BIGINT", "NUMERIC", "NUMERIC(12,3)", "REAL", "DOUBLE PRECISION", "some_ns"])
+whole = st.sampled_from(["BIGINT", "NUMERIC", "NUMERIC(19)", "NUMERIC(30,3)", "some_ns"])
+tables = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from(["SERIAL", "SMALLSERIAL", "BIGSERIAL", "BIGINT GENERATED ALWAYS AS IDENTITY"]),
+        "event_type": texts,
+        "execution_id": uuids,
+        "dag_name": texts,
+        "module_name": texts,
+        "duration_ms": numbers_,
+        "succeeded": st.sampled_from(["BOOLEAN", "some_boolean"]),
+        "error_message": texts,
+        "created_at": st.sampled_from(
+            [f"{kind} DEFAULT NOW()" for kind in ("TIMESTAMP", "TIMESTAMPTZ", "TIMESTAMP(0)")]
+        ),
+        "event_id": uuids.map(lambda kind: f"{kind} UNIQUE"),
+        "module_id": uuids,
+        "error_type": texts,
+        "occurred_ns": whole,
+        "duration_ns": whole,
+        "traceparent": texts,
+        "tracestate": texts,
+    }
+)
+# what CHAR would cut off at the end is not in them
+names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=60)
+times = st.integers(0, 2**63 - 1)
+lengths = st.none() | st.integers(0, 2**53 // 1_000_000).map(lambda ns: ns / 1_000_000)
+ids = st.uuids()
+events: st.SearchStrategy[Event] = st.one_of(
+    st.builds(ExecutionStarted, ids, names, times, st.none() | st.just(TRACEPARENT), st.none() | st.just("v=1")),
+    st.builds(ModuleStarted, ids, st.none() | ids, names, times),
+    st.builds(ModuleCompleted, ids, st.none() | ids, names, lengths, times),
+    st.builds(
+        ModuleFailed, ids, st.none() | ids, names, st.builds(ErrorInfo, st.none() | names, st.none() | names), times
+    ),
+    st.builds(ExecutionCompleted, ids, names, st.booleans(), lengths, times),
+    st.builds(ExecutionCancelled, ids, names, times),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    table=tables,
+    without=st.sets(st.sampled_from(list(OURS))),
+    written=st.lists(events, min_size=1, unique_by=encode_json),
+)
+def test_what_is_written_into_whatever_columns_are_taken_is_read_back(
+    database: Database, table: dict[str, str], without: set[str], written: list[Event]
+) -> None:
+    columns = ", ".join(f"{name} {kind}" for name, kind in table.items() if name not in without)
+    database.psql(
+        "DROP TABLE IF EXISTS execution_audit; DROP DOMAIN IF EXISTS some_text, some_id, some_ns, some_boolean;"
+        "CREATE DOMAIN some_text AS VARCHAR(60); CREATE DOMAIN some_id AS UUID; CREATE DOMAIN some_ns AS BIGINT;"
+        f"CREATE DOMAIN some_boolean AS BOOLEAN; CREATE TABLE execution_audit ({columns})"
+    )
+    with closing(SqlSink(database.url)) as sink:
+        assert sink.send(written, TIMEOUT) == []
+    read = read_and_closed(SqlSource(database.url))
+    expected = [as_kept(event, without, at.timestamp_ns, table) for event, at in zip(written, read, strict=True)]
+    assert [as_kept(event, set(), event.timestamp_ns, table) for event in read] == expected
+    # whatever its column is made of, it is found
+    wanted = written[0].execution_id
+    found = read_and_closed(SqlSource(database.url, execution_id=wanted))
+    assert found == [event for event in read if event.execution_id == wanted]
+
+
+def read_and_closed(source: SqlSource) -> list[Event]:
+    with closing(source):
+        return [item.event for item in source.read(TIMEOUT) if isinstance(item, Record)]
+
+
+def as_kept(event: Event, without: set[str], at: int, table: dict[str, str]) -> Event:
+    """What a table keeps of an event: not what it has no column for, and of a length what its column has room for."""
+    lost: dict[str, object] = {"timestamp_ns": at} if "occurred_ns" in without else {}
+    lost |= {
+        name: None for name in ("module_id", "traceparent", "tracestate") if name in without and hasattr(event, name)
+    }
+    if isinstance(event, ModuleFailed) and "error_type" in without:
+        lost["error"] = ErrorInfo(None, event.error.message)
+    if isinstance(event, ModuleCompleted | ExecutionCompleted) and event.duration_ms is not None:
+        ms = event.duration_ms if "duration_ns" not in without else float(event.duration_ms // 1)
+        lost["duration_ms"] = float(f"{ms:.5g}") if table["duration_ms"] == "REAL" else ms
+    return replace(event, **lost)
+
+
+@pytest.mark.parametrize("kind", ["NUMERIC", "REAL", "DOUBLE PRECISION"])
+def test_a_length_that_is_no_number_does_not_cost_the_event(database: Database, kind: str) -> None:
+    database.psql(
+        GUIDE_DDL.replace("duration_ms   BIGINT", f"duration_ms {kind}, occurred_ns NUMERIC, duration_ns NUMERIC")
+    )
+    columns = "event_type, execution_id, dag_name, succeeded, duration_ms, created_at, occurred_ns, duration_ns"
+    rows = [
+        f"('execution.completed', '{EXECUTION}', 'd', true, {ms}, '2026-03-29 00:00:00.123456', {at}, {ns})"
+        for ms, at, ns in [
+            ("'NaN'", "NULL", "NULL"),
+            ("'Infinity'", "'NaN'", "'NaN'"),
+            ("2.5", "'-Infinity'", "'Infinity'"),
+            ("'NaN'", f"{NS}.0", "2500000.0"),
+        ]
+    ]
+    database.psql(f"INSERT INTO execution_audit ({columns}) VALUES {', '.join(rows)}")
+    at = NS // 1000 * 1000
+    assert database.events("?timezone=UTC") == [
+        ExecutionCompleted(EXECUTION, "d", True, None, at),
+        ExecutionCompleted(EXECUTION, "d", True, None, at),
+        ExecutionCompleted(EXECUTION, "d", True, 2.5, at),
+        ExecutionCompleted(EXECUTION, "d", True, 2.5, NS),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["UUID", "TEXT", "VARCHAR(50)", "CHAR(50)"])
+def test_one_execution_is_found_by_whatever_spelling_of_its_id_is_read(database: Database, kind: str) -> None:
+    database.psql(GUIDE_DDL.replace("UUID", kind))
+    spellings = [
+        *(str(EXECUTION), str(EXECUTION).upper(), EXECUTION.hex, "6ba7B8109Dad41d180B400c04FD430c8"),
+        f"{{{EXECUTION}}}",
+        *([] if kind == "UUID" else [EXECUTION.urn, EXECUTION.urn.upper()]),
+    ]
+    for spelling in [*spellings, str(MODULE)]:
+        database.psql(
+            "INSERT INTO execution_audit (event_type, execution_id, dag_name)"
+            f" VALUES ('execution.started', '{spelling}', 'd')"
+        )
+    assert [event.execution_id for event in database.events()] == [EXECUTION] * len(spellings) + [MODULE]
+    assert len(database.events(execution_id=EXECUTION)) == len(spellings)
+    assert len(database.events(execution_id=MODULE)) == 1
+
+
+def test_an_unreadable_row_is_json_whatever_it_holds(database: Database) -> None:
+    database.psql(GUIDE_DDL.replace("BIGINT", "NUMERIC"))
+    database.psql(insert(1) + "; UPDATE execution_audit SET event_type = 'no', duration_ms = 'NaN', succeeded = true")
+    (item,) = database.items()
+    assert isinstance(item, Unreadable)
+    row = json.loads(item.data)
+    assert (row["duration_ms"], row["succeeded"], row["dag_name"]) == ("NaN", True, "dag-1")
 
 
 def test_a_table_that_is_no_audit_table_is_somebodys_to_mend(database: Database) -> None:

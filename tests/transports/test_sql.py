@@ -48,7 +48,7 @@ from constellation_otel.events import (
 from constellation_otel.transports import sql
 from constellation_otel.transports._sql_database import POSTGRESQL, SQLITE, Address, shut_down, verdict_on
 from constellation_otel.transports._sql_database import Database as _Database
-from constellation_otel.transports._sql_table import GUIDE, TABLE, can_hold, layout_of
+from constellation_otel.transports._sql_table import GUIDE, OURS, TABLE, base_of, can_hold, finder, layout_of
 from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
 from support import DEADLINE, eventually
 
@@ -456,6 +456,22 @@ def test_names_are_cut_to_their_columns_and_what_no_text_can_hold_is_replaced(da
     ]
 
 
+def test_a_trace_context_that_its_column_has_no_room_for_is_left_out(database: Database) -> None:
+    more = "CURRENT_TIMESTAMP, occurred_ns BIGINT, traceparent VARCHAR(54), tracestate VARCHAR(3)"
+    database.execute(GUIDE_TABLE.replace("CURRENT_TIMESTAMP", more))
+    database.sink().send(
+        [
+            ExecutionStarted(EXECUTION, "d", NS, TRACEPARENT, "a=1"),
+            ExecutionStarted(EXECUTION, "d", NS + 1, "00-1", "a=12"),
+        ],
+        DEADLINE,
+    )
+    assert database.events() == [
+        ExecutionStarted(EXECUTION, "d", NS, None, "a=1"),
+        ExecutionStarted(EXECUTION, "d", NS + 1, "00-1", None),
+    ]
+
+
 def test_a_row_that_the_database_refuses_is_refused_with_its_batch_and_nothing_of_it_is_written(
     database: Database,
 ) -> None:
@@ -800,6 +816,174 @@ def test_a_row_that_is_no_event_is_given_as_it_is_and_reading_goes_on(
     assert record == Record(ExecutionCompleted(EXECUTION, "d", True, 1.0, NS - 123_456_789), Position(None, 2))
 
 
+def insert(database: Database, *rows: dict[str, object]) -> None:
+    """Inserts values as they are, each into columns that change none of them."""
+    names = ", ".join([*ROW, *OURS])
+    database.execute(f"CREATE TABLE IF NOT EXISTS execution_audit (id INTEGER PRIMARY KEY, {names})")
+    with closing(sqlite3.connect(database.file)) as connection:
+        for row in rows:
+            marks = ", ".join("?" * len(row))
+            connection.execute(f"INSERT INTO execution_audit ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+        connection.commit()
+
+
+ROWS: dict[str, dict[str, object]] = {
+    "execution.started": {"dag_name": "d"},
+    "module.started": {"module_name": "m"},
+    "module.completed": {"module_name": "m"},
+    "module.failed": {"module_name": "m"},
+    "execution.completed": {"dag_name": "d", "succeeded": 1},
+    "execution.cancelled": {"dag_name": "d"},
+}
+"""What a row of each type has to have, besides an execution and a time."""
+
+anything = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(max_size=40)
+    | st.binary(max_size=40)
+    | st.sampled_from(["NaN", "Infinity", "1e999999999", "12 ms", str(MODULE), MODULE.bytes, TRACEPARENT, "true"])
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), event_type=st.sampled_from(list(ROWS)))
+def test_whatever_an_optional_column_of_sqlite_holds_the_rest_of_the_event_is_kept(
+    database: Database, data: st.DataObject, event_type: str
+) -> None:
+    needed = {"event_type": event_type, "execution_id": str(EXECUTION), "created_at": AT, **ROWS[event_type]}
+    optional = {name: data.draw(anything, name) for name in [*ROW, *OURS] if name not in needed}
+    database.execute("DROP TABLE IF EXISTS execution_audit")
+    insert(database, needed | optional)
+    (item,) = read_all(database.source())
+    assert isinstance(item, Record)
+    assert EVENT_TYPES[type(item.event)] == event_type
+    assert item.event.execution_id == EXECUTION
+    assert getattr(item.event, "dag_name", "d") == "d"
+    assert getattr(item.event, "module_name", "m") == "m"
+    assert getattr(item.event, "succeeded", True) is True
+    assert encode_json(item.event)
+
+
+EVENT_TYPES: dict[type[Event], str] = {type(event): json.loads(encode_json(event))["eventType"] for event in SIX}
+AT = "2026-03-29 00:00:00.123456"
+AT_NS = NS // 1000 * 1000
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "event"),
+    [
+        ("duration_ms", "15", ExecutionCompleted(EXECUTION, "d", True, 15.0, AT_NS)),
+        ("duration_ms", 2.5, ExecutionCompleted(EXECUTION, "d", True, 2.5, AT_NS)),
+        ("duration_ms", "15 ms", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("duration_ms", "NaN", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("duration_ms", float("inf"), ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("duration_ns", "2500000", ExecutionCompleted(EXECUTION, "d", True, 2.5, AT_NS)),
+        ("duration_ns", -1, ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("duration_ns", "soon", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("occurred_ns", str(NS), ExecutionCompleted(EXECUTION, "d", True, None, NS)),
+        ("occurred_ns", str(NS).encode(), ExecutionCompleted(EXECUTION, "d", True, None, NS)),
+        ("occurred_ns", 0, ExecutionCompleted(EXECUTION, "d", True, None, 0)),
+        ("occurred_ns", -1, ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("occurred_ns", "1e999999999", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("occurred_ns", "never", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("succeeded", "False", ExecutionCompleted(EXECUTION, "d", False, None, AT_NS)),
+        ("dag_name", b"caf\xc3\xa9", ExecutionCompleted(EXECUTION, "café", True, None, AT_NS)),
+        ("event_type", b"execution.completed", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
+        ("module_id", "Trim", ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
+        ("module_id", MODULE.bytes, ModuleFailed(EXECUTION, MODULE, "m", ErrorInfo(None, None), AT_NS)),
+        ("module_id", f"{{{MODULE}}}", ModuleFailed(EXECUTION, MODULE, "m", ErrorInfo(None, None), AT_NS)),
+        ("succeeded", 2, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
+        ("dag_name", 5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
+        ("error_message", 5.5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
+        ("error_message", b"no\xff", ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, "no\ufffd"), AT_NS)),
+        ("error_type", 5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_left_out_and_one_that_can_is_read(
+    database: Database, column: str, value: object, event: Event
+) -> None:
+    event_type = EVENT_TYPES[type(event)]
+    row = {"event_type": event_type, "execution_id": str(EXECUTION), "created_at": AT, **ROWS[event_type]}
+    insert(database, row | {column: value})
+    assert read_all(database.source()) == [Record(event, Position(None, 1))]
+
+
+SPELLINGS: list[str | bytes] = [
+    str(EXECUTION),
+    str(EXECUTION).upper(),
+    "6ba7B810-9Dad-41d1-80B4-00c04FD430c8",
+    EXECUTION.hex,
+    EXECUTION.hex.upper(),
+    f"{{{EXECUTION}}}",
+    f"{{{EXECUTION.hex}}}",
+    EXECUTION.urn,
+    f"URN:UUID:{str(EXECUTION).upper()}",
+    f"urn:uuid:{{{EXECUTION}}}",
+    EXECUTION.bytes,
+    str(EXECUTION).encode(),
+    EXECUTION.hex.upper().encode(),
+]
+NO_SPELLINGS: list[str | bytes] = [
+    f" {EXECUTION}",
+    f"{{{EXECUTION}",
+    f"{EXECUTION}".replace("-", "", 1),
+    f"uuid:{EXECUTION}",
+    EXECUTION.bytes[:-1],
+    EXECUTION.bytes * 2,
+]
+
+
+def test_one_execution_is_found_by_whatever_spelling_of_its_id_is_read(database: Database) -> None:
+    spelled: dict[str, object] = {"event_type": "execution.started", "dag_name": "d", "created_at": AT}
+    others: list[str | bytes] = [str(MODULE), MODULE.bytes]
+    insert(database, *(spelled | {"execution_id": id_} for id_ in [*SPELLINGS, *NO_SPELLINGS, *others]))
+    everything = read_all(database.source())
+    assert [isinstance(item, Record) for item in everything] == [True] * 13 + [False] * 6 + [True] * 2
+    assert everything[:13] == [
+        Record(ExecutionStarted(EXECUTION, "d", AT_NS), Position(None, number)) for number in range(1, 14)
+    ]
+    assert read_all(database.source(execution_id=EXECUTION)) == everything[:13]
+    assert read_all(database.source(execution_id=MODULE)) == everything[-2:]
+
+
+@pytest.mark.parametrize(
+    ("created_at", "unit"),
+    [
+        (1_774_742_400, "seconds"),
+        (1_774_742_400.5, "seconds"),
+        ("1774742400", "seconds"),
+        (1_774_742_400_123, "milliseconds"),
+        (b"1774742400123", "milliseconds"),
+        (1_774_742_400_123_456, "microseconds"),
+        (NS, "nanoseconds"),
+        (str(NS), "nanoseconds"),
+    ],
+)
+def test_a_number_is_no_time_and_the_message_names_its_unit(database: Database, created_at: object, unit: str) -> None:
+    insert(database, ROW | {"created_at": created_at}, ROW | {"created_at": created_at, "occurred_ns": NS})
+    unreadable, record = read_all(database.source())
+    assert isinstance(unreadable, Unreadable)
+    assert f"a number, as of {unit} since 1970, which is no time; write it as 2026-03-29" in unreadable.reason
+    assert record == Record(ExecutionCompleted(EXECUTION, "d", True, 1.0, NS), Position(None, 2))
+
+
+def test_an_unreadable_row_is_json_whatever_it_holds(database: Database) -> None:
+    insert(database, ROW | {"event_type": "no", "duration_ms": float("inf"), "dag_name": b"\xff", "module_id": 2.5})
+    (item,) = read_all(database.source())
+    assert isinstance(item, Unreadable)
+    row = json.loads(item.data)
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "id": 1,
+        **{name: value for name, value in ROW.items() if value is not None},
+        "event_type": "no",
+        "duration_ms": "inf",
+        "dag_name": "\\xff",
+        "module_id": 2.5,
+    }
+
+
 def test_a_row_without_an_execution_is_no_event(database: Database) -> None:
     database.execute(
         GUIDE_TABLE.replace(" NOT NULL", ""), "INSERT INTO execution_audit (event_type) VALUES ('execution.started')"
@@ -857,6 +1041,18 @@ def test_a_source_without_its_table_says_so(database: Database) -> None:
     database.execute("CREATE TABLE something (id INTEGER)")
     with pytest.raises(SourceError, match=r"there is no table audit; name the one to read with \?table="):
         database.source("?table=audit").read(DEADLINE)
+
+
+def test_where_there_are_schemas_a_missing_table_may_be_in_another_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.execute("CREATE TABLE something (id INTEGER)")
+    source = database.source()
+    monkeypatch.setattr(source._audit.address, "dialect", replace(SQLITE, has_schemas=True))
+    with pytest.raises(
+        SourceError, match=r"no table execution_audit; .* and with \?table=schema\.name one in a schema"
+    ):
+        source.read(DEADLINE)
 
 
 def test_a_table_is_followed(database: Database) -> None:
@@ -1068,6 +1264,14 @@ def test_a_connection_that_is_shut_down_wakes_whoever_waits_for_it() -> None:
         assert results == [b""]
 
 
+class Nameless(types.TypeEngine[Any]):
+    """A type of which SQLAlchemy does not know what Python has for it."""
+
+    @property
+    def python_type(self) -> type[Any]:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("column", "kind", "fits"),
     [
@@ -1086,13 +1290,62 @@ def test_a_connection_that_is_shut_down_wakes_whoever_waits_for_it() -> None:
         ("id", types.BIGINT(), True),
         ("id", postgresql.UUID(), False),
         ("error_message", types.NullType(), True),
+        ("error_message", Nameless(), False),
+        ("dag_name", postgresql.ENUM("d", name="dags"), True),
+        # PostgreSQL's "char" and name
+        ("event_type", types.String(), False),
+        ("duration_ms", types.SMALLINT(), True),
+        ("duration_ms", types.NUMERIC(10, 2), True),
+        ("duration_ms", types.REAL(), True),
+        ("duration_ms", types.DOUBLE_PRECISION(), True),
+        ("duration_ms", postgresql.INTERVAL(), False),
+        ("duration_ms", types.TEXT(), False),
+        ("occurred_ns", types.BIGINT(), True),
+        ("occurred_ns", types.INTEGER(), False),
+        ("occurred_ns", types.NUMERIC(), True),
+        ("occurred_ns", types.NUMERIC(19), True),
+        ("occurred_ns", types.NUMERIC(18), False),
+        ("occurred_ns", types.NUMERIC(20, 2), False),
+        ("occurred_ns", types.DOUBLE_PRECISION(), False),
     ],
 )
 def test_a_column_of_postgresql_has_to_be_of_a_type_that_holds_our_values(
     column: str, kind: types.TypeEngine[Any], fits: bool
 ) -> None:
-    assert can_hold(POSTGRESQL, kind, GUIDE[column].kinds) is fits
-    assert can_hold(SQLITE, kind, GUIDE[column].kinds)
+    kinds = {**GUIDE, **OURS}[column].kinds
+    assert can_hold(POSTGRESQL, kind, kinds) is fits
+    assert can_hold(SQLITE, kind, kinds)
+
+
+def test_a_domain_is_what_it_is_made_of() -> None:
+    name = types.VARCHAR(40)
+    assert base_of(postgresql.DOMAIN("outer", postgresql.DOMAIN("inner", name))) is name
+    assert base_of(name) is name
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition"),
+    [
+        # which finds whatever is the same id, by the column's index
+        (postgresql.UUID(), "execution_id = %("),
+        (types.CHAR(40), "lower(CAST(execution_id AS TEXT)) IN ("),
+    ],
+)
+def test_an_execution_is_looked_for_by_what_its_column_is(kind: types.TypeEngine[Any], condition: str) -> None:
+    found = finder(POSTGRESQL, kind)(EXECUTION).compile(dialect=POSTGRESQL.module.dialect())
+    assert str(found).startswith(condition)
+
+
+def test_where_the_database_is_strict_texts_and_times_are_read_as_text(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.sink().send(SIX, DEADLINE)
+    database.execute("UPDATE execution_audit SET error_message = 404 WHERE error_message IS NOT NULL")
+    source = database.source()
+    monkeypatch.setattr(source._audit.address, "dialect", replace(SQLITE, is_strict=True))
+    read = [item.event for item in read_all(source) if isinstance(item, Record)]
+    failed = ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo("ValueError", "404"), NS + 3)
+    assert read == [*SIX[:3], failed, *SIX[4:]]
 
 
 def test_a_table_with_columns_of_other_types_is_none_where_the_database_is_strict(database: Database) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from hashlib import blake2b
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -12,7 +15,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 import sqlalchemy
 from msgspec import Struct
-from sqlalchemy import Insert, Select, types
+from sqlalchemy import ColumnElement, Insert, Select, types
+from sqlalchemy.dialects import postgresql
 
 from constellation_otel.delivery import Position, Record, Unreadable
 from constellation_otel.dialects import decode_json, encode_json
@@ -37,6 +41,11 @@ _EVENT_ID: Final = b"constellation-otel/1/audit/"
 _UUID_LENGTH: Final = 36
 _HEX_LENGTH: Final = 32
 _ID: Final = sqlalchemy.column("id", types.BigInteger)
+_UUID_BYTES: Final = 16
+_NS_DIGITS: Final = 19
+_URN: Final = "urn:uuid:"
+_DIGITS: Final = "[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UUID: Final = re.compile(rf"(?:{_URN})?(?:(?P<digits>{_DIGITS})|\{{(?P<in_braces>{_DIGITS})\}})", re.IGNORECASE)
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 
 _DDL: Final = (
@@ -69,7 +78,7 @@ class _Column(NamedTuple):
 
     Attributes:
         field: The field of the guide's JSON that it holds; ``None`` where it holds something else.
-        kinds: What it may be in a database that is strict about types.
+        kinds: What it may be in a database that is strict about types, or whatever holds the same Python values.
     """
 
     field: str | None
@@ -82,14 +91,14 @@ GUIDE: Final = {
     "execution_id": _Column("executionId", (types.Uuid, types.String)),
     "dag_name": _Column("dagName", (types.String,)),
     "module_name": _Column("moduleName", (types.String,)),
-    "duration_ms": _Column("durationMs", (types.Integer, types.Numeric)),
+    "duration_ms": _Column("durationMs", (types.Integer, types.Numeric, types.Float)),
     "succeeded": _Column("succeeded", (types.Boolean,)),
     "error_message": _Column("error", (types.String,)),
     "created_at": _Column(None, (types.DateTime,)),
 }
 """The guide's columns."""
 
-_OURS: Final = {
+OURS: Final = {
     "event_id": _Column(None, (types.Uuid, types.String)),
     "module_id": _Column("moduleId", (types.Uuid, types.String)),
     "error_type": _Column("errorType", (types.String,)),
@@ -100,8 +109,11 @@ _OURS: Final = {
 }
 """Our columns; one that is something else in a table is left alone."""
 
-_FIELDS: Final = {name: column.field for name, column in {**GUIDE, **_OURS}.items() if column.field is not None}
-_UUIDS: Final = [name for name, column in {**GUIDE, **_OURS}.items() if types.Uuid in column.kinds]
+_FIELDS: Final = {name: column.field for name, column in {**GUIDE, **OURS}.items() if column.field is not None}
+_UUIDS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.Uuid in column.kinds]
+_TEXTS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.String in column.kinds]
+_NS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.BigInteger in column.kinds]
+_TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 
 
 def statements(dialect: Dialect, table: Table) -> list[str]:
@@ -128,6 +140,7 @@ class Layout(Struct, frozen=True):
         lengths: How many characters there is room for, by column; an event's type is never cut.
         zone: What ``created_at`` is in.
         is_aware: Whether ``created_at`` has a zone itself.
+        execution_is: Whether a row is of an execution, however its id is spelled.
     """
 
     insert: Insert
@@ -138,6 +151,7 @@ class Layout(Struct, frozen=True):
     lengths: Mapping[str, int | None]
     zone: ZoneInfo
     is_aware: bool
+    execution_is: Callable[[UUID], ColumnElement[bool]]
 
     def row_of(self, event: Event) -> dict[str, object]:
         """The row of an event."""
@@ -147,9 +161,10 @@ class Layout(Struct, frozen=True):
         row["event_id"] = str(UUID(bytes=blake2b(_EVENT_ID + content, digest_size=16).digest()))
         at = (_EPOCH + timedelta(microseconds=event.timestamp_ns // 1000)).astimezone(self.zone)
         row["created_at"] = (at if self.is_aware else at.replace(tzinfo=None)).isoformat(" ", "microseconds")
-        # of the texts, these two come as a wire brought them
-        for column in ("traceparent", "tracestate"):
-            row[column] = clean_name(row[column]) if row[column] else None
+        # of the texts, these two come as a wire brought them, and are of no use when cut
+        for column in _TRACE_CONTEXT:
+            text = clean_name(row[column]) if row[column] else ""
+            row[column] = text if 0 < len(text) <= (self.lengths.get(column) or len(text)) else None
         return {column: self._value_of(column, row[column]) for column in self.written}
 
     def page(self, ranges: Sequence[tuple[int, int]], execution_id: UUID | None, limit: int) -> Select[Any]:
@@ -161,11 +176,7 @@ class Layout(Struct, frozen=True):
             limit: Rows, at most.
         """
         page = self.select.where(sqlalchemy.or_(*(_ID.between(*ids) for ids in ranges))).order_by(_ID).limit(limit)
-        if execution_id is None:
-            return page
-        # without a type: PostgreSQL takes the text for what the column is
-        wanted = sqlalchemy.literal(self._value_of("execution_id", str(execution_id)), types.NullType())
-        return page.where(sqlalchemy.column("execution_id") == wanted)
+        return page if execution_id is None else page.where(self.execution_is(execution_id))
 
     def item_of(self, row: RowMapping) -> Record | Unreadable:
         """What a row is."""
@@ -173,7 +184,9 @@ class Layout(Struct, frozen=True):
         try:
             return Record(self._event_of(row), position)
         except DecodeError as error:
-            return Unreadable(_ENCODER.encode(dict(row)), str(error), position)
+            return Unreadable(
+                _ENCODER.encode({name: _shown(value) for name, value in row.items()}), str(error), position
+            )
 
     def _value_of(self, column: str, value: Any) -> object:
         """A value as the column holds it: texts are cut, and a UUID is 32 digits where there is no room for more."""
@@ -185,13 +198,21 @@ class Layout(Struct, frozen=True):
         return value[:length]
 
     def _event_of(self, row: RowMapping) -> Event:
-        fields: dict[str, Any] = {field: row.get(column) for column, field in _FIELDS.items()}
-        if fields["timestampNs"] is None:
-            fields["timestampNs"] = _timestamp_ns_of(row["created_at"], self.zone)
+        fields: dict[str, Any] = {"eventType": None, "executionId": None}
+        for column, value in row.items():
+            if value is None or column not in _READ:
+                continue
+            field, read = _READ[column]
+            try:
+                fields[field] = read(value)
+            except (ValueError, ArithmeticError):
+                # what an event of this type has to have is for the decoder to refuse
+                if _is_needed(column, _text_of(row["event_type"])):
+                    fields[field] = value
+        if "timestampNs" not in fields:
+            fields["timestampNs"] = _timestamp_ns_of(_text_of(row["created_at"]), self.zone)
         # what is read where the nanoseconds are 0
         fields["timestamp"] = 0
-        # SQLite has no booleans
-        fields["succeeded"] = {0: False, 1: True}.get(fields["succeeded"], fields["succeeded"])
         return decode_json(_ENCODER.encode(fields))
 
 
@@ -209,22 +230,21 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
     dialect = address.dialect
     inspector = sqlalchemy.inspect(connection)
     found = {column["name"]: column for column in inspector.get_columns(*address.table)}
+    kinds = {name: base_of(column["type"]) for name, column in found.items()}
     wrong = []
     for name, column in GUIDE.items():
         if name not in found:
             wrong.append(f"{name} is missing")
-        elif not can_hold(dialect, found[name]["type"], column.kinds):
-            kinds = ", ".join(kind.__name__ for kind in column.kinds)
-            wrong.append(f"{name} is {found[name]['type']!r}, not one of {kinds}")
+        elif not can_hold(dialect, kinds[name], column.kinds):
+            wanted = ", ".join(kind.__name__ for kind in column.kinds)
+            wrong.append(f"{name} is {found[name]['type']!r}, not one of {wanted}")
     if wrong:
         message = (
             f"{address.name}: the table {address.table} is no audit table: {'; '.join(wrong)}. Make one that has what "
             "`constellation-otel schema` prints, or name another with ?table="
         )
         raise unfit(message)
-    ours = [
-        name for name, column in _OURS.items() if name in found and can_hold(dialect, found[name]["type"], column.kinds)
-    ]
+    ours = [name for name, column in OURS.items() if name in found and can_hold(dialect, kinds[name], column.kinds)]
     written = [name for name in GUIDE if name != "id" and (name != "created_at" or "occurred_ns" in ours)] + ours
     table = sqlalchemy.table(
         address.table.name, *(sqlalchemy.column(name) for name in [*GUIDE, *ours]), schema=address.table.schema
@@ -232,31 +252,108 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
     insert = dialect.module.insert(table)
     if "event_id" in ours and _is_unique(inspector, address.table, "event_id"):
         insert = insert.on_conflict_do_nothing(index_elements=["event_id"])
-    read = [column for column in table.columns if column.name != "created_at"]
-    # as text, since Python has no infinite times, and none after the year 9999
-    created_at = sqlalchemy.cast(table.columns["created_at"], types.Text).label("created_at")
     zone = address.zone
     if zone is None:
-        name = str(connection.exec_driver_sql(dialect.timezone).scalar_one())
-        zone = zone_of(name, f"{address.name}: the server's time zone", unfit)
+        server = str(connection.exec_driver_sql(dialect.timezone).scalar_one())
+        zone = zone_of(server, f"{address.name}: the server's time zone", unfit)
     return Layout(
         insert=insert,
-        select=sqlalchemy.select(*read, created_at),
+        select=sqlalchemy.select(*(_selected(dialect, column) for column in table.columns)),
         highest_id=sqlalchemy.select(sqlalchemy.func.coalesce(sqlalchemy.func.max(_ID), LOWEST_ID)).select_from(table),
         written=written,
         demands=[name for name, column in found.items() if name not in {"id", *written} and _is_demanded(column)],
-        lengths={name: getattr(found[name]["type"], "length", None) for name in written if name != "event_type"},
+        lengths={name: _length_of(kinds[name]) for name in written if name != "event_type"},
         zone=zone,
-        is_aware=bool(getattr(found["created_at"]["type"], "timezone", False)),
+        is_aware=bool(getattr(kinds["created_at"], "timezone", False)),
+        execution_is=finder(dialect, kinds["execution_id"]),
     )
 
 
 def can_hold(dialect: Dialect, kind: TypeEngine[Any], kinds: tuple[type[TypeEngine[Any]], ...]) -> bool:
-    """Whether a column's type will do; a type that SQLAlchemy does not know is the database's own business."""
+    """Whether a column's type will do: one of some kinds, or another that holds the same Python values.
+
+    A type that SQLAlchemy does not know is the database's own business.
+    """
     if not dialect.is_strict or isinstance(kind, types.NullType):
         return True
-    length = getattr(kind, "length", None)
-    return isinstance(kind, kinds) and (types.Uuid not in kinds or length is None or length >= _HEX_LENGTH)
+    # what PostgreSQL calls "char" and name, which cut without a word
+    if _python_type(kind) not in {_python_type(wanted()) for wanted in kinds} or type(kind) is types.String:
+        return False
+    if types.Uuid in kinds:
+        length = _length_of(kind)
+        return length is None or length >= _HEX_LENGTH
+    return types.BigInteger not in kinds or _has_room_for_ns(kind)
+
+
+def base_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """What a domain is made of; another type is itself."""
+    while isinstance(kind, postgresql.DOMAIN):
+        kind = kind.data_type
+    return kind
+
+
+def _python_type(kind: TypeEngine[Any]) -> type:
+    try:
+        return kind.python_type
+    except NotImplementedError:
+        return object
+
+
+def _length_of(kind: TypeEngine[Any]) -> int | None:
+    """Characters that there is room for; an enum has its labels, and what is cut is none of them."""
+    return None if isinstance(kind, types.Enum) else getattr(kind, "length", None)
+
+
+def _has_room_for_ns(kind: TypeEngine[Any]) -> bool:
+    if isinstance(kind, types.Integer):
+        return isinstance(kind, types.BigInteger)
+    precision: int | None = getattr(kind, "precision", None)
+    scale: int = getattr(kind, "scale", None) or 0
+    return precision is None or (scale >= 0 and precision - scale >= _NS_DIGITS)
+
+
+def _selected(dialect: Dialect, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column as it is read.
+
+    In PostgreSQL what is no number and no boolean is read as text: without the blanks that CHAR
+    is filled up with, and times as they are, since Python has no infinite ones, and none after
+    the year 9999. SQLite has any value in any column, and tells by its type what it is.
+    """
+    name = str(column.key)
+    if not dialect.is_strict or name not in {*_TEXTS, "created_at"}:
+        return column
+    return sqlalchemy.cast(column, types.Text).label(name)
+
+
+def finder(dialect: Dialect, kind: TypeEngine[Any]) -> Callable[[UUID], ColumnElement[bool]]:
+    """What finds the rows of an execution, by the type of ``execution_id``."""
+    if not dialect.is_strict:
+        return _is_stored
+    return _is_uuid if _python_type(kind) is UUID else _is_spelled
+
+
+def _is_uuid(execution_id: UUID) -> ColumnElement[bool]:
+    """Whether a column of PostgreSQL's own type has this id."""
+    column = _execution_id()
+    # without a type: PostgreSQL takes the text for what the column is
+    return column == sqlalchemy.literal(str(execution_id), types.NullType())
+
+
+def _is_spelled(execution_id: UUID) -> ColumnElement[bool]:
+    """Whether a column has this id as text, in one of the spellings that :func:`_read_uuid` reads."""
+    forms = (str(execution_id), execution_id.hex)
+    spellings = [prefix + form for form in (*forms, *(f"{{{form}}}" for form in forms)) for prefix in ("", _URN)]
+    return sqlalchemy.func.lower(sqlalchemy.cast(_execution_id(), types.Text)).in_(spellings)
+
+
+def _is_stored(execution_id: UUID) -> ColumnElement[bool]:
+    """Whether a column of SQLite has this id, as text or as its bytes."""
+    column = _execution_id()
+    return _is_spelled(execution_id) | (column == sqlalchemy.literal(execution_id.bytes, types.LargeBinary))
+
+
+def _execution_id() -> ColumnElement[Any]:
+    return sqlalchemy.column("execution_id")
 
 
 def _is_demanded(column: ReflectedColumn) -> bool:
@@ -272,12 +369,98 @@ def _is_unique(inspector: Inspector, table: Table, column: str) -> bool:
     return [column] in [*unique, inspector.get_pk_constraint(*table)["constrained_columns"]]
 
 
+def _is_needed(column: str, event_type: object) -> bool:
+    """Whether an event of a type has to have what a column holds."""
+    is_execution = str(event_type).startswith("execution.")
+    return column in {"event_type", "execution_id", "dag_name" if is_execution else "module_name"} or (
+        column == "succeeded" and event_type == "execution.completed"
+    )
+
+
+def _text_of(value: object) -> object:
+    """A value without bytes, which SQLite keeps where it is given them."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _shown(value: object) -> object:
+    """A value that JSON has."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(value) if isinstance(value, float | Decimal) and not isfinite(value) else value
+
+
+def _read_text(value: object) -> str:
+    text = _text_of(value)
+    if not isinstance(text, str):
+        message = "it is no text"
+        raise ValueError(message)  # noqa: TRY004 - what is in a row is a value, whatever its type
+    return text
+
+
+def _read_uuid(value: object) -> str:
+    """Digits of either case, with hyphens where they belong or without, in braces or not, after urn:uuid: or not."""
+    if isinstance(value, bytes) and len(value) == _UUID_BYTES:
+        return value.hex()
+    found = _UUID.fullmatch(_read_text(value))
+    if found is None:
+        message = "it is no UUID"
+        raise ValueError(message)
+    return found["in_braces"] or found["digits"]
+
+
+def _read_duration(value: Any) -> float:
+    duration = float(value)
+    if not isfinite(duration):
+        message = "it is no length of time"
+        raise ValueError(message)
+    return duration
+
+
+def _read_ns(value: Any) -> int:
+    """Whole nanoseconds, exactly."""
+    ns = value if isinstance(value, int) else Decimal(_text_of(value))  # type: ignore[arg-type] # refuses what is none
+    if not 0 <= ns <= HIGHEST_ID:
+        message = "it is not within 0 and 2**63 - 1"
+        raise ValueError(message)
+    return int(ns)
+
+
+def _read_succeeded(value: object) -> bool:
+    # SQLite has no booleans
+    text = _text_of(value)
+    succeeded = _BOOLEANS.get(text.lower() if isinstance(text, str) else text)
+    if succeeded is None:
+        message = "it is neither true nor false"
+        raise ValueError(message)
+    return succeeded
+
+
+_BOOLEANS: Final[dict[object, bool]] = {0: False, 1: True, "false": False, "true": True, "f": False, "t": True}
+
+_READERS: Final[dict[str, Callable[[Any], object]]] = {
+    **dict.fromkeys(_TEXTS, _read_text),
+    **dict.fromkeys(_UUIDS, _read_uuid),
+    **dict.fromkeys(_NS, _read_ns),
+    "duration_ms": _read_duration,
+    "succeeded": _read_succeeded,
+}
+_READ: Final = {column: (field, _READERS[column]) for column, field in _FIELDS.items()}
+"""The field that a column is, and what reads it, or raises ValueError or ArithmeticError where the value is none."""
+
+
 def _timestamp_ns_of(created_at: object, zone: ZoneInfo) -> int:
     """Epoch nanoseconds of a local time in ISO 8601, or of one with an offset.
 
     Raises:
         DecodeError: It is none.
     """
+    number = _number_in(created_at)
+    if number is not None:
+        message = (
+            f"not an event: created_at is {created_at!r}, a number, as of {_unit_of(number)} since 1970, which is no "
+            "time; write it as 2026-03-29 00:00:00, or nanoseconds into a column occurred_ns"
+        )
+        raise DecodeError(message)
     if not isinstance(created_at, str):
         message = f"not an event: created_at is {created_at!r}, which is no time"
         raise DecodeError(message)
@@ -288,3 +471,18 @@ def _timestamp_ns_of(created_at: object, zone: ZoneInfo) -> int:
         message = f"not an event: created_at is {created_at!r}, which is no time: {error}"
         raise DecodeError(message) from None
     return (since // timedelta(microseconds=1)) * 1000
+
+
+def _number_in(created_at: object) -> float | None:
+    if isinstance(created_at, str):
+        return float(created_at) if _NUMBER.fullmatch(created_at) else None
+    return created_at if isinstance(created_at, int | float) else None
+
+
+def _unit_of(number: float) -> str:
+    """What a time since 1970 is likely to be counted in: each unit's numbers have three digits more."""
+    return next((unit for unit, limit in _UNITS if abs(number) < limit), "nanoseconds")
+
+
+_NUMBER: Final = re.compile(r"-?\d{9,}(\.\d*)?")
+_UNITS: Final = (("seconds", 1e11), ("milliseconds", 1e14), ("microseconds", 1e17))

@@ -71,7 +71,12 @@ class SqlSink:
     A table that exists with the guide's columns is written as it is, never altered;
     those of our own columns that it has are used. Where there is no table, one with all
     of them is made, see :func:`schema_ddl`. Names that are too long for their column
-    are cut.
+    are cut; a trace context is left out.
+
+    In PostgreSQL a text may be any character type, or an enum; an id likewise with room for
+    32 digits, or a UUID; ``duration_ms`` any number, of which REAL keeps six digits; ``created_at``
+    a timestamp; ``occurred_ns`` and ``duration_ns`` BIGINT, or NUMERIC with 19 digits before
+    the point. A domain is what it is made of. SQLite takes any value in any column.
 
     A batch is one transaction. Where the table has ``event_id`` with a unique index, an
     event that is sent again is dropped by the database; where it has not, as in a table
@@ -184,7 +189,8 @@ class SqlSource:
 
     Rows come in the order of their ids, in pages, however many there are. What is read
     is acknowledged nowhere: the next run begins at the beginning again. A row that is no
-    event is an :class:`~constellation_otel.delivery.Unreadable` with the row as JSON.
+    event is an :class:`~constellation_otel.delivery.Unreadable` with the row as JSON. A value
+    that cannot be read, and that the event can do without, is left out of it.
 
     Without ``follow`` it ends at the highest id that there was at the first read. Rows
     whose transaction was still open when their place was read count as newer than that.
@@ -208,7 +214,8 @@ class SqlSource:
         follow: Whether to go on at the end.
         poll_interval: Seconds between two looks at a table of which everything has been read.
         gap_timeout: Seconds that an id may be missing and still come.
-        execution_id: Only the events of this execution.
+        execution_id: Only the events of this execution, however its id is spelled. Where
+            its column is PostgreSQL's UUID an index finds them; otherwise every row is looked at.
 
     Raises:
         ConfigurationError: The URL, the table's name or the zone cannot be used.
