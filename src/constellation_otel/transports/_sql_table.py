@@ -112,6 +112,7 @@ OURS: Final = {
 _FIELDS: Final = {name: column.field for name, column in {**GUIDE, **OURS}.items() if column.field is not None}
 _UUIDS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.Uuid in column.kinds]
 _TEXTS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.String in column.kinds]
+_NAMES: Final = [name for name in _TEXTS if name not in _UUIDS]
 _NS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.BigInteger in column.kinds]
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 
@@ -258,10 +259,16 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
         zone = zone_of(server, f"{address.name}: the server's time zone", unfit)
     return Layout(
         insert=insert,
-        select=sqlalchemy.select(*(_selected(dialect, column) for column in table.columns)),
-        highest_id=sqlalchemy.select(sqlalchemy.func.coalesce(sqlalchemy.func.max(_ID), LOWEST_ID)).select_from(table),
+        select=sqlalchemy.select(*(_selected(dialect, column, kinds[column.name]) for column in table.columns)),
+        # SQLite may have texts there, too
+        highest_id=sqlalchemy.select(sqlalchemy.func.coalesce(sqlalchemy.func.max(_ID), LOWEST_ID))
+        .select_from(table)
+        .where(_ID.between(LOWEST_ID, HIGHEST_ID)),
         written=written,
-        demands=[name for name, column in found.items() if name not in {"id", *written} and _is_demanded(column)],
+        demands=[
+            *(name for name, column in found.items() if name not in {"id", *written} and _is_demanded(column)),
+            *([] if dialect.is_strict or _is_numbered(connection, inspector, address.table, found["id"]) else ["id"]),
+        ],
         lengths={name: _length_of(kinds[name]) for name in written if name != "event_type"},
         zone=zone,
         is_aware=bool(getattr(kinds["created_at"], "timezone", False)),
@@ -274,7 +281,10 @@ def can_hold(dialect: Dialect, kind: TypeEngine[Any], kinds: tuple[type[TypeEngi
 
     A type that SQLAlchemy does not know is the database's own business.
     """
-    if not dialect.is_strict or isinstance(kind, types.NullType):
+    if not dialect.is_strict:
+        # of what SQLite holds in any column, REAL rounds nanoseconds
+        return types.BigInteger not in kinds or _python_type(kind) is not float
+    if isinstance(kind, types.NullType):
         return True
     # what PostgreSQL calls "char" and name, which cut without a word
     if _python_type(kind) not in {_python_type(wanted()) for wanted in kinds} or type(kind) is types.String:
@@ -312,17 +322,30 @@ def _has_room_for_ns(kind: TypeEngine[Any]) -> bool:
     return precision is None or (scale >= 0 and precision - scale >= _NS_DIGITS)
 
 
-def _selected(dialect: Dialect, column: ColumnElement[Any]) -> ColumnElement[Any]:
+def _selected(dialect: Dialect, column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
     """A column as it is read.
 
     In PostgreSQL what is no number and no boolean is read as text: without the blanks that CHAR
     is filled up with, and times as they are, since Python has no infinite ones, and none after
-    the year 9999. SQLite has any value in any column, and tells by its type what it is.
+    the year 9999. SQLite tells what each value is; only a column of a number's type, as it takes
+    STRING for, has made numbers of those texts that look like one.
     """
     name = str(column.key)
-    if not dialect.is_strict or name not in {*_TEXTS, "created_at"}:
-        return column
-    return sqlalchemy.cast(column, types.Text).label(name)
+    is_text = name in {*_TEXTS, "created_at"} if dialect.is_strict else name in _NAMES and _is_number(kind)
+    return sqlalchemy.cast(column, types.Text).label(name) if is_text else column
+
+
+def _is_number(kind: TypeEngine[Any]) -> bool:
+    return _python_type(kind) in {int, float, Decimal}
+
+
+def _is_numbered(connection: Connection, inspector: Inspector, table: Table, column: ReflectedColumn) -> bool:
+    """Whether SQLite gives each row of a table a number as its id; of a view that is its trigger's business."""
+    if column["default"] is not None or table.name in inspector.get_view_names():
+        return True
+    # INTEGER to the letter: with any other type, a primary key may be null, and is
+    keys = connection.exec_driver_sql("SELECT name, upper(type) FROM pragma_table_info(?) WHERE pk", (table.name,))
+    return [tuple(key) for key in keys] == [("id", "INTEGER")]
 
 
 def finder(dialect: Dialect, kind: TypeEngine[Any]) -> Callable[[UUID], ColumnElement[bool]]:
@@ -435,7 +458,16 @@ def _read_succeeded(value: object) -> bool:
     return succeeded
 
 
-_BOOLEANS: Final[dict[object, bool]] = {0: False, 1: True, "false": False, "true": True, "f": False, "t": True}
+_BOOLEANS: Final[dict[object, bool]] = {
+    0: False,
+    1: True,
+    "false": False,
+    "true": True,
+    "f": False,
+    "t": True,
+    "0": False,
+    "1": True,
+}
 
 _READERS: Final[dict[str, Callable[[Any], object]]] = {
     **dict.fromkeys(_TEXTS, _read_text),
