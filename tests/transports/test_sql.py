@@ -974,42 +974,56 @@ AT_NS = NS // 1000 * 1000
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "event"),
+    ("column", "value", "event", "is_left_out"),
     [
-        ("duration_ms", "15", ExecutionCompleted(EXECUTION, "d", True, 15.0, AT_NS)),
-        ("duration_ms", 2.5, ExecutionCompleted(EXECUTION, "d", True, 2.5, AT_NS)),
-        ("duration_ms", "15 ms", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("duration_ms", "NaN", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("duration_ms", float("inf"), ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("duration_ns", "2500000", ExecutionCompleted(EXECUTION, "d", True, 2.5, AT_NS)),
-        ("duration_ns", -1, ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("duration_ns", "soon", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("occurred_ns", str(NS), ExecutionCompleted(EXECUTION, "d", True, None, NS)),
-        ("occurred_ns", str(NS).encode(), ExecutionCompleted(EXECUTION, "d", True, None, NS)),
-        ("occurred_ns", 0, ExecutionCompleted(EXECUTION, "d", True, None, 0)),
-        ("occurred_ns", -1, ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("occurred_ns", "1e999999999", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("occurred_ns", "never", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("succeeded", "False", ExecutionCompleted(EXECUTION, "d", False, None, AT_NS)),
-        ("dag_name", b"caf\xc3\xa9", ExecutionCompleted(EXECUTION, "café", True, None, AT_NS)),
-        ("event_type", b"execution.completed", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS)),
-        ("module_id", "Trim", ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
-        ("module_id", MODULE.bytes, ModuleFailed(EXECUTION, MODULE, "m", ErrorInfo(None, None), AT_NS)),
-        ("module_id", f"{{{MODULE}}}", ModuleFailed(EXECUTION, MODULE, "m", ErrorInfo(None, None), AT_NS)),
-        ("succeeded", 2, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
-        ("dag_name", 5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
-        ("error_message", 5.5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
-        ("error_message", b"no\xff", ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, "no\ufffd"), AT_NS)),
-        ("error_type", 5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS)),
+        ("duration_ms", "15", ExecutionCompleted(EXECUTION, "d", True, 15.0, AT_NS), False),
+        ("duration_ms", 2.5, ExecutionCompleted(EXECUTION, "d", True, 2.5, AT_NS), False),
+        ("duration_ms", "15 ms", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("duration_ms", "NaN", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("duration_ms", float("inf"), ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("duration_ns", "2500000", ExecutionCompleted(EXECUTION, "d", True, 2.5, AT_NS), False),
+        ("duration_ns", -1, ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("duration_ns", "soon", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("occurred_ns", str(NS), ExecutionCompleted(EXECUTION, "d", True, None, NS), False),
+        ("occurred_ns", str(NS).encode(), ExecutionCompleted(EXECUTION, "d", True, None, NS), False),
+        ("occurred_ns", 0, ExecutionCompleted(EXECUTION, "d", True, None, 0), False),
+        ("occurred_ns", -1, ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("occurred_ns", "1e999999999", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("occurred_ns", "never", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), True),
+        ("succeeded", "False", ExecutionCompleted(EXECUTION, "d", False, None, AT_NS), False),
+        ("dag_name", b"caf\xc3\xa9", ExecutionCompleted(EXECUTION, "café", True, None, AT_NS), False),
+        ("event_type", b"execution.completed", ExecutionCompleted(EXECUTION, "d", True, None, AT_NS), False),
+        ("module_id", "Trim", ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS), True),
+        ("module_id", MODULE.bytes, ModuleFailed(EXECUTION, MODULE, "m", ErrorInfo(None, None), AT_NS), False),
+        ("module_id", f"{{{MODULE}}}", ModuleFailed(EXECUTION, MODULE, "m", ErrorInfo(None, None), AT_NS), False),
+        ("succeeded", 2, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS), True),
+        ("dag_name", 5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS), True),
+        ("error_message", 5.5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS), True),
+        ("error_message", b"no\xff", ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, "no\ufffd"), AT_NS), False),
+        ("error_type", 5, ModuleFailed(EXECUTION, None, "m", ErrorInfo(None, None), AT_NS), True),
     ],
 )
 def test_a_value_that_cannot_be_read_is_left_out_and_one_that_can_is_read(
-    database: Database, column: str, value: object, event: Event
+    database: Database, column: str, value: object, event: Event, is_left_out: bool
 ) -> None:
     event_type = EVENT_TYPES[type(event)]
     row = {"event_type": event_type, "execution_id": str(EXECUTION), "created_at": AT, **ROWS[event_type]}
     insert(database, row | {column: value})
-    assert read_all(database.source()) == [Record(event, Position(None, 1))]
+    source = database.source()
+    assert read_all(source) == [Record(event, Position(None, 1))]
+    assert source.corrected == is_left_out
+
+
+def test_what_is_left_out_is_said_in_the_log(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    insert(database, *[ROW | {"duration_ms": "x" * 1000}] * 3)
+    source = database.source()
+    with caplog.at_level(logging.WARNING, sql.__name__):
+        assert len(read_all(source)) == 3
+    assert source.corrected == 3
+    (record,) = caplog.records
+    shown = "'" + "x" * 199
+    message = f"duration_ms of the row 1 is {shown}, which cannot be read; its event comes without it"
+    assert record.getMessage() == f"{database.url}: {message}"
 
 
 SPELLINGS: list[str | bytes] = [

@@ -42,6 +42,7 @@ _UUID_LENGTH: Final = 36
 _HEX_LENGTH: Final = 32
 _ID: Final = sqlalchemy.column("id", types.BigInteger)
 _UUID_BYTES: Final = 16
+_SHOWN: Final = 200
 _NS_DIGITS: Final = 19
 _URN: Final = "urn:uuid:"
 _DIGITS: Final = "[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -179,11 +180,16 @@ class Layout(Struct, frozen=True):
         page = self.select.where(sqlalchemy.or_(*(_ID.between(*ids) for ids in ranges))).order_by(_ID).limit(limit)
         return page if execution_id is None else page.where(self.execution_is(execution_id))
 
-    def item_of(self, row: RowMapping) -> Record | Unreadable:
-        """What a row is."""
+    def item_of(self, row: RowMapping, leave_out: Callable[[str], None]) -> Record | Unreadable:
+        """What a row is.
+
+        Args:
+            row: The row.
+            leave_out: Is called with the reason where a value cannot be read and the event can do without.
+        """
         position = Position(None, row["id"])
         try:
-            return Record(self._event_of(row), position)
+            return Record(self._event_of(row, leave_out), position)
         except DecodeError as error:
             return Unreadable(
                 _ENCODER.encode({name: _shown(value) for name, value in row.items()}), str(error), position
@@ -198,7 +204,7 @@ class Layout(Struct, frozen=True):
             return value.replace("-", "")
         return value[:length]
 
-    def _event_of(self, row: RowMapping) -> Event:
+    def _event_of(self, row: RowMapping, leave_out: Callable[[str], None]) -> Event:
         fields: dict[str, Any] = {"eventType": None, "executionId": None}
         for column, value in row.items():
             if value is None or column not in _READ:
@@ -207,9 +213,11 @@ class Layout(Struct, frozen=True):
             try:
                 fields[field] = read(value)
             except (ValueError, ArithmeticError):
-                # what an event of this type has to have is for the decoder to refuse
                 if _is_needed(column, _text_of(row["event_type"])):
+                    # for the decoder to refuse
                     fields[field] = value
+                else:
+                    leave_out(f"{column} of the row {row['id']} is {repr(value)[:_SHOWN]}, which cannot be read")
         if "timestampNs" not in fields:
             fields["timestampNs"] = _timestamp_ns_of(_text_of(row["created_at"]), self.zone)
         # what is read where the nanoseconds are 0
