@@ -78,8 +78,8 @@ def test_any_source_meets_any_sinks_and_is_told_what_all_of_them_have() -> None:
     assert report == BridgeReport(
         source="list://", events=8, unreadable=0, dropped=0,
         sinks={
-            "list": LaneCounters(8, 8, 0, 0, 0, 0, 8, 0, 0, 0),
-            "otlp": LaneCounters(8, 8, 0, 0, 0, 0, 4, 0, 0, 0),
+            "list": LaneCounters(8, 8, 0, 0, 0, 0, 8, 0, 0, 0, 0),
+            "otlp": LaneCounters(8, 8, 0, 0, 0, 0, 4, 0, 0, 0, 0),
         },
         executions=2, spans=4, open=0, late=0, duplicate=0, abandoned=0, corrected=0, lost=0, is_delivered=True,
     )  # fmt: skip

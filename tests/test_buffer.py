@@ -81,7 +81,7 @@ def test_every_callback_arrives_as_its_event_in_order_and_is_counted() -> None:
         "ExecutionStarted", "ModuleStarted", "ModuleFailed", "ExecutionCompleted", "ExecutionCancelled",
     ]  # fmt: skip
     assert listener.close(DEADLINE)
-    assert listener.counters == BufferCounters(5, 5, 0, 0, 0, 0, 5, 0, 0)
+    assert listener.counters == BufferCounters(5, 5, 0, 0, 0, 0, 5, 0, 0, 0)
     assert (sink.closed, listener.trouble) == (1, None)
 
 
@@ -127,7 +127,7 @@ def test_what_is_refused_is_counted_and_a_dead_letter(tmp_path: Path) -> None:
     told(listener, execution(1)[:1])
     assert listener.flush(DEADLINE)
     assert listener.close(DEADLINE)
-    assert listener.counters == BufferCounters(1, 0, 0, 1, 0, 0, 0, 1, 1)
+    assert listener.counters == BufferCounters(1, 0, 0, 1, 0, 0, 0, 1, 1, 0)
 
 
 def test_an_event_that_carries_what_it_cannot_is_rejected() -> None:
@@ -199,7 +199,7 @@ def test_with_a_journal_events_arrive_all_the_same_and_nothing_is_left_in_it(pat
     assert listener.flush(DEADLINE)
     assert kinds(sink) == ["ExecutionStarted", "ModuleStarted", "ModuleFailed", "ExecutionCompleted"]
     assert listener.close(DEADLINE)
-    assert listener.counters == BufferCounters(4, 4, 0, 0, 0, 0, 4, 0, 0)
+    assert listener.counters == BufferCounters(4, 4, 0, 0, 0, 0, 4, 0, 0, 0)
     with journal_of(path) as left:
         assert left.held("list") == 0
 
@@ -230,7 +230,7 @@ def test_what_was_not_delivered_is_delivered_by_the_next_process_from_the_journa
     told(listener, execution(2))
     assert listener.flush(DEADLINE)
     assert [item.execution_id.int for item in sink.items] == [1] * 4 + [2] * 4
-    assert listener.counters == BufferCounters(8, 8, 0, 0, 0, 0, 8, 0, 0)
+    assert listener.counters == BufferCounters(8, 8, 0, 0, 0, 0, 8, 0, 0, 0)
     assert listener.close(DEADLINE)
     assert "the journal holds 4 events from before; they are delivered" in caplog.text
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from constellation_otel.assembler import Assembler
 from constellation_otel.dead_letters import DeadLetters
-from constellation_otel.delivery import Position, Record, Rejection
+from constellation_otel.delivery import Position, Rejection
 from constellation_otel.dialects import encode_json
 from constellation_otel.errors import MisconfiguredError, RefusedError, UnavailableError
 from constellation_otel.events import ModuleStarted
@@ -186,8 +186,9 @@ def test_a_sink_that_raises_what_it_may_not_loses_nothing_and_its_traceback_is_l
     "answer", [[Rejection(9, 1, "no")], [Rejection(-1, 1, "no")], [Rejection(None, 0, "no")], asyncio.CancelledError()]
 )
 def test_whatever_a_sink_answers_wrongly_loses_nothing_and_is_a_trouble(answer: Any) -> None:
+    """It is a trouble where the sink answers so to every part of the batch, too."""
     clock = Clock()
-    sink, noted = ListSink(answer), Noted()
+    sink, noted = ListSink(*[answer] * 7), Noted()
     lane = event_lane(sink, clock, acknowledge=noted)
     for record in records(execution(1)):
         lane.add(record)
@@ -349,7 +350,7 @@ def test_an_event_that_carries_what_it_cannot_is_refused_alone(tmp_path: Path) -
     letters = DeadLetters(tmp_path / "dead.jsonl")
     sink, noted = ListSink(), Noted()
     lane = event_lane(sink, acknowledge=noted, dead_letters=letters)
-    lane.add(Record(ModuleStarted(UUID(int=1), UUID(int=2), 7, T0), Position(None, 9)))  # type: ignore[arg-type]
+    lane.validate_and_add(ModuleStarted(UUID(int=1), UUID(int=2), 7, T0), Position(None, 9))  # type: ignore[arg-type]
     lane.tick()
     assert noted.offsets == [9]
     assert counted(lane) == {"received": 1, "rejected": 1, "dead_lettered": 1}

@@ -601,7 +601,7 @@ def test_late_duplicate_abandoned_and_rejected_are_metrics_too(
     module_id = uuid4()
     for _ in range(2):
         listener.accept(ModuleStarted(UUID(int=1), module_id, "duplicate", 1))
-    listener.on_module_start(UUID(int=1), "no id", "rejected")  # type: ignore[arg-type]
+    listener.on_module_start(UUID(int=1), module_id, 7)  # type: ignore[arg-type]
     assert listener.close(DEADLINE)
     listener.on_module_start(execution_id, uuid4(), "dropped")
     points = {}
@@ -615,7 +615,7 @@ def test_late_duplicate_abandoned_and_rejected_are_metrics_too(
     counters = listener.counters
     assert counters.received == counters.delivered + counters.dropped + counters.rejected + counters.held == 12
     assert (counters.dropped, counters.rejected, counters.abandoned) == (1, 1, 2)
-    assert "module_id must be a UUID, not 'no id'" in caplog.text
+    assert "module_name must be a str, not 7" in caplog.text
     meters.shutdown()
 
 
@@ -961,7 +961,8 @@ def test_a_name_however_odd_arrives_mended_and_counted_as_does_a_negative_durati
     application.export()
     (span,) = application.receiver.spans
     assert span.name == shown
-    assert listener.counters.corrected == 2
+    # the name of both events, and the duration
+    assert listener.counters.corrected == 3
 
 
 def test_what_the_redact_hook_takes_out_is_nowhere(

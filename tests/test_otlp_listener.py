@@ -204,7 +204,16 @@ def test_an_execution_that_is_told_arrives_as_long_as_it_was_told_and_everything
     assert {span.trace_flags & 0xFF for span in spans.values()} == {TraceFlags.SAMPLED | TraceFlags.RANDOM_TRACE_ID}
     assert 'raise Boom("too many words")\n' in str(spans["WordCount"].events[0].attributes["exception.stacktrace"])
     assert listener.counters == BufferCounters(
-        received=6, delivered=6, dropped=0, rejected=0, held=0, retried=0, sent=3, refused=0, dead_lettered=0
+        received=6,
+        delivered=6,
+        dropped=0,
+        rejected=0,
+        held=0,
+        retried=0,
+        sent=3,
+        refused=0,
+        dead_lettered=0,
+        corrected=0,
     )
     assert listener.trouble is None
 

@@ -27,7 +27,6 @@ from constellation_otel.events import (
     ModuleCompleted,
     ModuleFailed,
     ModuleStarted,
-    check_event,
     clean_message,
     clean_name,
     duration_ns_of,
@@ -227,7 +226,7 @@ class Assembler:
         """Takes an event in.
 
         Args:
-            event: The event.
+            event: The event, which was :func:`~constellation_otel.validation.validated`.
             now_ns: The time.
             position: Where it stands in its source; tells two occurrences of the same
                 module name apart where modules have no ids. The order of arrival where
@@ -236,10 +235,7 @@ class Assembler:
         Returns:
             The spans that leave by it.
 
-        Raises:
-            TypeError, ValueError: The event carries what it cannot; nothing has changed.
         """
-        check_event(event)
         self.counters.events += 1
         execution_id = event.execution_id
         if execution_id in self._settled:

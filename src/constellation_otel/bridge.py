@@ -24,11 +24,11 @@ from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Delivery, Feed
 from constellation_otel.delivery import Record, Revoked, Unreadable
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
-from constellation_otel.events import check_event, plain
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
 from constellation_otel.tracing import Sampled
+from constellation_otel.validation import shown, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -65,7 +65,7 @@ class BridgeReport(Struct, frozen=True):
         late: Events of executions or modules whose span had left.
         duplicate: Events that repeated a fact that was known.
         abandoned: Executions that were let go without an end.
-        corrected: Values that no backend could hold and that were mended or left out.
+        corrected: Values that could not be read, or that no backend could hold, and that were replaced or left out.
         lost: Events that were held when the bridge ended, and that nobody reads again.
         is_delivered: Whether nothing is left that could be delivered now, or by the next run.
     """
@@ -171,7 +171,7 @@ class Bridge:
         self._is_waiting = False
         self._log = RateLimitedLog()
         self._backoff = Backoff(longest=10.0)
-        self._events = self._unreadable = self._dropped = self._lost = 0
+        self._events = self._unreadable = self._corrected = self._dropped = self._lost = 0
         self._source_trouble: str | None = None
         self._silent_since: float | None = None
         self._is_replay = is_replay
@@ -296,6 +296,7 @@ class Bridge:
         # where several sinks take spans, each assembles the same
         for stage in self._stages[:1]:
             assembled.update({name: getattr(stage.counters, name) for name in _ASSEMBLED})
+        assembled["corrected"] += self._corrected
         return BridgeReport(
             source=self._source.name,
             events=self._events,
@@ -385,9 +386,10 @@ class Bridge:
             self._acknowledge([item.position])
 
     def _deliver(self, records: list[Record]) -> None:
+        self._events += len(records)
+        records = self._kept(records)
         if not records:
             return
-        self._events += len(records)
         if self._journal is not None:
             self._write(self._journal, records)
             return
@@ -419,7 +421,6 @@ class Bridge:
 
     def _write(self, journal: Store, records: list[Record]) -> None:
         """Puts records into the journal; where that cannot be, waits or drops."""
-        records = self._kept(records)
         left = [record.event for record in records]
 
         def append() -> bool:
@@ -451,16 +452,20 @@ class Bridge:
             self._acknowledge([record.position for record in records[: len(records) - len(left)]])
 
     def _kept(self, records: list[Record]) -> list[Record]:
-        """Those that a journal can keep; the others are told of, and not asked for again."""
+        """Those with an event that every sink can take; the others are counted, and not asked for again."""
         kept = []
         for record in records:
             try:
-                check_event(record.event)
+                event, corrected = validated(record.event)
             except (TypeError, ValueError) as error:
-                data = repr(record.event).encode(errors="backslashreplace")
-                self._skip(Unreadable(data, str(error), record.position))
-            else:
-                kept.append(Record(plain(record.event), record.position))
+                self._skip(Unreadable(shown(record.event).encode(), str(error), record.position))
+                continue
+            for reason in (*record.corrected, *corrected):
+                self._corrected += 1
+                where = f"{self._source.name}, {_place(record.position)}"
+                message = "%s: something is left out or replaced, the rest is kept: %s"
+                self._log.write(_LOGGER, logging.WARNING, "corrected", message, where, reason)
+            kept.append(Record(event, record.position))
         return kept
 
     def _wait_for(self, condition: Callable[[], bool]) -> bool:

@@ -11,15 +11,15 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.delivery import Position, Record, Revoked
 from constellation_otel.errors import JournalError, UnavailableError
-from constellation_otel.events import Event, EventListener, ModuleFailed, check_event, plain
+from constellation_otel.events import Event, EventListener
 from constellation_otel.lane import Backoff, Lane
 from constellation_otel.stages import EventStage
+from constellation_otel.validation import validated
 from constellation_otel.worker import Worker
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Delivery(Generic[T]):
         else:
             # numbered here, and not in the callback, which this costs most of its time
             self._count += 1
-            self.lane.add(Record(item, Position(None, self._count)))
+            self.lane.validate_and_add(item, Position(None, self._count))
 
     def _has_room(self) -> bool:
         return self.lane.has_room()
@@ -277,6 +277,7 @@ class BufferCounters(Struct, frozen=True):
         sent: Items that the far side took: events, or spans.
         refused: Items that the far side refused for good.
         dead_lettered: What was written to the dead-letter file.
+        corrected: Values that no backend could hold and that were replaced or left out.
     """
 
     received: int
@@ -288,6 +289,7 @@ class BufferCounters(Struct, frozen=True):
     sent: int
     refused: int
     dead_lettered: int
+    corrected: int
 
 
 class BufferedListener(EventListener):
@@ -382,6 +384,7 @@ class BufferedListener(EventListener):
         # what leaves is read first, so that nothing is missing when another thread reads
         lane, queue = self._delivery.lane.counters, self._delivery.worker.counters
         received, dropped, rejected = queue.received, queue.dropped, queue.rejected + lane.rejected
+        corrected = lane.corrected
         if self._feed is not None:
             rejected += self._feed.unreadable
         if self._writer is not None:
@@ -389,6 +392,7 @@ class BufferedListener(EventListener):
             received += self._recovered + written.received
             dropped += written.dropped + self._writer.dropped
             rejected += written.rejected
+            corrected += self._writer.corrected
         return BufferCounters(
             received=received,
             delivered=lane.delivered,
@@ -399,6 +403,7 @@ class BufferedListener(EventListener):
             sent=lane.sent,
             refused=lane.refused,
             dead_lettered=lane.dead_lettered,
+            corrected=corrected,
         )
 
     @property
@@ -468,6 +473,7 @@ class _Writer:
 
     Attributes:
         dropped: Events that the journal had no room for.
+        corrected: Values that no backend could hold and that were replaced or left out.
     """
 
     def __init__(self, journal: Store, tell: Callable[[], None], name: str, max_queue: int) -> None:
@@ -479,7 +485,7 @@ class _Writer:
         self._backoff = Backoff(longest=5.0)
         self._not_before = 0.0
         self._log = RateLimitedLog()
-        self.dropped = 0
+        self.dropped = self.corrected = 0
         self.worker = Worker[Event](
             self._handle,
             name=name,
@@ -499,10 +505,12 @@ class _Writer:
         return self.worker.close(timeout) and not self._pending
 
     def _handle(self, event: Event) -> None:
-        check_event(event)
-        if isinstance(event, ModuleFailed):
-            event = msgspec.structs.replace(event, error=event.error.formatted())
-        self._pending.append(plain(event))
+        valid, corrected = validated(event)
+        self.corrected += len(corrected)
+        for reason in corrected:
+            message = "%s: of an event something is left out or replaced: %s"
+            self._log.write(_LOGGER, logging.WARNING, "corrected", message, self._name, reason)
+        self._pending.append(valid)
 
     def _tick(self) -> float | None:
         left = self._not_before - time.monotonic()

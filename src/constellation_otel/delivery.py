@@ -40,10 +40,13 @@ class Record(Struct, frozen=True):
     Attributes:
         event: The event.
         position: Where the source has it.
+        corrected: What of the record could not be read and was left out, a text each that
+            begins with the field's name; counted and logged by who reads the source.
     """
 
     event: Event
     position: Position
+    corrected: tuple[str, ...] = ()
 
 
 class Unreadable(Struct, frozen=True):

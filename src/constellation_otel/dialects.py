@@ -1,18 +1,23 @@
 """How events look on a wire: the guide's JSON, and the engine's WebSocket frames.
 
 Each dialect is a pair of functions, bytes to event and back. Reading is lenient
-where the data is intelligible (unknown fields, missing extensions, a duration
-with a fraction) and raises :class:`DecodeError` where it is not.
+where the data is intelligible (unknown fields, missing extensions, a duration with
+a fraction) and raises :class:`DecodeError` where it is not. A field without which
+the rest still says something (a duration, a module's id, an error, an extension) is
+left out where it cannot be read, and told with the event.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar, assert_never
+import json
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, assert_never
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from constellation_otel.delivery import Position, Record, Unreadable
 from constellation_otel.errors import DecodeError
 from constellation_otel.events import (
     ErrorInfo,
@@ -28,13 +33,34 @@ from constellation_otel.events import (
     duration_ns_of,
     ns_of,
 )
+from constellation_otel.validation import shown
 
-__all__ = ["decode_frame", "decode_json", "encode_frame", "encode_json"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Reading",
+    "decode_frame",
+    "decode_json",
+    "encode_frame",
+    "encode_json",
+    "frame_item",
+    "json_item",
+    "read_json",
+]
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", "_Json", "_Frame")
 _MS: Final = 1_000_000
 _MAX_NS: Final = 2**63
 _SHOWN: Final = 200
+_BOM: Final = "\N{ZERO WIDTH NO-BREAK SPACE}"
+_BOM_BYTES: Final = _BOM.encode()
+_UNITS: Final = ((1, "seconds"), (1_000_000, "microseconds"), (1_000_000_000, "nanoseconds"))
+"""What else an epoch time is counted in, and how many of it a second has."""
+_FIRST_SECOND: Final = 500_000_000
+_LAST_SECOND: Final = 5_000_000_000
+"""From 1985 to 2128: a number that is within these years in another unit, and is 1970 or no year at all in ms."""
 
 
 class _Json(Struct, rename="camel"):
@@ -75,6 +101,18 @@ _FRAME_DECODER: Final = msgspec.json.Decoder(_Frame)
 _ENCODER: Final = msgspec.json.Encoder()
 _NOT_JSON: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 """What msgspec raises for bad JSON, for bytes or text that are no UTF-8, for a million brackets."""
+
+
+class Reading(NamedTuple):
+    """What a record says.
+
+    Attributes:
+        event: The event.
+        corrected: What could not be read and was left out, a text each that begins with the field's name.
+    """
+
+    event: Event
+    corrected: tuple[str, ...]
 
 
 def encode_json(event: Event) -> bytes:
@@ -126,18 +164,30 @@ def decode_json(data: bytes | str) -> Event:
     Raises:
         DecodeError: It is no JSON, no such object, or lacks what its type needs.
     """
-    try:
-        record = _JSON_DECODER.decode(data)
-    except _NOT_JSON as error:
-        raise _unreadable(data, error) from error
-    timestamp_ns = record.timestamp_ns or ns_of(_needed(record.timestamp, "timestamp", data))
-    _check_timestamp(timestamp_ns, data)
+    return read_json(data).event
+
+
+def read_json(data: bytes | str) -> Reading:
+    """Reads the guide's JSON as :func:`decode_json` does, and tells what of it was left out.
+
+    Raises:
+        DecodeError: As :func:`decode_json` has it.
+    """
+    record, corrected = _record(data, _Json, _JSON_DECODER)
+    timestamp_ns = _timestamp_ns(record, data, corrected)
     read = _Reader(
-        data, record.execution_id, timestamp_ns, record.dag_name, record.module_name, record.module_id or None
+        data,
+        corrected,
+        record.execution_id,
+        timestamp_ns,
+        record.dag_name,
+        record.module_name,
+        record.module_id or None,
     )
+    event: Event
     match record.event_type:
         case "execution.started":
-            return ExecutionStarted(
+            event = ExecutionStarted(
                 record.execution_id,
                 read.dag_name(),
                 timestamp_ns,
@@ -145,17 +195,23 @@ def decode_json(data: bytes | str) -> Event:
                 record.tracestate or None,
             )
         case "module.started":
-            return read.module_started()
+            event = read.module_started()
         case "module.completed":
-            return read.module_completed(_duration_ms(record))
+            event = read.module_completed(_duration_ms(record, corrected))
         case "module.failed":
-            return read.module_failed(ErrorInfo(record.error_type or None, record.error))
+            event = read.module_failed(ErrorInfo(record.error_type or None, record.error))
         case "execution.completed":
-            return read.execution_completed(record.succeeded, _duration_ms(record))
+            event = read.execution_completed(record.succeeded, _duration_ms(record, corrected))
         case "execution.cancelled":
-            return ExecutionCancelled(record.execution_id, read.dag_name(), timestamp_ns)
+            event = ExecutionCancelled(record.execution_id, read.dag_name(), timestamp_ns)
         case unknown:
             raise _unreadable(data, f"eventType {unknown!r} is none of the six")
+    return Reading(event, tuple(corrected))
+
+
+def json_item(data: bytes | str, position: Position) -> Record | Unreadable:
+    """What a source gives for a record of the guide's JSON."""
+    return _item(read_json, data, position)
 
 
 def encode_frame(event: Event) -> bytes:
@@ -203,34 +259,94 @@ def decode_frame(data: bytes | str) -> Event:
     Raises:
         DecodeError: It is no JSON, no such object, or lacks what its type needs.
     """
-    try:
-        frame = _FRAME_DECODER.decode(data)
-    except _NOT_JSON as error:
-        raise _unreadable(data, error) from error
-    timestamp_ns = ns_of(frame.timestamp)
-    _check_timestamp(timestamp_ns, data)
-    read = _Reader(data, frame.execution_id, timestamp_ns, frame.dag_name, frame.module_name, frame.module_id)
+    return _read_frame(data).event
+
+
+def frame_item(data: bytes | str, position: Position) -> Record | Unreadable:
+    """What a source gives for a frame of the engine's WebSocket."""
+    return _item(_read_frame, data, position)
+
+
+def _read_frame(data: bytes | str) -> Reading:
+    frame, corrected = _record(data, _Frame, _FRAME_DECODER)
+    timestamp_ns = _ns_of_ms(frame.timestamp, data)
+    read = _Reader(
+        data, corrected, frame.execution_id, timestamp_ns, frame.dag_name, frame.module_name, frame.module_id
+    )
+    event: Event
     match frame.type:
         case "execution:start":
-            return ExecutionStarted(frame.execution_id, read.dag_name(), timestamp_ns)
+            event = ExecutionStarted(frame.execution_id, read.dag_name(), timestamp_ns)
         case "module:start":
-            return read.module_started()
+            event = read.module_started()
         case "module:complete":
-            return read.module_completed(frame.duration_ms)
+            event = read.module_completed(frame.duration_ms)
         case "module:failed":
-            return read.module_failed(ErrorInfo(None, frame.error))
+            event = read.module_failed(ErrorInfo(None, frame.error))
         case "execution:complete":
-            return read.execution_completed(frame.succeeded, frame.duration_ms)
+            event = read.execution_completed(frame.succeeded, frame.duration_ms)
         case "execution:cancelled":
-            return ExecutionCancelled(frame.execution_id, read.dag_name(), timestamp_ns)
+            event = ExecutionCancelled(frame.execution_id, read.dag_name(), timestamp_ns)
         case unknown:
             raise _unreadable(data, f"type {unknown!r} is none of the six")
+    return Reading(event, tuple(corrected))
+
+
+def _item(read: Callable[[bytes | str], Reading], data: bytes | str, position: Position) -> Record | Unreadable:
+    try:
+        event, corrected = read(data)
+    except DecodeError as error:
+        kept = data if isinstance(data, bytes) else data.encode(errors="surrogatepass")
+        return Unreadable(kept, str(error), position)
+    return Record(event, position, corrected)
+
+
+def _record(data: bytes | str, kind: type[_R], decoder: msgspec.json.Decoder[_R]) -> tuple[_R, list[str]]:
+    """A record's fields, and what of them was left out since it could not be read.
+
+    Raises:
+        DecodeError: It is no JSON, no object, or its type or execution's id cannot be read.
+    """
+    data = data.removeprefix(_BOM_BYTES) if isinstance(data, bytes) else data.removeprefix(_BOM)
+    try:
+        return decoder.decode(data), []
+    except _NOT_JSON as raised:
+        error = raised
+    fields = _intelligible(data)
+    if fields is None:
+        raise _unreadable(data, error) from error
+    # field by field, which takes some ten times as long
+    values: dict[str, Any] = {}
+    corrected = ["bytes that are not UTF-8 were replaced"] if isinstance(error, UnicodeDecodeError) else []
+    for field in msgspec.structs.fields(kind):
+        name = field.encode_name
+        if name in fields:
+            try:
+                values[field.name] = msgspec.convert(fields[name], field.type)
+            except (msgspec.ValidationError, UnicodeError) as wrong:
+                if field.required:
+                    raise _unreadable(data, f"{wrong} - at `$.{name}`") from wrong
+                corrected.append(f"{name} is {shown(fields[name])}: {wrong}")
+        elif field.required:
+            raise _unreadable(data, f"Object missing required field `{name}`")
+    return kind(**values), corrected
+
+
+def _intelligible(data: bytes | str) -> dict[str, Any] | None:
+    """The fields of what is JSON but for NaN, raw control characters, or bytes that are not UTF-8."""
+    text = data if isinstance(data, str) else data.decode(errors="replace")
+    try:
+        fields = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 class _Reader(Struct):
     """What the dialects' records have in common, and what their types need of it."""
 
     data: bytes | str
+    corrected: list[str]
     execution_id: UUID
     timestamp_ns: int
     raw_dag_name: str | None
@@ -238,10 +354,10 @@ class _Reader(Struct):
     module_id: UUID | None
 
     def dag_name(self) -> str:
-        return _needed(self.raw_dag_name, "dagName", self.data)
+        return _needed(self.raw_dag_name, "dagName", self.data, self.corrected)
 
     def module_name(self) -> str:
-        return _needed(self.raw_module_name, "moduleName", self.data)
+        return _needed(self.raw_module_name, "moduleName", self.data, self.corrected)
 
     def module_started(self) -> ModuleStarted:
         return ModuleStarted(self.execution_id, self.module_id, self.module_name(), self.timestamp_ns)
@@ -253,7 +369,7 @@ class _Reader(Struct):
         return ModuleFailed(self.execution_id, self.module_id, self.module_name(), error, self.timestamp_ns)
 
     def execution_completed(self, succeeded: bool | None, duration_ms: float | None) -> ExecutionCompleted:
-        done = _needed(succeeded, "succeeded", self.data)
+        done = _needed(succeeded, "succeeded", self.data, self.corrected)
         return ExecutionCompleted(self.execution_id, self.dag_name(), done, duration_ms, self.timestamp_ns)
 
 
@@ -263,24 +379,50 @@ def _durations(duration_ms: float | None) -> tuple[int | None, int | UnsetType]:
     return (None, UNSET) if duration_ns is None else (duration_ns // _MS, duration_ns)
 
 
-def _duration_ms(record: _Json) -> float | None:
+def _duration_ms(record: _Json, corrected: list[str]) -> float | None:
     """As exact as the record has it; an extension that is no duration does not hide the guide's field."""
     duration_ns = record.duration_ns
-    return duration_ns / _MS if isinstance(duration_ns, int) and 0 <= duration_ns < _MAX_NS else record.duration_ms
+    if not isinstance(duration_ns, int):
+        return record.duration_ms
+    if 0 <= duration_ns < _MAX_NS:
+        return duration_ns / _MS
+    corrected.append(f"durationNs is {duration_ns}, not within 0 and 2**63 - 1")
+    return record.duration_ms
 
 
-def _check_timestamp(timestamp_ns: int, data: bytes | str) -> None:
-    if not 0 <= timestamp_ns < _MAX_NS:
-        raise _unreadable(data, f"the timestamp, {timestamp_ns} ns, is not within 0 and 2**63 - 1")
+def _timestamp_ns(record: _Json, data: bytes | str, corrected: list[str]) -> int:
+    """As exact as the record has it; an extension that is no time, or another one, does not hide the guide's field."""
+    timestamp_ns = record.timestamp_ns
+    if not isinstance(timestamp_ns, int):
+        return _ns_of_ms(_needed(record.timestamp, "timestamp", data, corrected), data)
+    if 0 <= timestamp_ns < _MAX_NS and record.timestamp in {None, timestamp_ns // _MS}:
+        return timestamp_ns
+    at_ns = _ns_of_ms(_needed(record.timestamp, "timestamp", data, corrected), data)
+    corrected.append(f"timestampNs is {timestamp_ns}, which is another time than timestamp, {record.timestamp} ms")
+    return at_ns
+
+
+def _ns_of_ms(timestamp: float, data: bytes | str) -> int:
+    """Epoch nanoseconds of what should be epoch milliseconds."""
+    if not 0 <= timestamp < inf:
+        raise _unreadable(data, f"timestamp is {timestamp}, not within 0 and 2**63 - 1 ns")
+    for in_a_second, unit in _UNITS:
+        if _FIRST_SECOND <= timestamp // in_a_second < _LAST_SECOND:
+            raise _unreadable(data, f"timestamp is {timestamp}, which looks like {unit}, not epoch milliseconds")
+    timestamp_ns = ns_of(timestamp)
+    if timestamp_ns >= _MAX_NS:
+        raise _unreadable(data, f"timestamp is {timestamp}, not within 0 and 2**63 - 1 ns")
+    return timestamp_ns
 
 
 def _module_fields(event: ModuleStarted | ModuleCompleted | ModuleFailed) -> dict[str, Any]:
     return {"moduleId": event.module_id, "moduleName": clean_name(event.module_name)}
 
 
-def _needed(value: _T | None, field: str, data: bytes | str) -> _T:
+def _needed(value: _T | None, field: str, data: bytes | str, corrected: list[str]) -> _T:
     if value is None:
-        raise _unreadable(data, f"{field} is missing or null")
+        why = next((reason for reason in corrected if reason.startswith(f"{field} ")), f"{field} is missing or null")
+        raise _unreadable(data, why)
     return value
 
 

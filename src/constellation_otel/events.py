@@ -11,10 +11,9 @@ import re
 import time
 from collections import deque
 from math import nan
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -42,12 +41,11 @@ __all__ = [
     "ModuleCompleted",
     "ModuleFailed",
     "ModuleStarted",
-    "check_event",
     "clean_message",
     "clean_name",
+    "clean_stacktrace",
     "duration_ns_of",
     "ns_of",
-    "plain",
     "remote_parent",
     "started_now",
 ]
@@ -120,11 +118,7 @@ class ErrorInfo(Struct, frozen=True):
         """The same with its traceback as text; reads source files, so not for a callback."""
         if self.frames is None:
             return self
-        text = self.frames.format()
-        if len(text) > _MAX_STACKTRACE:
-            # what matters most is at the end
-            text = f"(cut; it had {len(text)} characters) …{text[-_MAX_STACKTRACE:]}"
-        return ErrorInfo(self.type, self.message, None, text)
+        return ErrorInfo(self.type, self.message, None, clean_stacktrace(self.frames.format()))
 
     @classmethod
     def of(cls, error: BaseException, redact: Callable[[str], str] | None = None) -> ErrorInfo:
@@ -375,57 +369,6 @@ def ns_of(milliseconds: float) -> int:
 _MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
 
 
-E = TypeVar("E", bound=Event)
-
-
-def check_event(event: Event) -> None:
-    """Refuses an event that carries a value of the wrong type, before anything is made of it.
-
-    Callbacks take what they are given, since they are on the hot path; this is where
-    it shows.
-
-    Raises:
-        TypeError: An id is no UUID, a name no text, or a duration no number.
-        ValueError: The timestamp is none that OTLP can hold.
-    """
-    if not isinstance(event.execution_id, UUID):
-        raise _wrong("execution_id", "a UUID", event.execution_id)
-    _check_names(event)
-    if isinstance(event, ModuleCompleted | ExecutionCompleted) and not isinstance(
-        event.duration_ms, float | int | None
-    ):
-        raise _wrong("duration_ms", "a number", event.duration_ms)
-    if isinstance(event, ExecutionCompleted) and not isinstance(event.succeeded, bool):
-        raise _wrong("succeeded", "a bool", event.succeeded)
-    if not 0 <= event.timestamp_ns < _MAX_TIMESTAMP_NS:
-        message = f"timestamp_ns must be within 0 and 2**63 - 1, not {event.timestamp_ns!r}, in {event!r}"
-        raise ValueError(message)
-
-
-_MAX_TIMESTAMP_NS: Final = 2**63
-
-
-def plain(event: E) -> E:
-    """The event with Python's own types where it has subclasses of them, as NumPy's numbers are; as it is otherwise.
-
-    Encoders take these only.
-
-    Args:
-        event: An event that :func:`check_event` has passed.
-    """
-    odd = {
-        name: _PLAIN[kind](value)
-        for name in event.__struct_fields__
-        for value in [getattr(event, name)]
-        for kind in _PLAIN
-        if isinstance(value, kind) and type(value) not in _PLAIN and not isinstance(value, bool)
-    }
-    return msgspec.structs.replace(event, **odd) if odd else event
-
-
-_PLAIN: Final[dict[type, Callable[[Any], Any]]] = {str: str.__str__, int: int.__int__, float: float.__float__}
-
-
 def clean_name(name: str) -> str:
     """A name that every backend can hold.
 
@@ -458,23 +401,22 @@ def clean_message(message: str) -> str:
     return message if message.isprintable() else _NOT_IN_MESSAGES.sub(_REPLACEMENT, message)
 
 
-def _check_names(event: Event) -> None:
-    if isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed):
-        if not isinstance(event.module_id, UUID | None):
-            raise _wrong("module_id", "a UUID", event.module_id)
-        if not isinstance(event.module_name, str):
-            raise _wrong("module_name", "a str", event.module_name)
-    elif not isinstance(event.dag_name, str):
-        raise _wrong("dag_name", "a str", event.dag_name)
-    elif isinstance(event, ExecutionStarted):
-        if not isinstance(event.traceparent, str | None):
-            raise _wrong("traceparent", "a str", event.traceparent)
-        if not isinstance(event.tracestate, str | None):
-            raise _wrong("tracestate", "a str", event.tracestate)
+def clean_stacktrace(text: str) -> str:
+    """A traceback that every backend can hold.
 
+    Args:
+        text: The traceback.
 
-def _wrong(field: str, expected: str, value: object) -> TypeError:
-    return TypeError(f"{field} must be {expected}, not {value!r}; the event is dropped, mend the engine that told it")
+    Returns:
+        At most some 32,768 characters, the last ones, with a note before them where there
+        were more; characters are replaced as :func:`clean_message` does it. Cleaning it
+        once more changes nothing.
+    """
+    if len(text) > _MAX_STACKTRACE:
+        # what matters most is at the end
+        note = f"(cut; it had {len(text)} characters) …"
+        text = note + text[len(note) - _MAX_STACKTRACE :]
+    return text if text.isprintable() else _NOT_IN_MESSAGES.sub(_REPLACEMENT, text)
 
 
 def _required(module_id: UUID | None, event: Event) -> UUID:

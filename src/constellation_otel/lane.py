@@ -11,22 +11,26 @@ import random
 import threading
 import time
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from constellation_otel._log import RateLimitedLog
+from constellation_otel.delivery import Record
 from constellation_otel.dialects import encode_json
 from constellation_otel.errors import GoneError, MisconfiguredError, RefusedError, UnavailableError
 from constellation_otel.spans import Span
+from constellation_otel.stages import Parcel
+from constellation_otel.validation import said, shown, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from constellation_otel.dead_letters import DeadLetters
-    from constellation_otel.delivery import Position, Record, Rejection, Sink
-    from constellation_otel.stages import Group, Parcel, Stage
+    from constellation_otel.delivery import Position, Rejection, Sink
+    from constellation_otel.stages import Group, Stage
 
 __all__ = ["Backoff", "Lane", "LaneCounters", "Trouble"]
 
@@ -106,6 +110,7 @@ class LaneCounters(Struct, frozen=True):
         refused: Items that the far side refused for good.
         dead_lettered: What was written to the dead-letter file.
         evicted: Executions that were let go since too many events were open.
+        corrected: Values that no backend could hold and that were replaced or left out.
     """
 
     received: int
@@ -118,6 +123,27 @@ class LaneCounters(Struct, frozen=True):
     refused: int
     dead_lettered: int
     evicted: int
+    corrected: int
+
+
+class _Bisection(Struct, Generic[T]):
+    """A batch for which the sink raised what it should not: which items are at fault, or is it everything?
+
+    Attributes:
+        started: When it began, in seconds of the clock.
+        answered: How often the sink had answered until then.
+        error: What it raised last.
+        parts: What is to be sent in parts, the next one last.
+        alone: Items for which the sink raised when they were alone.
+        is_second_look: Whether ``parts`` are such items, once more.
+    """
+
+    started: float
+    answered: int
+    error: BaseException
+    parts: list[list[Parcel[T]]] = field(default_factory=list)
+    alone: list[tuple[Parcel[T], BaseException]] = field(default_factory=list)
+    is_second_look: bool = False
 
 
 class Lane(Generic[T]):
@@ -164,6 +190,8 @@ class Lane(Generic[T]):
         # what failed, or was halved, the next one last
         self._again: list[list[Parcel[T]]] = []
         self._again_count = 0
+        self._bisection: _Bisection[T] | None = None
+        self._answered = 0
         self._in_flight = 0
         self._sending_since: float | None = None
         self._is_gone = False
@@ -172,7 +200,7 @@ class Lane(Generic[T]):
         self._finish_by: float | None = None
         self._trouble: Trouble | None = None
         self._received = self._delivered = self._rejected = self._revoked = 0
-        self._retried = self._sent = self._refused = self._dead_lettered = self._evicted = 0
+        self._retried = self._sent = self._refused = self._dead_lettered = self._evicted = self._corrected = 0
 
     @property
     def counters(self) -> LaneCounters:
@@ -190,6 +218,7 @@ class Lane(Generic[T]):
             refused=self._refused,
             dead_lettered=self._dead_lettered,
             evicted=self._evicted,
+            corrected=self._corrected,
         )
 
     @property
@@ -220,18 +249,45 @@ class Lane(Generic[T]):
         return self._held() - open_records < self._max_held and open_records < _OPEN_FACTOR * self._max_held
 
     def add(self, record: Record) -> None:
-        """Takes a record; it is sent by the next :meth:`tick`."""
+        """Takes a record, whose event was validated; it is sent by the next :meth:`tick`."""
         self._received += 1
         try:
             parcels = self.stage.add(record)
-        except (TypeError, ValueError) as error:
-            self._rejected += 1
-            message = "%s: event %s cannot be sent: %s"
-            self._log.write(_LOGGER, logging.ERROR, "event", message, self.sink.name, record.position.offset, error)
-            self._bury(str(error), repr(record.event).encode(errors="backslashreplace"))
-            self._safe.append(record.position)
+        except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
+            self._reject(record.event, record.position, error)
         else:
             self._take(parcels)
+
+    def validate_and_add(self, event: object, position: Position) -> None:
+        """Takes what a callback, or a user's own code, has made; what no encoder could write is rejected."""
+        try:
+            valid, corrected = validated(event)
+        except (TypeError, ValueError) as error:
+            self._received += 1
+            self._reject(event, position, error)
+        else:
+            self._corrected += len(corrected)
+            for reason in corrected:
+                message = "%s: of an event something is left out or replaced: %s"
+                self._log.write(_LOGGER, logging.WARNING, "corrected", message, self.sink.name, reason)
+            self.add(Record(valid, position))
+
+    def _reject(self, event: object, position: Position, error: Exception) -> None:
+        self._rejected += 1
+        message = "%s: event %s cannot be sent: %s"
+        is_expected = isinstance(error, TypeError | ValueError)
+        self._log.write(
+            _LOGGER,
+            logging.ERROR,
+            "event",
+            message,
+            self.sink.name,
+            position.offset,
+            error,
+            error=None if is_expected else error,
+        )
+        self._bury(str(error), shown(event).encode())
+        self._safe.append(position)
 
     def skip(self, position: Position) -> None:
         """Acknowledges, with the others, a record that could not be read."""
@@ -262,10 +318,15 @@ class Lane(Generic[T]):
         acknowledge_in = self._acknowledge_all()
         while not self.has_room() and not self.waiting:
             # all that is held is open: without this, nothing would ever be taken in again
+            parcels = self.stage.make_room()
+            if not parcels:
+                message = "%s: there is no room, and nothing is open that could be let go; report this as a defect"
+                self._log.write(_LOGGER, logging.ERROR, "no room", message, self.sink.name)
+                break
             self._evicted += 1
             message = "%s: more than %d events are open; the execution that was silent longest is let go"
             self._log.write(_LOGGER, logging.ERROR, "evict", message, self.sink.name, _OPEN_FACTOR * self._max_held)
-            self._take(self.stage.make_room())
+            self._take(parcels)
             send_in = self._send_all(self._clock() + _SLICE)
             acknowledge_in = self._acknowledge_all()
         return min(
@@ -330,14 +391,15 @@ class Lane(Generic[T]):
 
     def _send_all(self, until: float) -> float | None:
         """Sends what there is; in how many seconds to go on, ``None`` where nothing is left."""
-        while self._again or self._outbox:
+        while self._again or self._outbox or self._bisection is not None:
             now = self._clock()
             if now < self._not_before:
                 return self._not_before - now
             if now >= until:
                 return 0.0
-            if self._again:
-                batch = self._again.pop()
+            parts = self._again if self._bisection is None else self._bisection.parts
+            if parts:
+                batch = parts.pop()
                 self._in_flight = len(batch)
                 self._again_count -= len(batch)
                 self._retried += 1
@@ -347,6 +409,8 @@ class Lane(Generic[T]):
                 batch = [self._outbox.popleft() for _ in range(self._in_flight)]
             self._send(batch, self._send_timeout)
             self._in_flight = 0
+            if self._bisection is not None:
+                self._look_closer(self._bisection)
         return None
 
     def _send(self, batch: list[Parcel[T]], timeout: float) -> None:
@@ -358,6 +422,7 @@ class Lane(Generic[T]):
             answer = self.sink.send([parcel.item for parcel in batch if parcel.item is not None], timeout)
             rejections = _checked(answer, len(batch))
         except RefusedError as error:
+            self._answered += 1
             self._recovered()
             self._halve(batch, str(error))
         except UnavailableError as error:
@@ -365,8 +430,9 @@ class Lane(Generic[T]):
             left = [parcel for index, parcel in enumerate(batch) if index not in error.delivered]
             self._hold(left, error)
         except BaseException as error:  # noqa: BLE001 - a sink of the user's own, or a defect; nothing may get lost by it
-            self._hold(batch, error)
+            self._bisect(batch, error)
         else:
+            self._answered += 1
             self._recovered()
             refused: set[int] = set()
             for rejection in rejections:
@@ -392,6 +458,47 @@ class Lane(Generic[T]):
         self._put_again(batch[middle:])
         self._put_again(batch[:middle])
 
+    def _bisect(self, batch: list[Parcel[T]], error: BaseException) -> None:
+        """Parts a batch for which the sink raised something unexpected, until what is at fault is alone."""
+        if self._bisection is None:
+            self._bisection = _Bisection(self._clock(), self._answered, error)
+        self._bisection.error = error
+        if len(batch) == 1:
+            self._bisection.alone.append((batch[0], error))
+        else:
+            middle = len(batch) // 2
+            self._bisection.parts += (batch[middle:], batch[:middle])
+        self._again_count += len(batch)
+
+    def _look_closer(self, found: _Bisection[T]) -> None:
+        """Judges what failed alone, when the rest was tried, or when nothing of it was taken for too long.
+
+        A sink that took, or refused, other items of the batch works: what failed alone is
+        tried once more, and is then at fault. One that raised for everything does not work,
+        and everything is held.
+        """
+        works = self._answered > found.answered
+        if found.parts and (works or self._clock() - found.started < _SLICE):
+            return
+        if works and not found.is_second_look and found.alone:
+            found.is_second_look = True
+            found.parts = [[parcel] for parcel, _ in reversed(found.alone)]
+            found.alone = []
+            return
+        self._bisection = None
+        count = sum(map(len, found.parts)) + len(found.alone)
+        if works:
+            for parcel, error in found.alone:
+                message = "%s raised for one item, which is left out, and not for the others"
+                self._log.write(_LOGGER, logging.ERROR, "fault", message, self.sink.name, error=error)
+                self._refuse([parcel], f"{type(error).__name__}: {said(error)}", is_known=True)
+        else:
+            # what was not tried comes first the next time, so that not the same items stand before it for ever
+            held = [*chain.from_iterable(reversed(found.parts)), *(parcel for parcel, _ in found.alone)]
+            self._outbox.extendleft(reversed(held))
+            self._hold([], found.error)
+        self._again_count -= count
+
     def _hold(self, batch: list[Parcel[T]], error: BaseException) -> None:
         """Keeps what could not be sent, and waits."""
         self._put_again(batch)
@@ -400,7 +507,7 @@ class Lane(Generic[T]):
         self._not_before = self._clock() + wait
         needs_mending = isinstance(error, MisconfiguredError) or not isinstance(error, UnavailableError)
         since = self._trouble.since if self._trouble is not None else self._clock()
-        self._trouble = Trouble(str(error) or type(error).__name__, since, needs_mending)
+        self._trouble = Trouble(said(error) or type(error).__name__, since, needs_mending)
         self._log.write(
             _LOGGER,
             logging.ERROR if needs_mending else logging.WARNING,
@@ -471,7 +578,10 @@ def _checked(answer: Sequence[Rejection] | None, sent: int) -> Sequence[Rejectio
 
 def _readable(item: object) -> bytes:
     """An item for a person to look at."""
-    if not isinstance(item, Span):
-        return encode_json(item)  # type: ignore[arg-type] # a parcel has an event or a span
-    ids = {"trace_id": f"{item.trace_id:032x}", "span_id": f"{item.span_id:016x}"}
-    return msgspec.json.encode({**msgspec.structs.asdict(item), **ids})
+    try:
+        if not isinstance(item, Span):
+            return encode_json(item)  # type: ignore[arg-type] # a parcel has an event or a span
+        ids = {"trace_id": f"{item.trace_id:032x}", "span_id": f"{item.span_id:016x}"}
+        return msgspec.json.encode({**msgspec.structs.asdict(item), **ids})
+    except Exception:  # noqa: BLE001 - it may be at fault for just this
+        return shown(item).encode()

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
 from opentelemetry import _logs, metrics, trace
 from opentelemetry import context as otel_context
@@ -28,7 +27,6 @@ from constellation_otel.events import (
     EventListener,
     ExecutionStarted,
     ModuleCompleted,
-    ModuleFailed,
     ModuleStarted,
     remote_parent,
     started_now,
@@ -38,6 +36,7 @@ from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Instruments
 from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, Span
 from constellation_otel.tracing import NOT_TRACED, Decision, PlainTraces, SdkTraces
+from constellation_otel.validation import validated
 from constellation_otel.worker import Worker
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ class OpenTelemetryListener(EventListener):
         self._active = False
         self._assembler = self._new_assembler()
         self._decisions: dict[UUID, Decision] = {}
-        self._failed = 0
+        self._failed = self._corrected = 0
         self._published = ListenerCounters(*[0] * len(ListenerCounters.__struct_fields__))
 
     @property
@@ -180,7 +179,7 @@ class OpenTelemetryListener(EventListener):
             held=queue.held,
             late=assembled.late,
             duplicate=assembled.duplicate,
-            corrected=assembled.corrected,
+            corrected=self._corrected + assembled.corrected,
             executions=assembled.executions,
             spans=assembled.spans,
             abandoned=assembled.abandoned,
@@ -349,15 +348,18 @@ class OpenTelemetryListener(EventListener):
         return PlainTraces(tracer)
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, ModuleFailed):
-            event = msgspec.structs.replace(event, error=event.error.formatted())
-        elif isinstance(event, ExecutionStarted):
+        event, corrected = validated(event)
+        self._corrected += len(corrected)
+        for reason in corrected:
+            message = "of an event something is left out or replaced: %s"
+            self._log.write(_LOGGER, logging.WARNING, "corrected", message, reason)
+        if isinstance(event, ExecutionStarted):
             # where the callback could not: the event has travelled, or the SDK or room for an answer came later
             self._decide(event, remote_parent(event.traceparent, event.tracestate) or Context())
         try:
             spans = self._assembler.add(event, time.monotonic_ns())
         finally:
-            if isinstance(event, ExecutionStarted) and isinstance(event.execution_id, UUID):
+            if isinstance(event, ExecutionStarted):
                 self._forget_unless_open(event.execution_id)
         for span in spans:
             self._emit(span)

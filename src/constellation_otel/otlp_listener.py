@@ -157,7 +157,8 @@ class OtlpListener(BufferedListener):
     @property
     def assembled(self) -> Counters:
         """What has become of the events that were assembled: late, duplicate, abandoned and so on."""
-        return replace(self._stage.counters)
+        assembled = self._stage.counters
+        return replace(assembled, corrected=assembled.corrected + self.counters.corrected)
 
     @property
     def open_executions(self) -> int:

@@ -12,17 +12,16 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
 
 from constellation_otel.delivery import Position, Record
-from constellation_otel.events import Event, ModuleFailed, check_event, plain
 from constellation_otel.spans import EXECUTION_ID, MODULE_NAME, Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from constellation_otel.assembler import Assembler, Counters
+    from constellation_otel.events import Event
 
 __all__ = ["AssemblyStage", "EventClock", "EventStage", "Group", "Parcel", "Stage"]
 
@@ -75,11 +74,7 @@ class Stage(Protocol[T]):
         """Says whether time passes. It does not while records wait that should have been added by now."""
 
     def add(self, record: Record) -> Sequence[Parcel[T]]:
-        """Takes a record in; what leaves by it.
-
-        Raises:
-            TypeError, ValueError: The event carries what it cannot; nothing has changed.
-        """
+        """Takes in a record, whose event was validated; what is emitted by it."""
 
     def advance(self) -> Sequence[Parcel[T]]:
         """Lets time pass; what leaves by it."""
@@ -106,8 +101,7 @@ class EventStage:
         """Nothing here goes by time."""
 
     def add(self, record: Record) -> Sequence[Parcel[Event]]:
-        check_event(record.event)
-        return (Parcel(plain(record.event), Group([record.position], 1, is_complete=True)),)
+        return (Parcel(record.event, Group([record.position], 1, is_complete=True)),)
 
     def advance(self) -> Sequence[Parcel[Event]]:
         return ()
@@ -204,10 +198,6 @@ class AssemblyStage:
 
     def add(self, record: Record) -> Sequence[Parcel[Span]]:
         event = record.event
-        if isinstance(event, ModuleFailed):
-            event = msgspec.structs.replace(event, error=event.error.formatted())
-        check_event(event)
-        event = plain(event)
         if self._event_clock is not None:
             self._event_clock.see(event.timestamp_ns)
         execution_id = event.execution_id

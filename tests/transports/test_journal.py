@@ -100,12 +100,13 @@ def run(program: str, *arguments: object) -> list[str]:
 
 # --- events in and out ------------------------------------------------------------------
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40)
+HEADERS = st.none() | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40)
 MAYBE_TEXTS = st.none() | TEXTS
 TIMES = st.integers(0, 2**63 - 1)
-DURATIONS = st.none() | st.floats(allow_nan=False)
+DURATIONS = st.none() | st.floats(0, 2**43)
 EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.builds(ExecutionStarted, st.uuids(), TEXTS, TIMES, MAYBE_TEXTS, MAYBE_TEXTS),
+    st.builds(ExecutionStarted, st.uuids(), TEXTS, TIMES, HEADERS, HEADERS),
     st.builds(ModuleStarted, st.uuids(), st.none() | st.uuids(), TEXTS, TIMES),
     st.builds(ModuleCompleted, st.uuids(), st.none() | st.uuids(), TEXTS, DURATIONS, TIMES),
     st.builds(
@@ -166,7 +167,7 @@ def test_what_utf_8_and_64_bits_cannot_hold_is_replaced(path: Path) -> None:
             Record(ExecutionStarted(EXECUTION, "dag-\ufffd", NS, TRACEPARENT, None), Position(None, 1)),
             Record(ModuleCompleted(EXECUTION, MODULE, "Trim", None, NS), Position(None, 2)),
             Record(
-                ModuleFailed(EXECUTION, None, "Trim", ErrorInfo("E", "\ufffd", None, "\U0001f600"), NS),
+                ModuleFailed(EXECUTION, None, "Trim", ErrorInfo("E", "\ufffd", None, "\ufffd\ufffd"), NS),
                 Position(None, 3),
             ),
         ]
@@ -390,7 +391,10 @@ def test_the_newest_events_are_not_taken_when_the_size_is_reached_and_room_is_us
 
 
 def test_the_file_shrinks_after_an_outage_and_the_log_stays_small(path: Path) -> None:
-    big = [*numbered(0), *(ExecutionCancelled(EXECUTION, "x" * 3_000, number) for number in range(500))]
+    big = [
+        *numbered(0),
+        *(ModuleFailed(EXECUTION, None, "m", ErrorInfo("E", "x" * 3_000), number) for number in range(500)),
+    ]
     with closing(Journal(path, sinks=["otlp"])) as journal:
         for _ in range(8):
             journal.append(big)
@@ -1244,9 +1248,7 @@ def test_a_sink_rejects_single_events_with_values_of_the_wrong_type(path: Path) 
     with closing(JournalSink(path)) as sink, closing(JournalSource(path)) as source:
         rejections = sink.send([*numbered(1), wrong, *numbered(2), late], 5)
         assert [(rejection.index, rejection.count) for rejection in rejections] == [(1, 1), (3, 1)]
-        assert rejections[0] == Rejection(
-            1, 1, "dag_name must be a str, not 5; the event is dropped, mend the engine that told it"
-        )
+        assert rejections[0] == Rejection(1, 1, "dag_name must be a str, not 5; the event is dropped, fix what sent it")
         assert numbers_of(source.read(5)) == [1, 2]
 
 

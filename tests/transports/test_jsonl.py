@@ -221,7 +221,7 @@ def test_a_torn_last_line_is_unreadable(tmp_path: Path) -> None:
         pytest.param(b"[1, 2]", "Expected `object`, got `array`", id="no object"),
         pytest.param(b'{"level": "info"}', "Object missing required field `eventType`", id="another object"),
         pytest.param(
-            b'{"eventType":"\xff"}',
+            b'{"eventType":"\xff"',
             "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
             id="no text",
         ),

@@ -33,8 +33,8 @@ from constellation_otel.events import (
     ModuleCompleted,
     ModuleFailed,
     ModuleStarted,
-    check_event,
 )
+from constellation_otel.validation import validated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -162,7 +162,7 @@ class Appender:
         self._mask = mask
 
     def append(self, events: Sequence[Event], timeout: float | None = None) -> int:
-        """Appends events that :func:`~constellation_otel.events.check_event` has passed; answers how many, the first.
+        """Appends events that were :func:`~constellation_otel.validation.validated`; answers how many, the first.
 
         ``timeout`` is in seconds; the usual ones where none is given.
         """
@@ -362,28 +362,11 @@ _KINDS: Final = {cls: kind for kind, cls in _TYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder(uuid_format="bytes")
 _ENVELOPE: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in _TYPES.items()}
-_INTEGERS: Final = range(-(2**63), 2**64)
 
 
 def _row(event: Event) -> _Row:
     """A pair in MessagePack: the event's kind, and its fields by name, so that they may become more."""
-    if isinstance(event, ModuleFailed):
-        event = msgspec.structs.replace(event, error=event.error.formatted())
-    kind = _KINDS[type(event)]
-    try:
-        data = _ENCODER.encode((kind, event))
-    except (UnicodeEncodeError, OverflowError):
-        data = _ENCODER.encode((kind, _mended(msgspec.to_builtins(event))))
-    return _Row(event.execution_id.bytes, data)
-
-
-def _mended(value: Any) -> Any:
-    """The same, with what MessagePack cannot hold replaced."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {key: _mended(field) for key, field in value.items()}
-    return None if isinstance(value, int) and value not in _INTEGERS else value
+    return _Row(event.execution_id.bytes, _ENCODER.encode((_KINDS[type(event)], event)))
 
 
 def _item(offset: int, data: bytes) -> Record | Unreadable:
@@ -400,14 +383,12 @@ def _event(data: bytes) -> Event:
         if kind not in _DECODERS:
             message = f"the journal's event is of an unknown kind, {kind!r}; a newer version may read it"
             raise DecodeError(message)
-        event: Event = _DECODERS[kind].decode(fields)
-        check_event(event)
+        return validated(_DECODERS[kind].decode(fields)).event
     except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError) as error:
         if isinstance(error, DecodeError):
             raise
         message = f"the journal's event is damaged: {error}"
         raise DecodeError(message) from error
-    return event
 
 
 class Database:

@@ -11,10 +11,11 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from msgspec.structs import replace
 
-from constellation_otel.delivery import Position, Record, Revoked, SourceItem, Unreadable
-from constellation_otel.dialects import decode_json
-from constellation_otel.errors import DecodeError, SourceError, UnavailableError
+from constellation_otel.delivery import Position, Revoked, SourceItem, Unreadable
+from constellation_otel.dialects import json_item
+from constellation_otel.errors import SourceError, UnavailableError
 from constellation_otel.transports._kafka_cluster import UNKNOWN_TOPIC, Cluster
 from constellation_otel.transports._kafka_partition import Partition
 
@@ -222,8 +223,12 @@ class Reader:
             is_wanted = self._partitions[origin].read(offset)
         else:
             is_wanted = False
-        if is_wanted:
-            self.items.append(_item_of(message.value(), Position(origin, offset)))
+        data = message.value()
+        if is_wanted and data is not None:
+            self.items.append(_item_of(data, Position(origin, offset)))
+        elif is_wanted and origin in self._partitions:
+            # a tombstone, which deletes its key's records and is none
+            self._partitions[origin].acknowledge(offset)
 
     def _resume(self, consumer: Consumer, number: int, first: int) -> bool:
         """Asks what of a partition is acknowledged; if nobody answers, its first record is to be read again."""
@@ -286,13 +291,9 @@ class Reader:
             consumer.commit(offsets=places, asynchronous=True)
 
 
-def _item_of(data: bytes | None, position: Position) -> SourceItem:
-    if data is None:
-        return Unreadable(b"", "the record has no value: a tombstone, which deletes its key", position)
-    try:
-        return Record(decode_json(data), position)
-    except DecodeError as error:
-        return Unreadable(data[:_MAX_DATA], str(error), position)
+def _item_of(data: bytes, position: Position) -> SourceItem:
+    item = json_item(data, position)
+    return replace(item, data=data[:_MAX_DATA]) if isinstance(item, Unreadable) else item
 
 
 def _place_of(message: Message) -> tuple[int, int]:

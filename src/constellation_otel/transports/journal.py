@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from constellation_otel.delivery import Position, Record, Rejection, Unreadable
 from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
-from constellation_otel.events import Event, check_event
 from constellation_otel.transports._journal_file import (
     DEFAULT_SINK,
     Appender,
@@ -35,11 +34,14 @@ from constellation_otel.transports._journal_file import (
     register,
     register_any,
 )
+from constellation_otel.validation import validated
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from uuid import UUID
+
+    from constellation_otel.events import Event
 
 __all__ = ["DEFAULT_SINK", "Journal", "JournalSink", "JournalSource", "events_of", "forget"]
 
@@ -109,15 +111,14 @@ class Journal:
         """Writes events down, in one transaction.
 
         Args:
-            events: In the order in which they are to be read. A traceback that is not
-                text yet becomes it; lone surrogates become U+FFFD, and an integer beyond
-                64 bits, as a duration, none.
+            events: In the order in which they are to be read. What no encoder could write
+                of one is replaced or left out.
 
         Returns:
             How many were taken, from the first: fewer than all where ``max_bytes`` is reached.
 
         Raises:
-            TypeError: As :func:`~constellation_otel.events.check_event` says it; no event
+            TypeError: As :func:`~constellation_otel.validation.validated` says it; no event
                 of this call is in the file.
             ValueError: Likewise.
             UnavailableError: The disk is full, or fails, or the file was busy for five
@@ -126,9 +127,7 @@ class Journal:
                 was moved, or may not be written any more.
             JournalError: The journal is closed, or this is a forked child.
         """
-        for event in events:
-            check_event(event)
-        return self._appender.append(events)
+        return self._appender.append([validated(event).event for event in events])
 
     def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable]:
         """Reads what a sink has not acknowledged.
@@ -246,8 +245,7 @@ class JournalSink:
         rejections = []
         for index, event in enumerate(items):
             try:
-                check_event(event)
-                good[index] = event
+                good[index] = validated(event).event
             except (TypeError, ValueError) as error:
                 rejections.append(Rejection(index, 1, str(error)))
         try:

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 import zlib
+from codecs import BOM_UTF8
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, Unpack
 
 from constellation_otel.delivery import Position, Record, Unreadable
-from constellation_otel.dialects import decode_json, encode_json
-from constellation_otel.errors import ConfigurationError, DecodeError, SourceError, UnavailableError
+from constellation_otel.dialects import encode_json, json_item
+from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
 from constellation_otel.transports._gzip_members import Members
 from constellation_otel.transports._jsonl_files import (
     CHUNK,
@@ -59,8 +60,9 @@ class JsonlSource:
 
     What is no event (junk, foreign JSON, a torn line) is an
     :class:`~constellation_otel.delivery.Unreadable`, and reading goes on behind it;
-    blank lines are nothing. A gzip file that is cut off or corrupt gives what comes
-    before the damage, then one ``Unreadable`` that says so, and has ended.
+    blank lines are nothing, and so is a byte order mark before a line. A gzip file that
+    is cut off or corrupt gives what comes before the damage, then one ``Unreadable`` that
+    says so, and has ended.
 
     A position's offset is where its line begins, in bytes of the uncompressed
     stream; where a followed file is replaced, the next one's bytes count on from it.
@@ -220,11 +222,8 @@ class JsonlSource:
             if line.is_cut:
                 reason = f"the line is longer than {self._max_line} bytes; raise max_line to read it"
                 yield Unreadable(line.data, reason, position)
-            elif line.data.strip():
-                try:
-                    yield Record(decode_json(line.data), position)
-                except DecodeError as error:
-                    yield Unreadable(line.data, str(error), position)
+            elif line.data.removeprefix(BOM_UTF8).strip():
+                yield json_item(line.data, position)
 
     def _open(self) -> _Input:
         if self._path == _STANDARD:

@@ -286,8 +286,8 @@ class KafkaSource:
     A replay (``follow=False``) reads every partition from its oldest record to where it
     ended when the replay began. It joins no group, and commits nothing.
 
-    A record that is no event, or has no value (a tombstone), comes as
-    :class:`~constellation_otel.delivery.Unreadable`, with the first 64 KiB of it.
+    A record that is no event comes as :class:`~constellation_otel.delivery.Unreadable`, with
+    the first 64 KiB of it. One without a value (a tombstone) is nothing.
 
     Args:
         bootstrap_servers: ``host:port`` of one or more brokers, with commas between them.
