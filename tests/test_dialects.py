@@ -472,7 +472,7 @@ decoders = pytest.mark.parametrize("decode", [decode_json, decode_frame])
         (
             decode_json,
             STARTED.replace('"timestamp"', '"timestampNs"').replace("1795465363577", "-5"),
-            "timestamp is missing or null",
+            "timestampNs is -5, not within 0 and 2**63 - 1, and there is no timestamp",
         ),
         (decode_json, STARTED.replace('"my-pipeline"', "7"), "dagName is 7: Expected `str | null`, got `int`"),
         (decode_json, STARTED.replace("54b81984", "54b8198"), "Invalid UUID - at `$.executionId`"),

@@ -397,7 +397,9 @@ def _timestamp_ns(record: _Json, data: bytes | str, corrected: list[str]) -> int
         return _ns_of_ms(_needed(record.timestamp, "timestamp", data, corrected), data)
     if 0 <= timestamp_ns < _MAX_NS and record.timestamp in {None, timestamp_ns // _MS}:
         return timestamp_ns
-    at_ns = _ns_of_ms(_needed(record.timestamp, "timestamp", data, corrected), data)
+    if record.timestamp is None:
+        raise _unreadable(data, f"timestampNs is {timestamp_ns}, not within 0 and 2**63 - 1, and there is no timestamp")
+    at_ns = _ns_of_ms(record.timestamp, data)
     corrected.append(f"timestampNs is {timestamp_ns}, which is another time than timestamp, {record.timestamp} ms")
     return at_ns
 

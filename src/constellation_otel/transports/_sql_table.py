@@ -19,10 +19,11 @@ from sqlalchemy import ColumnElement, Insert, Select, types
 from sqlalchemy.dialects import postgresql
 
 from constellation_otel.delivery import Position, Record, Unreadable
-from constellation_otel.dialects import decode_json, encode_json
+from constellation_otel.dialects import Reading, encode_json, read_json
 from constellation_otel.errors import ConstellationOtelError, DecodeError
 from constellation_otel.events import Event, clean_name
 from constellation_otel.transports._sql_database import zone_of
+from constellation_otel.validation import shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Inspector, RowMapping
@@ -180,16 +181,12 @@ class Layout(Struct, frozen=True):
         page = self.select.where(sqlalchemy.or_(*(_ID.between(*ids) for ids in ranges))).order_by(_ID).limit(limit)
         return page if execution_id is None else page.where(self.execution_is(execution_id))
 
-    def item_of(self, row: RowMapping, leave_out: Callable[[str], None]) -> Record | Unreadable:
-        """What a row is.
-
-        Args:
-            row: The row.
-            leave_out: Is called with the reason where a value cannot be read and the event can do without.
-        """
+    def item_of(self, row: RowMapping) -> Record | Unreadable:
+        """What a row is."""
         position = Position(None, row["id"])
         try:
-            return Record(self._event_of(row, leave_out), position)
+            event, corrected = self._reading_of(row)
+            return Record(event, position, corrected)
         except DecodeError as error:
             return Unreadable(
                 _ENCODER.encode({name: _shown(value) for name, value in row.items()}), str(error), position
@@ -204,7 +201,8 @@ class Layout(Struct, frozen=True):
             return value.replace("-", "")
         return value[:length]
 
-    def _event_of(self, row: RowMapping, leave_out: Callable[[str], None]) -> Event:
+    def _reading_of(self, row: RowMapping) -> Reading:
+        corrected: list[str] = []
         fields: dict[str, Any] = {"eventType": None, "executionId": None}
         for column, value in row.items():
             if value is None or column not in _READ:
@@ -217,12 +215,11 @@ class Layout(Struct, frozen=True):
                     # for the decoder to refuse
                     fields[field] = value
                 else:
-                    leave_out(f"{column} of the row {row['id']} is {repr(value)[:_SHOWN]}, which cannot be read")
+                    corrected.append(f"{column} is {shown(value)}, which cannot be read")
         if "timestampNs" not in fields:
             fields["timestampNs"] = _timestamp_ns_of(_text_of(row["created_at"]), self.zone)
-        # what is read where the nanoseconds are 0
-        fields["timestamp"] = 0
-        return decode_json(_ENCODER.encode(fields))
+        event, more = read_json(_ENCODER.encode(fields))
+        return Reading(event, (*corrected, *more))
 
 
 def has_table(connection: Connection, address: Address) -> bool:

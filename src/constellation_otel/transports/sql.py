@@ -207,9 +207,6 @@ class SqlSource:
 
     Making one does no I/O. In a forked child it connects anew.
 
-    Attributes:
-        corrected: Values that could not be read, and that their events do without.
-
     Args:
         url: As for :class:`SqlSink`.
         table: As for :class:`SqlSink`.
@@ -249,7 +246,6 @@ class SqlSource:
         self._end = HIGHEST_ID if follow else None
         self._gaps = _Gaps(gap_timeout)
         self._next_read = -float("inf")
-        self.corrected = 0
         self._has_ended = False
         self._closing = threading.Event()
         self._idle = threading.Event()
@@ -337,11 +333,7 @@ class SqlSource:
             self._log.write(_LOGGER, logging.INFO, "gaps", message, self.name, _MAX_GAPS)
         if rows:
             self._next_id = rows[-1]["id"] + 1
-        return [layout.item_of(row, self._leave_out) for row in (*late, *rows)]
-
-    def _leave_out(self, reason: str) -> None:
-        self.corrected += 1
-        self._log.write(_LOGGER, logging.WARNING, "left out", "%s: %s; its event comes without it", self.name, reason)
+        return [layout.item_of(row) for row in (*late, *rows)]
 
     def _look(self) -> Layout:
         """Says what the table is like, which has to be there."""

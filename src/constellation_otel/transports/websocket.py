@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 from msgspec import Struct
 
 from constellation_otel._log import RateLimitedLog
-from constellation_otel.delivery import Position, Record, SourceItem, Unreadable
-from constellation_otel.dialects import decode_frame
+from constellation_otel.delivery import Position, SourceItem, Unreadable
+from constellation_otel.dialects import frame_item
 from constellation_otel.errors import (
     ConfigurationError,
-    DecodeError,
     MisconfiguredError,
     MissingExtraError,
     UnavailableError,
@@ -394,7 +393,4 @@ def _item_of(held: _Held) -> SourceItem:
     position = Position(None, held.number)
     if not held.is_text:
         return Unreadable(held.data, "a binary frame; the engine sends text", position)
-    try:
-        return Record(decode_frame(held.data), position)
-    except DecodeError as error:
-        return Unreadable(held.data, str(error), position)
+    return frame_item(held.data, position)
