@@ -16,6 +16,7 @@ SOURCE = Path(constellation_otel.__file__).parent
 
 MAY_IMPORT = {
     "_callbacks": {"errors"},
+    "_deadline": set(),
     "_fork": set(),
     "_log": {"_fork"},
     "_version": set(),
@@ -32,8 +33,9 @@ MAY_IMPORT = {
     "otlp_encoding": {"_version", "spans"},
     "stages": {"assembler", "delivery", "events", "spans"},
     "lane": {"_log", "dead_letters", "delivery", "dialects", "errors", "events", "spans", "stages"},
-    "buffer": {"_log", "dead_letters", "delivery", "errors", "events", "lane", "stages", "worker"},
+    "buffer": {"_deadline", "_log", "dead_letters", "delivery", "errors", "events", "lane", "stages", "worker"},
     "transports": {
+        "_deadline",
         "_fork",
         "_log",
         "_version",
@@ -49,8 +51,9 @@ MAY_IMPORT = {
         "spans",
     },
     "exception_logs": {"_version", "spans"},
-    "signals": {"_log", "exception_logs", "instruments", "spans"},
+    "signals": {"_deadline", "_log", "exception_logs", "instruments", "spans"},
     "otlp_listener": {
+        "_deadline",
         "assembler",
         "buffer",
         "dead_letters",
@@ -66,6 +69,7 @@ MAY_IMPORT = {
         "transports",
     },
     "bridge": {
+        "_deadline",
         "_log",
         "assembler",
         "buffer",
@@ -99,7 +103,7 @@ MAY_IMPORT = {
         "tracing",
     },
     "dag": {"errors"},
-    "runtime": {"dag", "errors", "listener"},
+    "runtime": {"_deadline", "dag", "errors", "listener"},
     "otlp_decoding": {"errors", "spans"},
     "receiver": {"errors", "otlp_decoding", "spans"},
     "testing": {"errors", "events", "listener", "spans"},

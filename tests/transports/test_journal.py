@@ -708,9 +708,50 @@ def test_a_thread_waits_for_another_no_longer_than_its_deadline(path: Path, monk
     with closing(Journal(path, sinks=["otlp"])) as journal:
         with journal._database.transaction(1), monkeypatch.context() as patch:
             patch.setattr(module, "_TIMEOUT", 0.05)
-            with pytest.raises(UnavailableError, match=r"another thread has been using it for 0\.05 s"):
+            patch.setattr(module, "_POLL", 0.001)
+            with pytest.raises(UnavailableError, match="another thread has been using it all the time"):
                 journal.append(numbered(1))
         assert journal.append(numbered(1)) == 1
+
+
+def test_a_call_that_waits_ends_when_the_time_for_it_is_made_shorter(path: Path) -> None:
+    with closing(Journal(path, sinks=["otlp"])) as journal, ThreadPoolExecutor(2) as pool:
+        with writing(path):
+            waiting = [pool.submit(journal.append, numbered(1)) for _ in range(2)]
+            start = time.monotonic()
+            journal.finish_by(start + 0.05)
+            for call, why in zip(waiting, ("database is locked", "is busy: another thread"), strict=True):
+                with pytest.raises(UnavailableError, match=why):
+                    call.result(DEADLINE)
+            assert time.monotonic() - start < module._TIMEOUT / 2
+        journal.finish_by(time.monotonic() + DEADLINE)
+        assert journal.append(numbered(1)) == 1
+
+
+def test_closing_waits_for_no_thread_that_hangs_which_lets_go_of_the_file_when_it_is_done(path: Path) -> None:
+    journal = Journal(path, sinks=["otlp"])
+    hangs, ends = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with journal._database.transaction(1):
+            hangs.set()
+            assert ends.wait(DEADLINE)
+
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(hang)
+        assert hangs.wait(DEADLINE)
+        journal.finish_by(time.monotonic())
+        start = time.monotonic()
+        journal.close()
+        assert time.monotonic() - start < module._TIMEOUT / 2
+        with pytest.raises(UnavailableError, match="another thread"):
+            journal.append(numbered(1))
+        ends.set()
+        hanging.result(DEADLINE)
+    assert journal._database._connection is None
+    with pytest.raises(JournalError, match="is closed"):
+        journal.append(numbered(1))
+    Journal(path, sinks=["otlp"]).close()
 
 
 def test_an_appender_and_readers_at_once_lose_nothing(path: Path) -> None:
@@ -1099,6 +1140,22 @@ def test_a_forked_child_can_do_nothing_with_the_parents_journal_and_does_it_no_h
 def test_children_that_are_forked_in_the_middle_of_a_transaction_do_the_file_no_harm(path: Path) -> None:
     assert run(FORKED_WHILE_WRITING, path) == ["True"]
     assert execute(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_fork_waits_for_all_databases_together_no_longer_than_it_would_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FORK_TIMEOUT", 0.1)
+    with contextlib.ExitStack() as stack:
+        for number in range(10):
+            journal = stack.enter_context(closing(Journal(tmp_path / f"{number}.db", sinks=["otlp"])))
+            stack.enter_context(journal._database.transaction(1))
+        start = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        assert time.monotonic() - start < 0.5
+        os.waitpid(child, 0)
 
 
 def test_the_locks_go_with_the_process_even_if_its_child_lives_on(path: Path) -> None:
