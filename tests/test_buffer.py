@@ -411,6 +411,21 @@ def test_what_comes_from_memory_waits_for_room_behind_what_the_journal_has(store
     assert listener.close(DEADLINE)
 
 
+def test_nothing_piles_up_while_a_full_disk_takes_neither_events_nor_acknowledgements(store: Store) -> None:
+    store.items = [Record(event, Position(None, next(store.offsets))) for event in execution(1)]
+    store.append_faults = [UnavailableError("the disk is full")] * 1_000
+    store.acknowledge_fault = UnavailableError("the disk is full")
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    told(listener, [event for number in range(2, 20) for event in execution(number)])
+    eventually(lambda: len(sink.items) == 76, "all of them arrive")
+    eventually(lambda: listener._delivery.waiting == 4, "what is yet to be acknowledged is what the journal has")
+    store.acknowledge_fault = None
+    assert listener.flush(DEADLINE)
+    assert sorted(store.acknowledged) == [0, 1, 2, 3]
+    assert listener.close(DEADLINE)
+
+
 def test_a_sink_that_is_away_gets_nothing_from_memory_and_the_journal_gets_it_when_it_can(path: Path) -> None:
     gate = Gate()
     sink = ListSink(*[gate.fail] * 1_000_000)

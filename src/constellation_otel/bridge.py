@@ -556,8 +556,8 @@ class Bridge:
             return tell_source
 
         def tell_both(positions: Sequence[Position]) -> None:
-            feed.acknowledge(positions)
             tell_source([position for position in positions if isinstance(position, InMemory)])
+            feed.acknowledge(positions)
 
         return tell_both
 

@@ -76,15 +76,23 @@ class Feed:
         self.passed = 0
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
-        """Says which records the sink has; after :meth:`close` nobody hears it, and they are sent again."""
-        kept = [position for position in positions if not isinstance(position, InMemory)]
+        """Says which records the sink has; after :meth:`close` nobody hears it, and they are sent again.
+
+        Raises:
+            UnavailableError: It could not be noted down; ``delivered`` has those that need not be.
+        """
+        passed = frozenset(index for index, position in enumerate(positions) if isinstance(position, InMemory))
+        kept = [position for index, position in enumerate(positions) if index not in passed]
         try:
             if kept:
                 self._store.acknowledge(self._sink, kept)
         except JournalError:
             if not self._is_closed:
                 raise
-        self.passed += len(positions) - len(kept)
+        except UnavailableError as error:
+            self.passed += len(passed)
+            raise UnavailableError(str(error), delivered=passed) from error
+        self.passed += len(passed)
 
     def close(self) -> None:
         """Closes the store; what a sink that is still at work asks of it then is answered with nothing."""
