@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -14,7 +15,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from constellation_otel.bridge import Bridge, BridgeReport, _place, sink_names
 from constellation_otel.dead_letters import DeadLetters
 from constellation_otel.delivery import Position, Record, Rejection, Revoked, Unreadable
-from constellation_otel.errors import ConfigurationError, GoneError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.errors import (
+    ConfigurationError,
+    GoneError,
+    JournalError,
+    MisconfiguredError,
+    SourceError,
+    UnavailableError,
+)
 from constellation_otel.events import ExecutionStarted, ModuleStarted
 from constellation_otel.lane import LaneCounters
 from constellation_otel.transports.journal import Journal
@@ -703,6 +711,52 @@ def test_where_no_sink_takes_events_a_journal_that_cannot_be_written_is_waited_f
     left = Journal(path, sinks=["list"])
     assert left.held("list") == 8
     left.close()
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_bridge_that_is_stopped_does_not_wait_for_a_disk_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, is_durable: bool
+) -> None:
+    """What it could not write goes to the sinks, if only at the end."""
+    monkeypatch.setattr("constellation_otel.bridge._HANGS", 0.3)
+    monkeypatch.setattr("constellation_otel.bridge._WAIT", 0.01)
+    hangs, ends = threading.Event(), threading.Event()
+    journal = FullJournal()
+
+    def hang(events: object) -> int:
+        hangs.set()
+        assert ends.wait(DEADLINE)
+        return 0
+
+    monkeypatch.setattr(journal, "append", hang)
+    sink = ListSink()
+    source = ListSource(records(events_of(1)), ends=False, is_durable=is_durable)
+    bridge = Bridge(source, [sink], journal=journal, close_timeout=0.5)
+    try:
+        with running(bridge) as reports:
+            assert hangs.wait(DEADLINE)
+            eventually(lambda: "a write has not returned" in bridge.troubles.get("journal", ""), "it is a trouble")
+            start = time.monotonic()
+            bridge.stop()
+            eventually(lambda: reports, "it ends")
+            assert time.monotonic() - start < 2.0
+    finally:
+        ends.set()
+    assert len(sink.items) == 4
+    assert (reports[0].lost, len(source.acknowledged)) == (0, 4 if is_durable else 0)
+    assert reports[0].not_durable == 4
+
+
+def test_what_a_journal_raises_ends_the_bridge() -> None:
+    closed = FullJournal()
+
+    def fail(events: object) -> int:
+        message = "the journal is closed"
+        raise JournalError(message)
+
+    closed.append = fail  # type: ignore[method-assign]
+    with pytest.raises(JournalError, match="the journal is closed"):
+        Bridge(ListSource(records(events_of(1))), [ListSink()], journal=closed).run()
 
 
 def test_a_journal_that_took_nothing_is_not_asked_again_at_every_batch() -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.dead_letters import DeadLetters
     from constellation_otel.delivery import Position, Sink, Source, SourceItem, Store
+    from constellation_otel.events import Event
     from constellation_otel.lane import Trouble
     from constellation_otel.signals import PrivateSignals
     from constellation_otel.spans import Span
@@ -58,7 +59,7 @@ class BridgeReport(Struct, frozen=True):
         source: The source's name.
         events: Events that were read.
         unreadable: Records that could not be read as events, of the source or the journal.
-        dropped: Events that found no room, in the source, in a lane or in the journal.
+        dropped: Events that found no room, in the source or in a lane.
         sinks: The counters of each sink's lane, by the sink's name.
         executions: Executions whose span has left.
         spans: Spans that have left, sampled or not.
@@ -175,7 +176,7 @@ class Bridge:
         self._is_waiting = False
         self._log = RateLimitedLog()
         self._backoff = Backoff(longest=10.0)
-        self._events = self._unreadable = self._dropped = self._not_durable = self._lost = 0
+        self._events = self._unreadable = self._not_durable = self._lost = 0
         self._source_trouble: str | None = None
         self._silent_since: float | None = None
         self._is_replay = is_replay
@@ -310,7 +311,6 @@ class Bridge:
             events=self._events,
             unreadable=self._unreadable + sum(feed.unreadable for feed in self._feeds),
             dropped=getattr(self._source, "dropped", 0)
-            + self._dropped
             + sum(it.worker.counters.dropped for it in self._deliveries.values()),
             not_durable=self._not_durable,
             sinks={name: delivery.lane.counters for name, delivery in self._deliveries.items()},
@@ -458,7 +458,7 @@ class Bridge:
         why = None
         taken = 0
         try:
-            taken = journal.append([record.event for record in left])
+            taken = self._appended(journal, [record.event for record in left])
         except UnavailableError as error:
             why = str(error)
         if taken:
@@ -479,6 +479,39 @@ class Bridge:
         self._journal_not_before = time.monotonic() + wait
         message = "the journal cannot be written: %s; %d events wait for it, or go to sinks that take them, not durable"
         self._log.write(_LOGGER, logging.ERROR, "journal", message, self._journal_trouble, len(left))
+
+    def _appended(self, journal: Store, events: list[Event]) -> int:
+        """Appends in a thread, so that a bridge which is stopped need not wait for a disk that hangs.
+
+        Returns:
+            As :meth:`Store.append <constellation_otel.delivery.Store.append>` does.
+
+        Raises:
+            UnavailableError: As that, or it has not returned and the bridge is stopped.
+        """
+        answers: list[int | BaseException] = []
+
+        def append() -> None:
+            try:
+                answers.append(journal.append(events))
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                answers.append(error)
+
+        thread = threading.Thread(target=append, name="bridge-journal", daemon=True)
+        thread.start()
+        began = time.monotonic()
+        thread.join(_WAIT)
+        while thread.is_alive():
+            hanging = f"a write has not returned for {time.monotonic() - began:.1f} s; look at its disk"
+            if self._is_stopped:
+                raise UnavailableError(hanging)
+            if time.monotonic() - began > _HANGS:
+                self._journal_trouble = hanging
+            thread.join(_WAIT)
+        (answer,) = answers
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def _has_taker(self) -> bool:
         """Whether a sink takes events at the moment, as far as is known."""
@@ -613,6 +646,8 @@ class Bridge:
 _KIND: Final = 40
 """Characters of a reason that tell one kind of trouble from another."""
 _WAIT: Final = 0.25
+_HANGS: Final = 10.0
+"""Seconds after which a write to the journal that has not returned is a trouble."""
 _LAST_WAIT: Final = 1.0
 """Seconds for letting go of the journal, after ``close_timeout``."""
 _SLICE: Final = 0.05

@@ -406,7 +406,7 @@ class BufferCounters(Struct, frozen=True):
     Attributes:
         received: Callbacks that were called, and what a journal held when it was opened.
         delivered: Events that are safe on the far side, with everything made of them.
-        dropped: Events that found the queue or the journal full, or the listener closed.
+        dropped: Events that found the queue full, or the listener closed.
         rejected: Events that carry what they cannot, or that the far side refused for good.
         held: Events that are not there yet: they wait, are on their way, or their execution
             is still open.

@@ -85,8 +85,8 @@ class OtlpListener(BufferedListener):
         max_open: Executions and modules held open at most.
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
-        max_journal_bytes: The size at which the journal takes no more; the newest events
-            are dropped then, counted and logged.
+        max_journal_bytes: The size at which the journal takes no more; new events go to an
+            endpoint that is there from memory then, bounded, counted and logged.
         dead_letters: A file for what the endpoint refuses for good.
 
     Raises:
