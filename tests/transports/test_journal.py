@@ -708,10 +708,27 @@ def test_a_thread_waits_for_another_no_longer_than_its_deadline(path: Path, monk
     with closing(Journal(path, sinks=["otlp"])) as journal:
         with journal._database.transaction(1), monkeypatch.context() as patch:
             patch.setattr(module, "_TIMEOUT", 0.05)
-            patch.setattr(module, "_POLL", 0.001)
             with pytest.raises(UnavailableError, match="another thread has been using it all the time"):
                 journal.append(numbered(1))
         assert journal.append(numbered(1)) == 1
+
+
+def test_a_thread_that_waits_for_another_goes_on_when_that_is_done(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_POLL", 0.001)
+    looked: list[float] = []
+    left = module.Database._left
+
+    def look(database: module.Database, deadline: float) -> float:
+        looked.append(deadline)
+        return left(database, deadline)
+
+    monkeypatch.setattr(module.Database, "_left", look)
+    with closing(Journal(path, sinks=["otlp"])) as journal, ThreadPoolExecutor(1) as pool:
+        with journal._database.transaction(DEADLINE):
+            looked.clear()
+            waiting = pool.submit(journal.append, numbered(1))
+            eventually(lambda: len(looked) > 6, "it has looked at the time again and again")
+        assert waiting.result(DEADLINE) == 1
 
 
 def test_a_call_that_waits_ends_when_the_time_for_it_is_made_shorter(path: Path) -> None:
