@@ -747,6 +747,22 @@ def test_a_bridge_that_is_stopped_does_not_wait_for_a_disk_that_hangs(
     assert reports[0].not_durable == 4
 
 
+def test_where_no_thread_can_be_had_the_journal_is_written_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "bridge-journal":
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    journal, sink = FullJournal(), ListSink()
+    journal.room = 4
+    report = Bridge(ListSource(records(events_of(1))), [sink], journal=journal).run()
+    assert (sink.items, report.not_durable, report.is_delivered) == (events_of(1), 0, True)
+
+
 def test_what_a_journal_raises_ends_the_bridge() -> None:
     closed = FullJournal()
 

@@ -498,7 +498,19 @@ class Bridge:
                 answers.append(error)
 
         thread = threading.Thread(target=append, name="bridge-journal", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            # the machine has no threads left
+            append()
+        else:
+            self._wait_for_write(thread)
+        (answer,) = answers
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _wait_for_write(self, thread: threading.Thread) -> None:
         began = time.monotonic()
         thread.join(_WAIT)
         while thread.is_alive():
@@ -508,10 +520,6 @@ class Bridge:
             if time.monotonic() - began > _HANGS:
                 self._journal_trouble = hanging
             thread.join(_WAIT)
-        (answer,) = answers
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
 
     def _has_taker(self) -> bool:
         """Whether a sink takes events at the moment, as far as is known."""
