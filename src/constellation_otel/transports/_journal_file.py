@@ -443,6 +443,7 @@ class Database:
             raise JournalError(_not_across_fork(path))
         self._finish_by = inf
         self._is_closed = False
+        self._used_since = 0.0
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._why_not = f"{path} is closed; open it again"
@@ -558,6 +559,7 @@ class Database:
                 message = f"{self.path} is busy: another thread has been using it all the time; it is tried again"
                 raise UnavailableError(message)
         try:
+            self._used_since = time.monotonic()
             if self._connection is None or self._is_closed:
                 raise JournalError(self._why_not)
             yield self._connection
@@ -580,6 +582,13 @@ class Database:
 
     def _left(self, deadline: float) -> float:
         return seconds_left(min(deadline, self._finish_by))
+
+    def pause(self, deadline: float) -> bool:
+        """Whether the connection's lock could be taken, so that nobody is inside SQLite.
+
+        A call that has taken very long already is not waited for: the next fork would, too.
+        """
+        return self._lock.acquire(timeout=seconds_left(min(deadline, self._used_since + _FORK_TIMEOUT)))
 
     def _forked(self) -> None:
         """SQLite's locks on files are the parent's alone, so not even a close is allowed here."""
@@ -615,10 +624,13 @@ def _mind_forks() -> None:
 
 
 def _pause() -> None:
-    locks = [database._lock for database in list(_DATABASES)]  # noqa: SLF001 - one thing with the class
     # one deadline for all: a fork that comes too soon is better than none
     deadline = deadline_of(_FORK_TIMEOUT)
-    _PAUSED[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=seconds_left(deadline))]
+    _PAUSED[threading.get_ident()] = [
+        database._lock  # noqa: SLF001 - one thing with the class
+        for database in list(_DATABASES)
+        if database.pause(deadline)
+    ]
 
 
 def _resume() -> None:
