@@ -668,6 +668,8 @@ def test_a_journal_that_fails_while_it_is_in_use_is_no_secret(store: Store) -> N
     store.read_faults = [broken]
     assert feed.fetch(lane, 1) == 1.0
     feed.acknowledge([Position(None, 1)])
+    store.acknowledge_fault = UnavailableError("another thread closes it")
+    feed.acknowledge([Position(None, 1)])
 
 
 @pytest.mark.parametrize("has_letters", [True, False])

@@ -90,8 +90,9 @@ class Feed:
             if not self._is_closed:
                 raise
         except UnavailableError as error:
-            self.passed += len(passed)
-            raise UnavailableError(str(error), delivered=passed) from error
+            if not self._is_closed:
+                self.passed += len(passed)
+                raise UnavailableError(str(error), delivered=passed) from error
         self.passed += len(passed)
 
     def close(self) -> None:
@@ -719,17 +720,19 @@ class _Writer:
             del self._pending[:taken]
             self._delivery.written += taken
             self._delivery.worker.nudge()
-        if self._pending:
-            self._hold(why or UnavailableError("the journal is full; see that the sink takes events, or allow it more"))
+        if self._pending and why is None:
+            # room is made without anybody's help
+            full = UnavailableError("the journal is full; see that the sink takes events, or allow it more")
+            self._hold(full, _PASS_ON_AGAIN)
+        elif why is not None:
+            self._hold(why, self._backoff.next())
         elif self.trouble is not None:
-            _LOGGER.info(
-                "%s: the journal is written again, after %.1f s", self._name, time.monotonic() - self.trouble.since
-            )
+            away = time.monotonic() - self.trouble.since
             self._backoff.reset()
             self.trouble = None
+            _LOGGER.info("%s: the journal is written again, after %.1f s", self._name, away)
 
-    def _hold(self, why: Exception) -> None:
-        wait = self._backoff.next()
+    def _hold(self, why: Exception, wait: float) -> None:
         self._not_before = time.monotonic() + wait
         since = time.monotonic() if self.trouble is None else self.trouble.since
         needs_fixing = not isinstance(why, UnavailableError) or isinstance(why, MisconfiguredError)
