@@ -317,6 +317,14 @@ def test_a_summary_says_what_is_lost() -> None:
     assert last == "4 events are lost: they could not be delivered in time, and nobody reads them again"
 
 
+def test_a_summary_says_what_the_journal_could_not_take(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.db", sinks=["list"])
+    (tmp_path / "j.db").rename(tmp_path / "elsewhere")
+    report = Bridge(ListSource(records(events_of(1))), [ListSink()], journal=journal).run()
+    *_, last = operations._summary(report, "bridged", with_sinks=True)
+    assert last == "4 events went to the sinks from memory, since the journal could not take them"
+
+
 @pytest.mark.parametrize("command_name", ["bridge", "replay"])
 def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", events_of(1))

@@ -443,6 +443,8 @@ def _summary(report: BridgeReport, verb: str, *, with_sinks: bool) -> Iterator[s
             f"  {name}: {lane.sent} sent, {lane.refused} refused, {lane.held} events held,"
             f" {lane.retried} batches sent again"
         )
+    if report.not_durable:
+        yield f"{report.not_durable} events went to the sinks from memory, since the journal could not take them"
     if report.open:
         yield f"{report.open} executions have not ended, as far as is known: they are left for the next run"
     if report.lost:
