@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,7 +15,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from constellation_otel.bridge import Bridge, BridgeReport, _place, sink_names
 from constellation_otel.dead_letters import DeadLetters
 from constellation_otel.delivery import Position, Record, Rejection, Revoked, Unreadable
-from constellation_otel.errors import ConfigurationError, GoneError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.errors import (
+    ConfigurationError,
+    GoneError,
+    JournalError,
+    MisconfiguredError,
+    SourceError,
+    UnavailableError,
+)
 from constellation_otel.events import ExecutionStarted, ModuleStarted
 from constellation_otel.lane import LaneCounters
 from constellation_otel.transports.journal import Journal
@@ -482,8 +491,13 @@ def test_a_bridge_that_is_stopped_waits_for_no_room_and_what_it_leaves_is_not_ac
     assert source.acknowledged == []
 
 
-def test_what_is_in_a_journal_is_nobody_elses(tmp_path: Path) -> None:
-    source = ListSource([*records(events_of(1)[:2], origin="a"), Revoked("a")], records(events_of(1)[2:], origin="a"))
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_what_is_in_a_journal_is_nobody_elses(tmp_path: Path, is_durable: bool) -> None:
+    source = ListSource(
+        [*records(events_of(1)[:2], origin="a"), Revoked("a")],
+        records(events_of(1)[2:], origin="a"),
+        is_durable=is_durable,
+    )
     sink = ListSink(takes="spans")
     Bridge(source, [sink], journal=Journal(tmp_path / "j.db", sinks=["list"])).run()
     assert spans(sink) == ["trim", "dag-1"]
@@ -605,80 +619,225 @@ def test_an_open_execution_stays_in_the_journal_and_is_whole_when_its_end_comes_
 
 
 class FullJournal:
-    """A journal that has room for a few, or cannot be written: what a disk does not do when asked."""
+    """A journal that has no room."""
 
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
+    def __init__(self) -> None:
         self.kept: list[Any] = []
+        self.asked = 0
+        self.room = 0
 
     def append(self, events: Any) -> int:
-        answer = self.answers.pop(0) if self.answers else len(events)
-        if isinstance(answer, Exception):
-            raise answer
-        self.kept += events[:answer]
-        return int(answer)
+        self.asked += 1
+        taken = min(self.room, len(events))
+        self.room -= taken
+        self.kept += events[:taken]
+        return taken
 
     def read(self, sink: str, after: int, limit: int) -> list[Any]:
-        return []
+        found = [Record(event, Position(None, number)) for number, event in enumerate(self.kept)]
+        return found[after + 1 :][:limit]
 
     def acknowledge(self, sink: str, positions: Any) -> None:
-        """Nothing was given."""
+        """Everything is kept, for the test to look at."""
+
+    def finish_by(self, deadline: float) -> None:
+        """It never waits."""
 
     def held(self, sink: str) -> int:
-        return 0
+        return len(self.kept)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
+@contextmanager
+def taken_away(path: Path) -> Iterator[None]:
+    """A journal's file that is elsewhere, so that nothing can be appended; it is put back at the end."""
+    elsewhere = path.rename(path.with_name("elsewhere"))
+    try:
+        yield
+    finally:
+        elsewhere.rename(path)
+
+
 @pytest.mark.parametrize("is_durable", [True, False])
-def test_a_journal_that_cannot_be_written_now_is_written_later(
-    is_durable: bool, caplog: pytest.LogCaptureFixture
+def test_what_a_journal_cannot_take_goes_to_the_sinks_from_memory(
+    tmp_path: Path, is_durable: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = FullJournal(UnavailableError("the disk is full"), UnavailableError("the disk is full"))
-    source = ListSource(records(events_of(1)), is_durable=is_durable)
-    Bridge(source, [ListSink()], journal=journal).run()
-    assert journal.kept == events_of(1)
-    assert len(source.acknowledged) == (4 if is_durable else 0)
-    assert "the journal cannot be written: the disk is full; 4 events wait for it" in caplog.text
+    """In order with what the journal has; a durable source is told when the sinks have it."""
+    path = tmp_path / "j.db"
+    source = ListSource(records(events_of(1)[:2]), ends=False, is_durable=is_durable)
+    sinks = [ListSink(), ListSink(takes="spans", name="otlp")]
+    bridge = Bridge(source, sinks, journal=Journal(path, sinks=sink_names(sinks)))
+    numbers = iter(range(1_000))
 
+    def is_written_again() -> bool:
+        source.put(records(events_of(2)[:1], first=100 + next(numbers)))
+        return bridge.troubles == {}
 
-def test_a_journal_that_cannot_be_written_is_a_trouble_until_it_can() -> None:
-    journal = FullJournal(*[UnavailableError("the disk is full")] * 10_000)
-    source = ListSource(records(events_of(1)), ends=False)
-    bridge = Bridge(source, [ListSink()], journal=journal)
-    with running(bridge):
-        eventually(lambda: bridge.troubles == {"journal": "the disk is full"}, "it is a trouble")
-        journal.answers.clear()
-        eventually(lambda: bridge.troubles == {}, "it is none any more")
-    assert journal.kept == events_of(1)
-
-
-def test_a_full_journal_makes_a_durable_source_wait(caplog: pytest.LogCaptureFixture) -> None:
-    journal = FullJournal(3, 0, 0)
-    source = ListSource(records(events_of(1)))
-    report = Bridge(source, [ListSink()], journal=journal).run()
-    assert (journal.kept, report.dropped, len(source.acknowledged)) == (events_of(1), 0, 4)
-    assert "the journal is full; nothing is read until it is not" in caplog.text
-
-
-def test_a_full_journal_drops_the_newest_of_a_source_that_is_not_durable(caplog: pytest.LogCaptureFixture) -> None:
-    journal = FullJournal(3)
-    report = Bridge(ListSource(records(events_of(1)), is_durable=False), [ListSink()], journal=journal).run()
-    assert (journal.kept, report.dropped) == (events_of(1)[:3], 1)
-    assert "the journal takes no more; dropping the newest events" in caplog.text
-
-
-@pytest.mark.parametrize(("is_durable", "dropped", "acknowledged"), [(True, 0, 3), (False, 1, 0)])
-def test_a_bridge_that_is_stopped_does_not_wait_for_a_full_journal(
-    is_durable: bool, dropped: int, acknowledged: int
-) -> None:
-    journal = FullJournal(3, *[0] * 10_000)
-    source = ListSource(records(events_of(1)), ends=False, is_durable=is_durable)
-    bridge = Bridge(source, [ListSink()], journal=journal, on_full="wait")
     with running(bridge) as reports:
-        eventually(lambda: len(journal.answers) < 10_000, "it waits")
-    assert (reports[0].dropped, len(source.acknowledged)) == (dropped, acknowledged)
+        eventually(lambda: len(sinks[0].items) == 2, "they go through the journal")
+        with taken_away(path):
+            source.put(records(events_of(1)[2:], first=2))
+            eventually(lambda: spans(sinks[1]) == ["trim", "dag-1"], "the rest comes from memory")
+            eventually(lambda: sinks[0].items == events_of(1), "also to the other sink")
+            assert "was moved, deleted or replaced" in bridge.troubles["journal"]
+            eventually(lambda: len(source.acknowledged) == (4 if is_durable else 0), "the source is told")
+            assert bridge.report.not_durable == 2
+        eventually(is_written_again, "the journal is written again")
+        source.put(records(events_of(2)[1:], first=50))
+        eventually(lambda: spans(sinks[1]) == ["trim", "dag-1", "trim", "dag-2"], "all is as ever")
+    assert (reports[0].is_delivered, reports[0].dropped, reports[0].lost) == (True, 0, 0)
+    assert "2 events wait for it, or go to sinks that take them, not durable" in caplog.text
+    left = Journal(path, sinks=sink_names(sinks))
+    assert (left.held("list"), left.held("otlp")) == (0, 0)
+    left.close()
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_where_no_sink_takes_events_a_journal_that_cannot_be_written_is_waited_for(
+    tmp_path: Path, is_durable: bool
+) -> None:
+    path = tmp_path / "j.db"
+    source = ListSource(records(events_of(1)), ends=False, is_durable=is_durable)
+    bridge = Bridge(source, [away(Gate())], journal=Journal(path, sinks=["list"]), close_timeout=0.1)
+    with running(bridge):
+        eventually(lambda: "list" in bridge.troubles, "the sink is away")
+        with taken_away(path):
+            source.put(records(events_of(2), first=4))
+            eventually(lambda: "journal" in bridge.troubles, "the journal is away, too")
+        eventually(lambda: "journal" not in bridge.troubles, "it is written after all")
+        assert bridge.report.not_durable == 0
+    left = Journal(path, sinks=["list"])
+    assert left.held("list") == 8
+    left.close()
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_bridge_that_is_stopped_does_not_wait_for_a_disk_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, is_durable: bool
+) -> None:
+    """What it could not write goes to the sinks, if only at the end."""
+    monkeypatch.setattr("constellation_otel.bridge._HANGS", 0.3)
+    monkeypatch.setattr("constellation_otel.bridge._WAIT", 0.01)
+    hangs, ends = threading.Event(), threading.Event()
+    journal = FullJournal()
+
+    def hang(events: object) -> int:
+        hangs.set()
+        assert ends.wait(DEADLINE)
+        return 0
+
+    monkeypatch.setattr(journal, "append", hang)
+    sink = ListSink()
+    source = ListSource(records(events_of(1)), ends=False, is_durable=is_durable)
+    bridge = Bridge(source, [sink], journal=journal, close_timeout=0.5)
+    try:
+        with running(bridge) as reports:
+            assert hangs.wait(DEADLINE)
+            eventually(lambda: "a write has not returned" in bridge.troubles.get("journal", ""), "it is a trouble")
+            start = time.monotonic()
+            bridge.stop()
+            eventually(lambda: reports, "it ends")
+            assert time.monotonic() - start < 2.0
+    finally:
+        ends.set()
+    assert len(sink.items) == 4
+    assert (reports[0].lost, len(source.acknowledged)) == (0, 4 if is_durable else 0)
+    assert reports[0].not_durable == 4
+
+
+def test_where_no_thread_can_be_had_the_journal_is_written_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "bridge-journal":
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    journal, sink = FullJournal(), ListSink()
+    journal.room = 4
+    report = Bridge(ListSource(records(events_of(1))), [sink], journal=journal).run()
+    assert (sink.items, report.not_durable, report.is_delivered) == (events_of(1), 0, True)
+
+
+def test_what_a_journal_raises_ends_the_bridge() -> None:
+    closed = FullJournal()
+
+    def fail(events: object) -> int:
+        message = "the journal is closed"
+        raise JournalError(message)
+
+    closed.append = fail  # type: ignore[method-assign]
+    with pytest.raises(JournalError, match="the journal is closed"):
+        Bridge(ListSource(records(events_of(1))), [ListSink()], journal=closed).run()
+
+
+def test_a_journal_that_took_nothing_is_not_asked_again_at_every_batch() -> None:
+    journal, sink = FullJournal(), ListSink()
+    source = ListSource(records(events_of(1)), records(events_of(2), first=4), is_durable=False)
+    report = Bridge(source, [sink], journal=journal).run()
+    assert (journal.asked, sink.items) == (1, events_of(1, 2))
+    assert (report.not_durable, report.is_delivered) == (8, True)
+
+
+def test_where_no_sink_takes_events_a_full_journal_is_waited_for() -> None:
+    journal = FullJournal()
+    journal.room = 1
+    source = ListSource(records(events_of(1)[:1]), ends=False, is_durable=False)
+    bridge = Bridge(source, [away(Gate())], journal=journal, on_full="wait", close_timeout=0.1)
+    with running(bridge) as reports:
+        eventually(lambda: "list" in bridge.troubles, "the sink is away")
+        source.put(records(events_of(1)[1:], first=1))
+        eventually(lambda: journal.asked > 2, "it is asked again")
+        journal.room = 1_000
+        eventually(lambda: journal.kept == events_of(1), "it has room")
+    assert (reports[0].not_durable, reports[0].dropped, reports[0].lost) == (0, 0, 0)
+
+
+def test_where_no_sink_takes_events_and_nobody_waits_the_newest_are_dropped() -> None:
+    journal = FullJournal()
+    journal.room = 1
+    source = ListSource(records(events_of(1)[:1]), ends=False, is_durable=False)
+    bridge = Bridge(source, [away(Gate())], journal=journal, max_held=4, close_timeout=0.1)
+    with running(bridge) as reports:
+        eventually(lambda: "list" in bridge.troubles, "the sink is away")
+        source.put(records(events_of(1, 2, 3), first=1))
+        eventually(lambda: bridge.report.dropped, "there is no room in memory either")
+    report = reports[0]
+    assert (report.not_durable, report.dropped + report.lost) == (12, 12)
+    assert report.lost > 0
+
+
+@pytest.mark.parametrize(("is_durable", "lost", "acknowledged"), [(True, 0, 1), (False, 3, 0)])
+def test_a_bridge_that_is_stopped_does_not_wait_for_a_full_journal(
+    is_durable: bool, lost: int, acknowledged: int
+) -> None:
+    journal = FullJournal()
+    journal.room = 1
+    source = ListSource(records(events_of(1)[:1]), ends=False, is_durable=is_durable)
+    bridge = Bridge(source, [away(Gate())], journal=journal, on_full="wait", close_timeout=0.1)
+    with running(bridge) as reports:
+        eventually(lambda: "list" in bridge.troubles, "the sink is away")
+        source.put(records(events_of(1)[1:], first=1))
+        eventually(lambda: journal.asked > 2, "it waits")
+    assert (reports[0].lost, len(source.acknowledged)) == (lost, acknowledged)
+
+
+@pytest.mark.parametrize("close_timeout", [math.nan, -1.0, 0.0])
+def test_a_close_timeout_of_any_kind_ends(close_timeout: float) -> None:
+    bridge = Bridge(ListSource(ends=False), [away(Gate())], close_timeout=close_timeout)
+    with running(bridge) as reports:
+        pass
+    assert reports[0].is_delivered
+
+
+def test_a_close_timeout_without_an_end_is_taken() -> None:
+    sink = ListSink(UnavailableError("away"))
+    report = Bridge(ListSource(records(events_of(1))), [sink], close_timeout=math.inf).run()
+    assert (report.is_delivered, sink.items) == (True, events_of(1))
 
 
 def test_a_rejected_event_is_in_the_report() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import sqlite3
 import threading
+import time
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -23,10 +27,11 @@ from deliveries import T0, ListSink, execution
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from constellation_otel.events import Event
+    from constellation_otel.worker import Worker
 
 
 class Gate:
@@ -248,6 +253,20 @@ def test_more_than_a_page_and_than_the_lane_holds_comes_through(path: Path) -> N
     assert listener.close(DEADLINE)
 
 
+def test_closing_brings_more_from_the_journal_than_the_lane_holds(path: Path) -> None:
+    before = journal(path)
+    before.append([event for number in range(400) for event in execution(number)])
+    before.close()
+    gate = Gate()
+    sink = ListSink(gate.wait)
+    listener = BufferedListener(sink, journal=journal(path), max_queue=100)
+    assert gate.reached.wait(DEADLINE)
+    listener._delivery.close_by(time.monotonic() + DEADLINE, abandon_open=True)
+    gate.opened.set()
+    assert listener.close(DEADLINE)
+    assert len(sink.items) == 1_600
+
+
 def test_an_error_has_its_stack_trace_in_the_journal_and_a_bad_event_is_rejected_alone(path: Path) -> None:
     sink = ListSink()
     listener = BufferedListener(sink, journal=journal(path))
@@ -278,6 +297,8 @@ class Store:
 
     def append(self, events: Sequence[Event]) -> int:
         fault = self.append_faults.pop(0) if self.append_faults else len(events)
+        if callable(fault):
+            fault = fault(events) or len(events)
         if isinstance(fault, Exception):
             raise fault
         self.items += [Record(event, Position(None, next(self.offsets))) for event in events[:fault]]
@@ -293,6 +314,9 @@ class Store:
             raise self.acknowledge_fault
         self.acknowledged += [position.offset for position in positions]
 
+    def finish_by(self, deadline: float) -> None:
+        """It never waits."""
+
     def held(self, sink: str) -> int:
         return len(self.items)
 
@@ -305,48 +329,302 @@ def store() -> Store:
     return Store()
 
 
-def test_a_journal_that_cannot_be_written_now_is_written_later_and_the_log_says_so(
-    store: Store, caplog: pytest.LogCaptureFixture
+class away_from:  # noqa: N801 - reads as a function
+    """The journal's file is moved away, so that nothing can be appended, and is put back at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._path.rename(self._path.with_name("elsewhere"))
+
+    def __exit__(self, *_: object) -> None:
+        self._path.with_name("elsewhere").rename(self._path)
+
+
+def assert_sum(counters: BufferCounters) -> None:
+    assert counters.received == counters.delivered + counters.dropped + counters.rejected + counters.held
+
+
+def test_what_the_journal_cannot_take_goes_to_the_sink_from_memory_and_is_not_durable(
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.append_faults = [UnavailableError("the disk is full")] * 2
     sink = ListSink()
-    listener = BufferedListener(sink, journal=store)
+    listener = BufferedListener(sink, journal=journal(path))
     told(listener, execution(1))
     assert listener.flush(DEADLINE)
-    assert (sink.items, sorted(store.acknowledged)) == (execution(1), [0, 1, 2, 3])
+    with away_from(path):
+        told(listener, execution(2))
+        assert listener.flush(DEADLINE)
+        assert sink.items == execution(1) + execution(2)
+        assert listener.trouble is not None
+        assert "the journal takes no events" in listener.trouble.reason
+        assert listener.trouble.needs_mending
+    assert "was moved, deleted or replaced while it was open" in caplog.text
+
+    def is_written_again() -> bool:
+        told(listener, execution(3))
+        return listener.trouble is None
+
+    eventually(is_written_again, "the journal is written again")
+    assert listener.flush(DEADLINE)
+    counters = listener.counters
     assert listener.close(DEADLINE)
-    assert store.closed
-    assert "the disk is full; 4 events wait in memory for it" in caplog.text
+    assert counters.not_durable >= 4
+    assert counters.delivered == counters.received == len(sink.items)
+    with journal_of(path) as left:
+        assert left.held("list") == 0
 
 
-def test_a_journal_that_cannot_be_written_until_the_end_is_said_to_have_lost_what_it_had_not(
+def test_what_comes_from_memory_comes_after_what_the_journal_has(path: Path) -> None:
+    """The sink takes nothing at first, so that the journal fills up; then all comes, in order."""
+    gate = Gate()
+    sink = ListSink(gate.wait)
+    listener = BufferedListener(sink, journal=journal(path, max_bytes=65_536), max_queue=1_000)
+    assert listener._writer is not None
+    queue = listener._writer.worker
+    events = [event for number in range(500) for event in execution(number)]
+    for first in range(0, 2_000, 500):
+        told(listener, events[first : first + 500])
+        eventually(lambda: not queue.counters.held, "they are taken out of the queue")
+    assert 0 < listener.counters.not_durable < 2_000
+    assert (listener.counters.held, listener.counters.dropped) == (2_000, 0)
+    gate.opened.set()
+    assert listener.flush(DEADLINE)
+    assert sink.items == events
+    assert listener.close(DEADLINE)
+    assert_sum(listener.counters)
+
+
+def test_what_comes_from_memory_waits_for_room_behind_what_the_journal_has(store: Store) -> None:
+    before = [event for number in range(300) for event in execution(number)]
+    store.items = [Record(event, Position(None, next(store.offsets))) for event in before]
+    store.append_faults = [UnavailableError("the disk is full")] * 1_000
+    gate = Gate()
+    sink = ListSink(gate.wait)
+    listener = BufferedListener(sink, journal=store, max_queue=100)
+    told(listener, execution(1_000))
+    eventually(lambda: listener.counters.not_durable == 4, "they go on")
+    gate.opened.set()
+    assert listener.flush(DEADLINE)
+    assert sink.items == before + execution(1_000)
+    assert listener.close(DEADLINE)
+
+
+def test_nothing_piles_up_while_a_full_disk_takes_neither_events_nor_acknowledgements(store: Store) -> None:
+    store.items = [Record(event, Position(None, next(store.offsets))) for event in execution(1)]
+    store.append_faults = [UnavailableError("the disk is full")] * 1_000
+    store.acknowledge_fault = UnavailableError("the disk is full")
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    told(listener, [event for number in range(2, 20) for event in execution(number)])
+    eventually(lambda: len(sink.items) == 76, "all of them arrive")
+    eventually(lambda: listener._delivery.waiting == 4, "what is yet to be acknowledged is what the journal has")
+    store.acknowledge_fault = None
+    assert listener.flush(DEADLINE)
+    assert sorted(store.acknowledged) == [0, 1, 2, 3]
+    assert listener.close(DEADLINE)
+
+
+def test_a_sink_that_is_away_gets_nothing_from_memory_and_the_journal_gets_it_when_it_can(path: Path) -> None:
+    gate = Gate()
+    sink = ListSink(*[gate.fail] * 1_000_000)
+    listener = BufferedListener(sink, journal=journal(path))
+    told(listener, execution(1))
+    eventually(lambda: listener._delivery.lane.trouble, "the sink is away")
+    with away_from(path):
+        told(listener, execution(2))
+        eventually(lambda: listener._writer is not None and listener._writer.trouble, "the journal is away, too")
+    eventually(lambda: listener._writer is not None and not listener._writer.held, "it is written after all")
+    assert listener.counters.not_durable == 0
+    assert not listener.close(0.1)
+    with journal_of(path) as left:
+        assert left.held("list") == 8
+
+
+def test_a_journal_and_a_sink_that_are_away_hold_as_much_as_the_queue_and_drop_the_newest(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.append_faults = [UnavailableError("the disk is full")] * 1_000
-    listener = BufferedListener(ListSink(), journal=store, max_queue=3)
-    told(listener, execution(1))
-    eventually(lambda: len(store.append_faults) < 995, "it was tried several times")
+    store.append_faults = [UnavailableError("the disk is full")] * 100_000
+    listener = BufferedListener(ListSink(*[UnavailableError("away")] * 100_000), journal=store, max_queue=3)
+    told(listener, execution(1)[:1])
+    eventually(lambda: listener._delivery.lane.trouble, "the sink is away")
+    told(listener, execution(1)[1:])
+    told(listener, execution(2))
+    told(listener, execution(3))
     assert not listener.flush(0.05)
     assert not listener.close(0.2)
     counters = listener.counters
-    assert counters.received == 4 == counters.held + counters.dropped
-    assert "events could not be written to the journal, and are lost with the process" in caplog.text
+    assert counters.received == 12 == counters.held + counters.dropped
+    assert counters.dropped > 0
+    assert f"{counters.held} events are still held, {counters.held} of them in no journal" in caplog.text
 
 
-def test_a_journal_that_is_full_drops_the_newest_and_counts_them(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    store.append_faults = [3, 0]
+def test_a_journal_that_can_be_neither_read_nor_written_holds_nothing_up(store: Store) -> None:
+    store.items = [Record(event, Position(None, next(store.offsets))) for event in execution(1)]
+    store.read_faults = [UnavailableError("damaged")] * 100_000
+    store.append_faults = [UnavailableError("damaged")] * 100_000
     sink = ListSink()
     listener = BufferedListener(sink, journal=store)
+    told(listener, execution(2))
+    eventually(lambda: sink.items == execution(2), "they come from memory")
+    assert not listener.close(0.2)
+    assert (listener.counters.held, listener.counters.not_durable) == (4, 4)
+
+
+def test_at_the_end_what_a_journal_cannot_take_is_tried_once_more_from_memory(store: Store) -> None:
+    store.append_faults = [UnavailableError("the disk is full")] * 100_000
+    gate = Gate()
+    sink = ListSink(*[gate.fail] * 1_000_000)
+    store.items = [Record(event, Position(None, next(store.offsets))) for event in execution(1)]
+    listener = BufferedListener(sink, journal=store)
+    assert gate.reached.wait(DEADLINE)
+    eventually(lambda: listener.trouble, "the sink is away")
+    told(listener, execution(2))
+    eventually(lambda: listener._writer is not None and listener._writer.trouble, "the journal is full")
+    gate.opened.set()
+    listener.close(DEADLINE)
+    assert sink.items == execution(1) + execution(2)
+
+
+# --- a close that keeps its time -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def taking_less_than(seconds: float) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Somebody else's write transaction, which stays open."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, -math.inf, 0.1])
+def test_flush_and_close_keep_their_time_while_another_process_has_locked_the_journal(
+    path: Path, timeout: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    listener = BufferedListener(ListSink(*[gate.fail] * 1_000_000), journal=journal(path))
+    told(listener, execution(1))
+    assert not listener.flush(0.1)
+    eventually(lambda: listener.trouble, "the sink is away")
+    with locked(path):
+        told(listener, execution(2))
+        with taking_less_than(0.5):
+            assert not listener.flush(timeout)
+        with taking_less_than(0.5):
+            assert listener.counters.held == 8
+        with taking_less_than(0.5):
+            assert not listener.close(timeout)
+        assert "8 events are still held, 4 of them in no journal" in caplog.text
+        assert listener._writer is not None
+        workers: list[Worker[Any]] = [listener._delivery.worker, listener._writer.worker]
+        eventually(lambda: all(worker.has_finished for worker in workers), "nobody waits for the lock any longer")
+        assert not listener.close(timeout)
+        counters = listener.counters
+        assert_sum(counters)
+    assert f"{counters.held} events are still held, {counters.held - 4} of them in no journal" in caplog.text
+    with journal_of(path) as left:
+        assert left.held("list") == 4
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1e10])
+@pytest.mark.parametrize("has_journal", [False, True])
+def test_timeouts_without_an_end_are_taken(path: Path, has_journal: bool, timeout: float) -> None:
+    sink = ListSink(UnavailableError("away"))
+    listener = BufferedListener(sink, journal=journal(path) if has_journal else None)
+    told(listener, execution(1))
+    assert listener.flush(timeout)
+    told(listener, execution(2))
+    sink.faults = [UnavailableError("away")]
+    assert listener.close(timeout)
+    assert listener.counters.delivered == 8
+
+
+def test_a_disk_that_hangs_keeps_nobody_longer_than_the_timeout_and_what_is_said_is_true(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    store.append_faults = [gate.wait]
+    told(listener, execution(1))
+    assert gate.reached.wait(DEADLINE)
+    told(listener, execution(2))
+    with taking_less_than(0.5):
+        assert not listener.close(0.1)
+    assert_sum(listener.counters)
+    assert listener.counters.held == 8
+    assert "BufferedListener-journal: not done within" in caplog.text
+    assert " 8 items are still held" in caplog.text
+    assert " 0 items" not in caplog.text
+    assert "8 events are still held, 8 of them in no journal" in caplog.text
+    gate.opened.set()
+    eventually(lambda: store.closed, "the disk is back")
+    assert not listener.close(0.1)
+    assert_sum(listener.counters)
+    assert (listener.counters.held, len(store.items)) == (8, 8)
+    assert "8 events are still held, 0 of them in no journal" in caplog.text
+
+
+@pytest.mark.parametrize("has_journal", [False, True])
+def test_a_sink_that_hangs_keeps_nobody_longer_than_the_timeout_and_what_is_said_is_true(
+    path: Path, has_journal: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    listener = BufferedListener(ListSink(gate.wait), journal=journal(path) if has_journal else None)
+    told(listener, execution(1))
+    assert gate.reached.wait(DEADLINE)
+    told(listener, execution(2))
+    with taking_less_than(0.5):
+        assert not listener.close(0.1)
+    assert listener.counters.held == 8
+    assert "8 events are still held" in caplog.text
+    gate.opened.set()
+    eventually(lambda: listener._delivery.worker.has_finished, "the sink is back")
+    held = listener.counters.held
+    assert listener.close(0.1) is (held == 0 and not has_journal)
+    assert_sum(listener.counters)
+
+
+def test_a_journal_that_nobody_can_close_in_time_is_left_behind(store: Store) -> None:
+    gate = Gate()
+    store.close = lambda: gate.wait(())  # type: ignore[method-assign]
+    listener = BufferedListener(ListSink(), journal=store)
     told(listener, execution(1))
     assert listener.flush(DEADLINE)
-    told(listener, execution(2)[:1])
-    assert listener.flush(DEADLINE)
-    assert sink.items == execution(1)[:3]
-    assert listener.close(DEADLINE)
-    assert (listener.counters.dropped, listener.counters.delivered) == (2, 3)
-    assert "the journal is full; dropping the newest" in caplog.text
+    with taking_less_than(0.5):
+        assert not listener.close(0.1)
+    assert gate.reached.is_set()
+    assert listener.counters.held == 0
+    gate.opened.set()
+    eventually(lambda: listener.close(0.1), "it is closed after all")
+
+
+def test_a_journal_is_left_to_the_interpreter_where_no_thread_can_be_had_to_close_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        message = "can't create new thread at interpreter shutdown"
+        raise RuntimeError(message)
+
+    feed = Feed(store, "list")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        feed.close_by(time.monotonic())
+    assert "no thread to close the journal: can't create new thread" in caplog.text
+    assert not store.closed
+    feed.close_by(time.monotonic() + DEADLINE)
+    assert store.closed
 
 
 def test_a_journal_that_cannot_be_read_now_is_read_later(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -382,14 +660,16 @@ def test_a_journal_that_fails_while_it_is_in_use_is_no_secret(store: Store) -> N
     store.read_faults = [broken]
     lane: Lane[Event] = Lane(ListSink(), EventStage())
     with pytest.raises(JournalError):
-        feed.fetch(lane)
+        feed.fetch(lane, 1)
     store.acknowledge_fault = broken
     with pytest.raises(JournalError):
-        feed.acknowledge([])
+        feed.acknowledge([Position(None, 1)])
     feed.close()
     store.read_faults = [broken]
-    assert feed.fetch(lane) is None
-    feed.acknowledge([])
+    assert feed.fetch(lane, 1) == 1.0
+    feed.acknowledge([Position(None, 1)])
+    store.acknowledge_fault = UnavailableError("another thread closes it")
+    feed.acknowledge([Position(None, 1)])
 
 
 @pytest.mark.parametrize("has_letters", [True, False])

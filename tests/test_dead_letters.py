@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import threading
 from base64 import b64decode
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from constellation_otel.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -58,12 +62,86 @@ def test_a_file_that_cannot_be_written_is_logged_and_counted(
     assert why in caplog.text
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_noticed(
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files cannot grow beyond a size, as on a disk that is full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_line_that_a_full_disk_cuts_short_is_taken_out_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "dead.jsonl"
+    # larger than any other file that is written to meanwhile; most of it is a hole
+    size = 64 * 2**20
+    with path.open("wb") as file:
+        file.truncate(size - 100)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n")
+    letters = DeadLetters(path)
+    with largest_file(size):
+        assert not letters.write("here", "bad", b"x" * 1_000)
+    assert "the disk is full" in caplog.text
+    assert path.stat().st_size == size - 99
+    assert letters.write("here", "after", b"x")
+    assert (letters.written, letters.failed) == (1, 1)
+    with path.open("rb") as file:
+        file.seek(size - 100)
+        empty, line, rest = file.read().split(b"\n")
+    assert (empty, json.loads(line)["reason"], rest) == (b"", "after", b"")
+
+
+def test_a_line_that_a_crash_has_torn_is_ended_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    path.write_bytes(b'{"time_ns": 1, "where"')
+    letters = DeadLetters(path)
+    assert letters.write("here", "bad", b"x")
+    assert letters.write("here", "bad", b"y")
+    torn, *others = path.read_bytes().splitlines()
+    assert torn == b'{"time_ns": 1, "where"'
+    assert [json.loads(line)["data"] for line in others] == ["x", "y"]
+
+
+def test_a_pipe_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    letters = DeadLetters(path)
+    assert not letters.write("here", "bad", b"x")
+    assert "No such device or address" in caplog.text
+
+
+def test_a_pipe_that_is_read_too_slowly_loses_the_letter_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        letters = DeadLetters(path)
+        assert letters.write("here", "bad", b"x" * 40_000)
+        assert not letters.write("here", "bad", b"x" * 40_000)
+        assert (letters.written, letters.failed) == (1, 1)
+    finally:
+        os.close(reader)
+    assert "whoever reads it is too slow" in caplog.text
+
+
+def test_a_file_that_another_process_keeps_locked_is_waited_for_only_so_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("constellation_otel.dead_letters.os.write", lambda _, data: len(data) - 1)
-    assert not DeadLetters(tmp_path / "dead.jsonl").write("here", "bad", b"x")
-    assert "the disk is full" in caplog.text
+    path = tmp_path / "dead.jsonl"
+    monkeypatch.setattr("constellation_otel.dead_letters._LOCK_TIMEOUT", 0.02)
+    letters = DeadLetters(path)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not letters.write("here", "bad", b"x")
+    assert letters.write("here", "bad", b"x")
+    assert "another process has had it locked" in caplog.text
 
 
 def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:

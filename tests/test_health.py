@@ -85,6 +85,7 @@ def test_a_bridge_that_works_is_alive_and_ready_and_tells_its_counters() -> None
                 "corrected": 0,
                 "lost": 0,
                 "is_delivered": True,
+                "not_durable": 0,
             },
         )
 

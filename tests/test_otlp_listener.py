@@ -730,7 +730,7 @@ def test_what_was_not_delivered_is_delivered_by_the_next_one_with_the_same_journ
     assert (counters.received, counters.delivered, counters.held) == (66, 66, 0)
 
 
-def test_a_full_journal_drops_the_newest_and_counts_them(
+def test_a_full_journal_and_a_full_queue_drop_the_newest_and_count_them(
     receiver: Receiver, make: Callable[..., OtlpListener], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.stop()
@@ -740,6 +740,7 @@ def test_a_full_journal_drops_the_newest_and_counts_them(
         journal=tmp_path / "journal.db",
         max_journal_bytes=64 * 1024,
         max_open=50,
+        max_queue=100,
     )
     ids = [run(listener) for _ in range(300)]
     assert not listener.flush(0.2)
@@ -752,8 +753,32 @@ def test_a_full_journal_drops_the_newest_and_counts_them(
     assert counters.received == 1_800
     assert counters.held == 0
     assert_sum(counters)
-    assert "OtlpListener-journal: the journal is full; dropping the newest" in caplog.messages
+    assert "OtlpListener-journal: the queue is full (100 items); dropping the newest" in caplog.messages
     assert set(traces_of(receiver.spans)) < set(whole(ids))
+
+
+def test_an_execution_whose_end_the_journal_cannot_take_is_whole_all_the_same(
+    receiver: Receiver, make: Callable[..., OtlpListener], tmp_path: Path
+) -> None:
+    path = tmp_path / "journal.db"
+    listener = make(receiver.grpc_endpoint, journal=path)
+    execution_id, module_id = uuid4(), uuid4()
+    listener.on_execution_start(execution_id, "my-pipeline")
+    listener.on_module_start(execution_id, module_id, "Trim")
+    assert listener.flush(DEADLINE)
+    elsewhere = path.rename(tmp_path / "elsewhere")
+    listener.on_module_complete(execution_id, module_id, "Trim", 1.0)
+    listener.on_execution_complete(execution_id, "my-pipeline", True, 2.0)
+    assert listener.flush(DEADLINE)
+    assert {span.name: str(span.attributes["constellation.outcome"]) for span in receiver.spans} == {
+        "Trim": "success",
+        "my-pipeline": "success",
+    }
+    assert listener.counters.not_durable == 2
+    elsewhere.rename(path)
+    assert listener.close(DEADLINE)
+    with journal_in(tmp_path) as left:
+        assert left.held("otlp") == 0
 
 
 def test_a_refused_span_is_counted_logged_and_kept_in_the_dead_letter_file_and_the_others_arrive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
 import queue
 import subprocess
 import sys
@@ -1039,6 +1040,24 @@ def test_closing_in_vain_says_so_cancels_nothing_and_may_be_repeated(caplog: pyt
     assert constellation.close(timeout=0.0)
 
 
+@pytest.mark.parametrize("timeout", [math.inf, 1e300])
+def test_an_engine_that_is_closed_without_a_limit_waits_for_what_runs(timeout: float) -> None:
+    constellation = Constellation()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert may_end.wait(DEADLINE)
+
+    execution = constellation.start(Dag("waits", [module(work)]), {})
+    assert begun.wait(DEADLINE)
+    assert not constellation.close(math.nan)
+    assert not constellation.close(-1.0)
+    may_end.set()
+    assert constellation.close(timeout)
+    execution.result(0)
+
+
 def test_a_closed_engine_starts_nothing() -> None:
     recorder = Recorder()
     constellation = Constellation(recorder)
@@ -1074,6 +1093,7 @@ def test_no_thread_of_the_engine_is_left_when_it_is_closed() -> None:
 
 
 FORKED = """
+import math
 import os
 from constellation_otel.dag import Dag
 from constellation_otel.runtime import Constellation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -281,6 +282,50 @@ def test_metrics_that_hang_leave_the_logs_their_part_of_the_time(
     receiver.wait_for(lambda arrived: len(arrived.logs) == 1, DEADLINE, "the log record")
     receiver.stop()
     eventually(lambda: our_threads() <= before, "the threads to end")
+
+
+def test_what_the_sdk_raises_when_it_shuts_down_is_logged_and_not_raised(
+    receiver: Receiver,
+    make: Callable[..., PrivateSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    signals = make(receiver.grpc_endpoint, "grpc")
+    observe(signals)
+    assert signals._reader is not None
+    exporter_shutdown = signals._reader._exporter.shutdown
+
+    def fail(timeout: float) -> None:
+        exporter_shutdown(timeout)
+        message = "an exporter's own"
+        raise ValueError(message)
+
+    monkeypatch.setattr(signals._reader._exporter, "shutdown", fail)
+    assert not signals.close(DEADLINE)
+    assert "the OpenTelemetry SDK raised while metrics and logs were closed" in caplog.text
+    assert "ValueError: an exporter's own" in caplog.text
+    receiver.wait_for(lambda arrived: len(arrived.logs) == 1, DEADLINE, "the log record, all the same")
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300])
+def test_a_timeout_without_an_end_is_taken(
+    receiver: Receiver, make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch, timeout: float
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    signals = make(receiver.grpc_endpoint, "grpc")
+    observe(signals)
+    assert signals.close(timeout)
+    assert receiver.metrics
+    assert receiver.logs
+
+
+@pytest.mark.parametrize("timeout", [-1.0, math.nan])
+def test_a_timeout_that_is_none_ends_at_once(
+    receiver: Receiver, make: Callable[..., PrivateSignals], timeout: float
+) -> None:
+    signals = make(receiver.grpc_endpoint, "grpc")
+    assert not signals.close(timeout)
 
 
 PRELUDE = """

@@ -19,16 +19,23 @@ from msgspec import Struct
 from msgspec.structs import replace
 from opentelemetry.sdk.trace import TracerProvider
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.assembler import Assembler
-from constellation_otel.buffer import Delivery, Feed
-from constellation_otel.delivery import Record, Revoked, Unreadable
-from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.buffer import Delivery, Feed, NotJournaled, isolate
+from constellation_otel.delivery import InMemory, Record, Revoked, Unreadable
+from constellation_otel.errors import (
+    ConfigurationError,
+    JournalError,
+    MisconfiguredError,
+    SourceError,
+    UnavailableError,
+)
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
 from constellation_otel.tracing import Sampled
-from constellation_otel.validation import shown, validated
+from constellation_otel.validation import said, shown, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.dead_letters import DeadLetters
     from constellation_otel.delivery import Position, Sink, Source, SourceItem, Store
+    from constellation_otel.events import Event
     from constellation_otel.lane import Trouble
     from constellation_otel.signals import PrivateSignals
     from constellation_otel.spans import Span
@@ -57,7 +65,7 @@ class BridgeReport(Struct, frozen=True):
         source: The source's name.
         events: Events that were read.
         unreadable: Records that could not be read as events, of the source or the journal.
-        dropped: Events that found no room, in the source, in a lane or in the journal.
+        dropped: Events that found no room, in the source or in a lane.
         sinks: The counters of each sink's lane, by the sink's name.
         executions: Executions whose span has left.
         spans: Spans that have left, sampled or not.
@@ -66,8 +74,9 @@ class BridgeReport(Struct, frozen=True):
         duplicate: Events that repeated a fact that was known.
         abandoned: Executions that were let go without an end.
         corrected: Values that could not be read, or that no backend could hold, and that were replaced or left out.
-        lost: Events that were held when the bridge ended, and that nobody reads again.
+        lost: Events that were held when the bridge ended, in no journal, and that nobody reads again.
         is_delivered: Whether nothing is left that could be delivered now, or by the next run.
+        not_durable: Events that the journal could not take, and that the sinks were given from memory.
     """
 
     source: str
@@ -84,6 +93,7 @@ class BridgeReport(Struct, frozen=True):
     corrected: int
     lost: int
     is_delivered: bool
+    not_durable: int = 0
 
     @property
     def rejected(self) -> int:
@@ -104,7 +114,8 @@ class Bridge:
 
     What is promised: an event that a durable source has given, or that is in the journal,
     is delivered to every sink at least once, across outages of the sinks and the death of
-    this process. A repeated span is the same span. From a source that is neither, what
+    this process. A repeated span is the same span. While the journal cannot be written, or
+    grow, sinks that take events get them from memory, as if there were none. From a source that is neither, what
     finds a sink's lane full is dropped for that sink, the newest first, and counted.
 
     Args:
@@ -171,13 +182,16 @@ class Bridge:
         self._is_waiting = False
         self._log = RateLimitedLog()
         self._backoff = Backoff(longest=10.0)
-        self._events = self._unreadable = self._corrected = self._dropped = self._lost = 0
+        self._events = self._unreadable = self._corrected = self._not_durable = self._lost = 0
         self._source_trouble: str | None = None
         self._silent_since: float | None = None
         self._is_replay = is_replay
         self._journal_trouble: str | None = None
+        self._journal_backoff = Backoff(longest=5.0)
+        self._journal_not_before = 0.0
+        self._is_journal_full = False
         self._looped = time.monotonic()
-        self._safe = _Safe(len(sinks)) if journal is None and source.is_durable else None
+        self._safe = _Safe(len(sinks)) if source.is_durable else None
         self._published = Published()
         self._stages: list[AssemblyStage] = []
         self._deliveries: dict[str, Delivery[Any]] = {}
@@ -202,7 +216,7 @@ class Bridge:
             lane: Lane[Any] = Lane(
                 sink,
                 stage,
-                acknowledge=feed.acknowledge if feed else self._safe.heard_by(number) if self._safe else _heard,
+                acknowledge=self._heard_by(number, feed),
                 max_held=max_held,
                 send_timeout=send_timeout,
                 dead_letters=dead_letters,
@@ -216,6 +230,7 @@ class Bridge:
                 name=f"bridge-{name}",
                 max_queue=max_held,
                 feed=feed,
+                written=0 if journal is None else journal.held(name),
                 is_behind=self._is_behind,
                 on_tick=on_tick,
             )
@@ -232,15 +247,16 @@ class Bridge:
         """
         with ExitStack() as stack:
             stack.callback(self._source.close)
-            for feed in self._feeds:
-                stack.callback(feed.close)
             try:
                 self._read_all()
             finally:
                 is_delivered = self._drain()
                 self._tell_source()
-        if not is_delivered and not self._source.is_durable and self._journal is None:
-            self._lost = sum(it.lane.counters.held + it.worker.counters.held for it in self._deliveries.values())
+                for feed in self._feeds:
+                    feed.close_by(deadline_of(_LAST_WAIT))
+        if not is_delivered and not self._source.is_durable:
+            self._lost = sum(delivery.in_memory for delivery in self._deliveries.values())
+        if self._lost:
             message = "%d events could not be delivered in time, and are lost: nobody reads them again"
             self._log.write(_LOGGER, logging.ERROR, "lost", message, self._lost)
         return self._report(is_delivered=is_delivered)
@@ -253,7 +269,7 @@ class Bridge:
     @property
     def report(self) -> BridgeReport:
         """What was done so far."""
-        return self._report(is_delivered=not any(it.lane.waiting for it in self._deliveries.values()))
+        return self._report(is_delivered=not any(it.waiting for it in self._deliveries.values()))
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -302,8 +318,8 @@ class Bridge:
             events=self._events,
             unreadable=self._unreadable + sum(feed.unreadable for feed in self._feeds),
             dropped=getattr(self._source, "dropped", 0)
-            + self._dropped
             + sum(it.worker.counters.dropped for it in self._deliveries.values()),
+            not_durable=self._not_durable,
             sinks={name: delivery.lane.counters for name, delivery in self._deliveries.items()},
             open=self.open_executions,
             lost=self._lost,
@@ -393,6 +409,10 @@ class Bridge:
         if self._journal is not None:
             self._write(self._journal, records)
             return
+        self._give(records)
+
+    def _give(self, records: list[Record]) -> None:
+        """Gives records to every lane."""
         if self._safe is not None:
             self._safe.expect([record.position for record in records])
         for number, delivery in enumerate(self._deliveries.values()):
@@ -405,51 +425,127 @@ class Bridge:
         # a durable source gives again what a bridge that is stopped has not taken
         if self._waits and not self._wait_for(has_room) and self._source.is_durable:
             return
-        dropped = [record.position for record in records if not delivery.put(record)]
+        dropped = [
+            record.position
+            for record in records
+            if not delivery.put(record if self._journal is None else NotJournaled(record, delivery.written))
+        ]
         if self._safe is not None and dropped:
             # for good: it is not waited for
             self._safe.heard_by(number)(dropped)
 
     def _revoke(self, item: Revoked) -> None:
-        if self._safe is None:
+        if self._safe is not None:
+            self._safe.forget(item.origin)
+        if self._safe is None or self._journal is not None:
             # what is in a journal has been acknowledged, so nobody else will have it
             return
-        self._safe.forget(item.origin)
         for delivery in self._deliveries.values():
             if self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT)):
                 delivery.put(item)
 
     def _write(self, journal: Store, records: list[Record]) -> None:
-        """Puts records into the journal; where that cannot be, waits or drops."""
-        left = [record.event for record in records]
+        """Puts records into the journal; where that cannot be, gives them to the sinks from memory, or waits."""
+        left = records
 
-        def append() -> bool:
+        def is_done() -> bool:
+            if not seconds_left(self._journal_not_before):
+                self._append(journal, left)
+            if not left or self._has_taker() or (self._is_journal_full and not self._waits):
+                return True
+            self._pause(seconds_left(self._journal_not_before))
+            return False
+
+        self._wait_for(is_done)
+        if left and (self._has_taker() or not self._source.is_durable):
+            self._not_durable += len(left)
+            self._give([Record(record.event, InMemory(*record.position)) for record in left])
+
+    def _append(self, journal: Store, left: list[Record]) -> None:
+        """Writes records down, which are not left then."""
+        why: str | None = None
+        taken: list[Record] = []
+
+        def append(records: list[Record]) -> int:
+            count = self._appended(journal, [record.event for record in records])
+            taken.extend(records[:count])
+            return count
+
+        try:
+            del left[: append(left)]
+        except UnavailableError as error:
+            why = str(error)
+        except JournalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect; records behind the one at fault go on
             try:
-                taken = journal.append(left)
-            except UnavailableError as error:
-                self._journal_trouble = str(error)
-                message = "the journal cannot be written: %s; %d events wait for it"
-                self._log.write(_LOGGER, logging.ERROR, "journal", message, error, len(left))
-                self._pause(self._backoff.next())
-                return False
-            self._backoff.reset()
+                for record, raised in isolate(append, left, error)[1]:
+                    reason = f"the journal raised {type(raised).__name__}: {said(raised)}"
+                    self._skip(Unreadable(shown(record.event).encode(), reason, record.position))
+            except Exception as raised:  # noqa: BLE001 - it is raised for every record
+                why = f"{type(raised).__name__}: {said(raised)}"
+        if taken:
+            if self._source.is_durable:
+                self._acknowledge([record.position for record in taken])
+            for delivery in self._deliveries.values():
+                delivery.written += len(taken)
+            self._nudge()
+        if not left:
+            self._journal_backoff.reset()
             self._journal_trouble = None
-            del left[:taken]
-            if taken:
-                self._nudge()
-            if left and self._waits:
-                self._log.write(
-                    _LOGGER, logging.WARNING, "full", "the journal is full; nothing is read until it is not"
-                )
-                self._pause(_WAIT)
-            return not left or not self._waits
+            return
+        self._is_journal_full = why is None
+        self._journal_trouble = why or "it is full; see that the sinks take events, or allow it more"
+        # room is made without anybody's help
+        wait = _WAIT if self._is_journal_full else self._journal_backoff.next()
+        self._journal_not_before = time.monotonic() + wait
+        message = "the journal cannot be written: %s; %d events wait for it, or go to sinks that take them, not durable"
+        self._log.write(_LOGGER, logging.ERROR, "journal", message, self._journal_trouble, len(left))
 
-        self._wait_for(append)
-        if left and not self._source.is_durable:
-            self._dropped += len(left)
-            self._log.write(_LOGGER, logging.ERROR, "drop", "the journal takes no more; dropping the newest events")
-        elif self._source.is_durable:
-            self._acknowledge([record.position for record in records[: len(records) - len(left)]])
+    def _appended(self, journal: Store, events: list[Event]) -> int:
+        """Appends in a thread, so that a bridge which is stopped need not wait for a disk that hangs.
+
+        Returns:
+            As :meth:`Store.append <constellation_otel.delivery.Store.append>` does.
+
+        Raises:
+            UnavailableError: As that, or it has not returned and the bridge is stopped.
+        """
+        answers: list[int | BaseException] = []
+
+        def append() -> None:
+            try:
+                answers.append(journal.append(events))
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                answers.append(error)
+
+        thread = threading.Thread(target=append, name="bridge-journal", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # the machine has no threads left
+            append()
+        else:
+            self._wait_for_write(thread)
+        (answer,) = answers
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _wait_for_write(self, thread: threading.Thread) -> None:
+        began = time.monotonic()
+        thread.join(_WAIT)
+        while thread.is_alive():
+            hanging = f"a write has not returned for {time.monotonic() - began:.1f} s; look at its disk"
+            if self._is_stopped:
+                raise UnavailableError(hanging)
+            if time.monotonic() - began > _HANGS:
+                self._journal_trouble = hanging
+            thread.join(_WAIT)
+
+    def _has_taker(self) -> bool:
+        """Whether a sink takes events at the moment, as far as is known."""
+        return any(delivery.lane.trouble is None for delivery in self._deliveries.values())
 
     def _kept(self, records: list[Record]) -> list[Record]:
         """Those with an event that every sink can take; the others are counted, and not asked for again."""
@@ -520,6 +616,18 @@ class Bridge:
         )
         telemetry.count(before, self._published)
 
+    def _heard_by(self, number: int, feed: Feed | None) -> Callable[[Sequence[Position]], None]:
+        """What a sink's lane calls with the records that the sink has."""
+        tell_source = _heard if self._safe is None else self._safe.heard_by(number)
+        if feed is None:
+            return tell_source
+
+        def tell_both(positions: Sequence[Position]) -> None:
+            tell_source([position for position in positions if isinstance(position, InMemory)])
+            feed.acknowledge(positions)
+
+        return tell_both
+
     def _nudge(self) -> None:
         for delivery in self._deliveries.values():
             delivery.worker.nudge()
@@ -529,7 +637,7 @@ class Bridge:
         # what is read again is not let go
         abandon_open = None if self._source.is_durable or self._journal is not None else True
         deliveries = self._deliveries.values()
-        if self._is_stopped and not all(it.lane.waiting == 0 for it in deliveries):
+        if self._is_stopped and any(it.waiting for it in deliveries):
             _LOGGER.info("stopped; what is held is delivered now, in %.0f s at most", self._close_timeout)
         is_gone = any(it.lane.is_gone for it in deliveries)
         if self._source.has_ended and not self._is_stopped and not is_gone:
@@ -538,7 +646,9 @@ class Bridge:
                 self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT))
                 delivery.end(abandon_open=self._abandon_open)
             self._drain_while_there_is_progress()
-        deadline = time.monotonic() + self._close_timeout
+        deadline = deadline_of(self._close_timeout)
+        if self._journal is not None:
+            self._journal.finish_by(deadline)
         for delivery in deliveries:
             delivery.close_by(deadline, abandon_open=abandon_open)
         # every one, also behind one that is not
@@ -551,11 +661,11 @@ class Bridge:
             self._looped = time.monotonic()
             if time.monotonic() > deadline:
                 break
-        return delivery.close(max(0.1, deadline - time.monotonic()), abandon_open=abandon_open)
+        return delivery.close(max(0.1, seconds_left(deadline)), abandon_open=abandon_open)
 
     def _drain_while_there_is_progress(self) -> None:
         deliveries = self._deliveries.values()
-        deadline = time.monotonic() + self._close_timeout
+        deadline = deadline_of(self._close_timeout)
         sent = -1
         while not self._is_stopped and time.monotonic() < deadline:
             self._looped = time.monotonic()
@@ -564,12 +674,16 @@ class Bridge:
             self._tell_source()
             now_sent = sum(delivery.lane.counters.sent for delivery in deliveries)
             if now_sent > sent:
-                sent, deadline = now_sent, time.monotonic() + self._close_timeout
+                sent, deadline = now_sent, deadline_of(self._close_timeout)
 
 
 _KIND: Final = 40
 """Characters of a reason that tell one kind of trouble from another."""
 _WAIT: Final = 0.25
+_HANGS: Final = 10.0
+"""Seconds after which a write to the journal that has not returned is a trouble."""
+_LAST_WAIT: Final = 1.0
+"""Seconds for letting go of the journal, after ``close_timeout``."""
 _SLICE: Final = 0.05
 """Seconds in which a pause notices that the bridge is stopped."""
 _ASSEMBLED: Final = ("executions", "spans", "late", "duplicate", "abandoned", "corrected")

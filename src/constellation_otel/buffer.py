@@ -8,36 +8,90 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from collections import deque
+from itertools import chain, count
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from msgspec import Struct
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog
-from constellation_otel.delivery import Position, Record, Revoked
-from constellation_otel.errors import JournalError, UnavailableError
+from constellation_otel.delivery import InMemory, Position, Record, Revoked
+from constellation_otel.errors import JournalError, MisconfiguredError, UnavailableError
 from constellation_otel.events import Event, EventListener
-from constellation_otel.lane import Backoff, Lane
+from constellation_otel.lane import Backoff, Lane, Trouble
 from constellation_otel.stages import EventStage
-from constellation_otel.validation import validated
+from constellation_otel.validation import said, shown, validated
 from constellation_otel.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from constellation_otel.dead_letters import DeadLetters
     from constellation_otel.delivery import Sink, Store
-    from constellation_otel.lane import Trouble
 
-__all__ = ["BufferCounters", "BufferedListener", "Delivery", "Feed"]
+__all__ = ["BufferCounters", "BufferedListener", "Delivery", "Feed", "NotJournaled"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _LOOK_AGAIN: Final = 1.0
+_PASS_ON_AGAIN: Final = 0.25
+"""Seconds after which the writer looks again whether the sink takes what the journal does not."""
 _PAGE: Final = 512
 """Events that are read from a journal at once."""
 
 T = TypeVar("T")
 """Event or Span."""
+
+
+class Faulty(NamedTuple, Generic[T]):
+    """An item for which a write raised what it should not, and did not for others.
+
+    Attributes:
+        item: The item.
+        error: What was raised.
+    """
+
+    item: T
+    error: Exception
+
+
+def isolate(append: Callable[[list[T]], int], items: list[T], error: Exception) -> tuple[int, list[Faulty[T]]]:
+    """Writes the rest where writing all together has raised something unexpected.
+
+    Args:
+        append: Writes items, and says how many it took, from the first.
+        items: What it raised for, in order; those that stay in it are to be written later.
+        error: What it raised.
+
+    Returns:
+        How many were taken, and the items at fault.
+
+    Raises:
+        Exception: ``error``, where none was taken: then it is not known to be about one of them.
+    """
+    parts, left = [items[:]], list[T]()
+    taken, faulty = 0, list[Faulty[T]]()
+    while parts and not left:
+        part = parts.pop()
+        try:
+            count = append(part)
+        except (JournalError, UnavailableError):
+            left = part
+        except Exception as raised:  # noqa: BLE001 - a defect, which must cost one item and no more
+            middle = len(part) // 2
+            if middle:
+                parts += (part[middle:], part[:middle])
+            else:
+                faulty.append(Faulty(part[0], raised))
+        else:
+            taken += count
+            left = part[count:]
+    if not taken:
+        raise error
+    items[:] = [*left, *chain.from_iterable(reversed(parts))]
+    return taken, faulty
 
 
 class Feed:
@@ -49,9 +103,11 @@ class Feed:
         dead_letters: Where what cannot be read goes.
 
     Attributes:
-        fetched: How often the journal was read to its end.
-        is_at_end: Whether that is where it was read to last.
+        is_at_end: Whether the journal had no more when it was read last.
+        records: How many records were read.
         unreadable: Records of the journal that could not be read.
+        not_before: When it is read again after it could not be, in seconds of :func:`time.monotonic`.
+        passed: Records that the journal could not take, and that are safe or refused all the same.
     """
 
     def __init__(self, store: Store, sink: str, dead_letters: DeadLetters | None = None) -> None:
@@ -62,40 +118,84 @@ class Feed:
         self._backoff = Backoff(longest=5.0)
         self._log = RateLimitedLog()
         self._is_closed = False
-        self.fetched = 0
         self.is_at_end = False
+        self.records = 0
         self.unreadable = 0
+        self.not_before = 0.0
+        self.passed = 0
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
-        """Says which records the sink has; after :meth:`close` nobody hears it, and they are sent again."""
+        """Says which records the sink has; after :meth:`close` nobody hears it, and they are sent again.
+
+        Raises:
+            UnavailableError: It could not be noted down; ``delivered`` has those that need not be.
+        """
+        passed = frozenset(index for index, position in enumerate(positions) if isinstance(position, InMemory))
+        kept = [position for index, position in enumerate(positions) if index not in passed]
         try:
-            self._store.acknowledge(self._sink, positions)
+            if kept:
+                self._store.acknowledge(self._sink, kept)
         except JournalError:
             if not self._is_closed:
                 raise
+        except UnavailableError as error:
+            if not self._is_closed:
+                self.passed += len(passed)
+                raise UnavailableError(str(error), delivered=passed) from error
+        self.passed += len(passed)
 
     def close(self) -> None:
         """Closes the store; what a sink that is still at work asks of it then is answered with nothing."""
-        self._is_closed = True
-        self._store.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._store.close()
 
-    def fetch(self, lane: Lane[T]) -> float | None:
+    def close_by(self, deadline: float) -> None:
+        """Closes the store, unless it is closed, in a thread that is left behind where the disk hangs.
+
+        Args:
+            deadline: Seconds of :func:`time.monotonic`.
+        """
+        if self._is_closed:
+            return
+        thread = threading.Thread(target=self.close, name=f"{self._sink}-journal-close", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # the interpreter is going down, and lets go of everything
+            self._log.write(
+                _LOGGER, logging.WARNING, "close", "%s: no thread to close the journal: %s", self._sink, error
+            )
+        else:
+            thread.join(seconds_left(deadline))
+
+    def fetch(self, lane: Lane[T], until: int) -> float | None:
         """Fills a lane.
+
+        Args:
+            lane: The lane.
+            until: How many of the journal's records it gets, counted from the first.
 
         Returns:
             In how many seconds there may be more; ``None`` where there is no more for now, or no room.
         """
-        while lane.has_room():
+        self.is_at_end = False
+        while lane.has_room() and self.records < until and not self.is_at_end:
+            if seconds_left(self.not_before):
+                return seconds_left(self.not_before)
+            limit = min(_PAGE, until - self.records)
             try:
-                items = self._store.read(self._sink, self._after, _PAGE)
+                items = self._store.read(self._sink, self._after, limit)
                 self._backoff.reset()
             except UnavailableError as error:
                 self._log.write(_LOGGER, logging.WARNING, "read", "%s: %s; it is read again", self._sink, error)
-                return self._backoff.next()
+                wait = self._backoff.next()
+                self.not_before = time.monotonic() + wait
+                return wait
             except JournalError:
                 if not self._is_closed:
                     raise
-                return None
+                return _LOOK_AGAIN
             for item in items:
                 self._after = item.position.offset
                 if isinstance(item, Record):
@@ -103,10 +203,8 @@ class Feed:
                 else:
                     self._skip(item.reason, item.data, item.position)
                     lane.skip(item.position)
-            self.is_at_end = len(items) < _PAGE
-            if self.is_at_end:
-                self.fetched += 1
-                return None
+            self.records += len(items)
+            self.is_at_end = len(items) < limit
         return None
 
     def _skip(self, reason: str, data: bytes, position: Position) -> None:
@@ -115,6 +213,18 @@ class Feed:
         self._log.write(_LOGGER, logging.ERROR, "unreadable", message, self._sink, position.offset, reason)
         if self._dead_letters is not None:
             self._dead_letters.write(f"journal, record {position.offset}", reason, data)
+
+
+class NotJournaled(Struct, frozen=True):
+    """A record that the journal could not take, for the sink to have it from memory.
+
+    Attributes:
+        record: The record; its position is an :class:`~constellation_otel.delivery.InMemory`.
+        after: How many of the journal's records come before it, counted as :class:`Feed` does.
+    """
+
+    record: Record
+    after: int
 
 
 class Ended(Struct, frozen=True):
@@ -135,10 +245,18 @@ class Delivery(Generic[T]):
         name: The thread's.
         max_queue: Records that wait for the lane at most.
         feed: Where the lane's records come from instead of :meth:`put`; not in a forked child.
+        written: How many records the journal has for the sink.
         is_behind: Whether whoever puts records has more of them that should have been put by
             now. Time does not pass for what is open while that is so, nor while the lane has
             no room or half of the queue is in use.
         on_tick: Called in the thread whenever it has looked at what is due.
+        on_end: Called in the thread, last.
+        held: How many records are held, for what is logged when closing takes too long; what
+            :attr:`held` has, where none is given.
+
+    Attributes:
+        written: How many records the journal has had for the sink, those that are delivered
+            included; kept up to date by whoever appends.
     """
 
     def __init__(
@@ -148,8 +266,11 @@ class Delivery(Generic[T]):
         name: str,
         max_queue: int = 65_536,
         feed: Feed | None = None,
+        written: int = 0,
         is_behind: Callable[[], bool] = lambda: False,
         on_tick: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+        held: Callable[[], int] | None = None,
     ) -> None:
         self.lane = new_lane()
         self._is_behind = is_behind
@@ -157,8 +278,15 @@ class Delivery(Generic[T]):
         self._feed = feed
         self._new_lane = new_lane
         self._on_tick = on_tick
+        self._on_end = on_end
         self._count = 0
-        self.worker = Worker[Record | Revoked | Ended | Event](
+        self._given = 0
+        self.written = written
+        self._has_all = False
+        self._fetched = 0
+        # what the journal could not take, until its turn comes; one batch of the worker's at most, until it is closed
+        self._not_journaled: deque[NotJournaled] = deque()
+        self.worker = Worker[Record | NotJournaled | Revoked | Ended | Event](
             self._add,
             name=name,
             max_queue=max_queue,
@@ -166,8 +294,26 @@ class Delivery(Generic[T]):
             tick=self._tick,
             finish=self._finish,
             forked=self._after_fork,
+            also_held=lambda: (self.held if held is None else held()) - self.worker.counters.held,
         )
         self.put = self.worker.put
+
+    @property
+    def held(self) -> int:
+        """Records that were put, or fetched from the journal, and are not there yet."""
+        return self.worker.counters.held + len(self._not_journaled) + self.lane.counters.held
+
+    @property
+    def in_memory(self) -> int:
+        """How many of them are in no journal."""
+        if self._feed is None:
+            return self.held
+        return self.worker.counters.held + self._given - self._feed.passed
+
+    @property
+    def waiting(self) -> int:
+        """What could be sent now, as :attr:`Lane.waiting <constellation_otel.lane.Lane.waiting>` has it."""
+        return len(self._not_journaled) + self.lane.waiting
 
     def flush(self, timeout: float) -> bool:
         """Waits until everything that could leave has been delivered; executions that are open stay.
@@ -176,17 +322,17 @@ class Delivery(Generic[T]):
             timeout: Seconds; this returns within them.
         """
         feed = self._feed
-        fetched = 0 if feed is None else feed.fetched
+        fetched = self._fetched
 
         def is_delivered() -> bool:
-            return not self.lane.waiting and (feed is None or feed.fetched > fetched or self.worker.has_finished)
+            return not self.waiting and (feed is None or self._fetched > fetched or self.worker.has_finished)
 
-        deadline = time.monotonic() + timeout
-        if not self.worker.flush(timeout):
+        deadline = deadline_of(timeout)
+        if not self.worker.flush(seconds_left(deadline)):
             return False
         if feed is not None:
             self.worker.nudge()
-        return self.worker.wait_until(is_delivered, max(0.0, deadline - time.monotonic()))
+        return self.worker.wait_until(is_delivered, seconds_left(deadline))
 
     def close(self, timeout: float, *, abandon_open: bool | None = True) -> bool:
         """Delivers what is held while there is time, and ends the thread.
@@ -198,10 +344,11 @@ class Delivery(Generic[T]):
         Returns:
             Whether nothing is left that could have been delivered.
         """
+        deadline = deadline_of(timeout)
         # a little less, so that who waits for it hears that it has ended
-        self.close_by(time.monotonic() + 0.95 * timeout, abandon_open=abandon_open)
-        is_finished = self.worker.close(timeout)
-        return is_finished and not self.lane.waiting and (self._feed is None or self._feed.is_at_end)
+        self.close_by(deadline - 0.05 * seconds_left(deadline), abandon_open=abandon_open)
+        is_finished = self.worker.close(seconds_left(deadline))
+        return is_finished and not self.waiting and (self._feed is None or self._has_all)
 
     def close_by(self, deadline: float, *, abandon_open: bool | None) -> None:
         """Takes nothing more, and has the thread deliver what is held until then; does not wait.
@@ -219,9 +366,12 @@ class Delivery(Generic[T]):
 
     # these two look the lane up each time: a forked child has another one
 
-    def _add(self, item: Record | Revoked | Ended | Event) -> None:
+    def _add(self, item: Record | NotJournaled | Revoked | Ended | Event) -> None:
         if isinstance(item, Record):
             self.lane.add(item)
+        elif isinstance(item, NotJournaled):
+            self._given += 1
+            self._not_journaled.append(item)
         elif isinstance(item, Revoked):
             self.lane.revoke(item.origin)
         elif isinstance(item, Ended):
@@ -232,16 +382,44 @@ class Delivery(Generic[T]):
             self.lane.validate_and_add(item, Position(None, self._count))
 
     def _has_room(self) -> bool:
-        return self.lane.has_room()
+        return self.lane.has_room() and not self._not_journaled
+
+    def _fetch(self) -> float | None:
+        """Brings what the journal has, and what it could not take, into the lane, each in its turn.
+
+        Returns:
+            As :meth:`Feed.fetch` does.
+        """
+        feed = self._feed
+        if feed is None:
+            return None
+        # first this: what is put from now on comes after all of that
+        written = self.written
+        while self._not_journaled and self.lane.has_room():
+            first = self._not_journaled[0]
+            is_unreadable = feed.fetch(self.lane, first.after) is not None
+            # a journal that cannot be read either holds nothing up
+            if not (is_unreadable or feed.is_at_end or feed.records >= first.after):
+                break
+            self.lane.add(first.record)
+            self._not_journaled.popleft()
+        self._has_all = False
+        if self._not_journaled or self.worker.counters.held:
+            # what waits in the queue has its turn before what the journal has taken since
+            return None
+        fetch_in = feed.fetch(self.lane, written)
+        self._has_all = fetch_in is None and (feed.is_at_end or feed.records >= written)
+        self._fetched += self._has_all
+        return fetch_in
 
     def _tick(self) -> float | None:
-        fetch_in = None if self._feed is None else self._feed.fetch(self.lane)
+        fetch_in = self._fetch()
         has_all = self.lane.has_room() and not self._is_behind() and self.worker.counters.held < self._much
         self.lane.stage.run_clock(runs=has_all)
         lane_in = self.lane.tick()
         if self._feed is not None and fetch_in is None and self.lane.has_room():
             # room that this tick has made
-            fetch_in = self._feed.fetch(self.lane)
+            fetch_in = self._fetch()
             lane_in = 0.0 if self.lane.waiting and self.lane.trouble is None else lane_in
         if not has_all:
             # time stands still, and has to be set going again
@@ -250,16 +428,25 @@ class Delivery(Generic[T]):
         return min((due for due in (fetch_in, lane_in) if due is not None), default=None)
 
     def _finish(self) -> None:
+        try:
+            self._deliver_the_rest()
+        finally:
+            self._on_end()
+
+    def _deliver_the_rest(self) -> None:
+        if self._feed is not None:
+            # one more try
+            self._feed.not_before = 0.0
         while self._feed is not None:
-            fetched = self._feed.fetched
-            is_away = self._feed.fetch(self.lane) is not None
-            if is_away or self._feed.fetched > fetched or not self.lane.send_in_time():
+            is_away = self._fetch() is not None
+            if is_away or self._has_all or not self.lane.send_in_time():
                 break
         self.lane.finish()
         self._on_tick()
 
     def _after_fork(self) -> None:
         self._feed = None
+        self._not_journaled.clear()
         self.lane = self._new_lane()
 
 
@@ -269,7 +456,7 @@ class BufferCounters(Struct, frozen=True):
     Attributes:
         received: Callbacks that were called, and what a journal held when it was opened.
         delivered: Events that are safe on the far side, with everything made of them.
-        dropped: Events that found the queue or the journal full, or the listener closed.
+        dropped: Events that found the queue full, or the listener closed.
         rejected: Events that carry what they cannot, or that the far side refused for good.
         held: Events that are not there yet: they wait, are on their way, or their execution
             is still open.
@@ -278,6 +465,8 @@ class BufferCounters(Struct, frozen=True):
         refused: Items that the far side refused for good.
         dead_lettered: What was written to the dead-letter file.
         corrected: Values that no backend could hold and that were replaced or left out.
+        not_durable: Events that the journal could not take, and that the sink was given from
+            memory; they are among the others as well.
     """
 
     received: int
@@ -290,6 +479,7 @@ class BufferCounters(Struct, frozen=True):
     refused: int
     dead_lettered: int
     corrected: int
+    not_durable: int = 0
 
 
 class BufferedListener(EventListener):
@@ -303,7 +493,10 @@ class BufferedListener(EventListener):
 
     With a journal, events are on disk some 50 ms after their callback, and from then on
     they are delivered at least once: across outages of the far side, kill -9, and
-    restarts. Without one, what is held when the process ends is lost.
+    restarts. Without one, what is held when the process ends is lost. While the journal
+    cannot grow, or be written, what is new goes to a sink that takes it from memory, in
+    order, bounded, counted as not durable; that is an ERROR in the log. When it can be
+    written again, it is.
 
     A forked child starts with an empty queue and a thread of its own. The journal stays
     its parent's: the child delivers from memory, and says so.
@@ -356,9 +549,11 @@ class BufferedListener(EventListener):
         """Builds the threads' parts; for this class and those that send something else than events."""
         name = type(self).__name__
         self._owner = os.getpid()
+        self._log = RateLimitedLog()
         self._journal = journal
         self._writer: _Writer | None = None
         self._recovered = 0
+        self._is_delivery_over = self._is_writer_over = False
         self._feed: Feed | None = None
         if journal is not None:
             self._feed = Feed(journal, sink_name, dead_letters)
@@ -370,10 +565,19 @@ class BufferedListener(EventListener):
             return make_lane(_heard if self._feed is None else self._feed.acknowledge)
 
         self._delivery: Delivery[T] = Delivery(
-            new_lane, name=name, max_queue=max_queue, feed=self._feed, on_tick=on_tick
+            new_lane,
+            name=name,
+            max_queue=max_queue,
+            feed=self._feed,
+            written=self._recovered,
+            on_tick=on_tick,
+            on_end=self._end_delivery,
+            held=lambda: self.counters.held,
         )
         if journal is not None:
-            self._writer = _Writer(journal, self._delivery.worker.nudge, f"{name}-journal", max_queue)
+            self._writer = _Writer(
+                journal, self._delivery, self._end_writer, f"{name}-journal", max_queue, dead_letters
+            )
             if self._recovered:
                 _LOGGER.info("%s: the journal holds %d events from before; they are delivered", name, self._recovered)
             self._delivery.worker.nudge()
@@ -382,17 +586,18 @@ class BufferedListener(EventListener):
     def counters(self) -> BufferCounters:
         """What has become of the events so far."""
         # what leaves is read first, so that nothing is missing when another thread reads
-        lane, queue = self._delivery.lane.counters, self._delivery.worker.counters
+        lane, queue, writer = self._delivery.lane.counters, self._delivery.worker.counters, self._writer
         received, dropped, rejected = queue.received, queue.dropped, queue.rejected + lane.rejected
         corrected = lane.corrected
         if self._feed is not None:
             rejected += self._feed.unreadable
-        if self._writer is not None:
-            written = self._writer.worker.counters
-            received += self._recovered + written.received
-            dropped += written.dropped + self._writer.dropped
-            rejected += written.rejected
-            corrected += self._writer.corrected
+        if writer is not None:
+            written = writer.worker.counters
+            # what the writer gives to the queue has come through the writer
+            received = self._recovered + written.received
+            dropped += written.dropped
+            rejected += written.rejected + writer.rejected
+            corrected += writer.corrected
         return BufferCounters(
             received=received,
             delivered=lane.delivered,
@@ -404,12 +609,13 @@ class BufferedListener(EventListener):
             refused=lane.refused,
             dead_lettered=lane.dead_lettered,
             corrected=corrected,
+            not_durable=0 if writer is None else writer.not_durable,
         )
 
     @property
     def trouble(self) -> Trouble | None:
-        """Why the sink takes nothing at the moment; ``None`` where it does, as far as is known."""
-        return self._delivery.lane.trouble
+        """Why the sink, or the journal, takes nothing at the moment; ``None`` where both do, as far as is known."""
+        return self._delivery.lane.trouble or (None if self._writer is None else self._writer.trouble)
 
     def accept(self, event: Event) -> None:
         """Takes an event, with the time that it carries. Costs one append and never raises."""
@@ -431,29 +637,52 @@ class BufferedListener(EventListener):
         Returns:
             Whether it has been.
         """
-        deadline = time.monotonic() + timeout
-        if self._writer is not None and not self._writer.flush(timeout):
+        deadline = deadline_of(timeout)
+        if self._writer is not None and not self._writer.flush(seconds_left(deadline)):
             return False
-        return self._delivery.flush(max(0.0, deadline - time.monotonic()))
+        return self._delivery.flush(seconds_left(deadline))
 
     def close(self, timeout: float) -> bool:
         """Takes nothing more, delivers what is held while there is time, and ends the threads.
 
+        Never raises. A thread that is in a call which does not return, of a sink or a disk
+        that hangs, is left behind: the log says what is held, and calling this again says
+        what has become of it.
+
         Args:
-            timeout: Seconds; this returns within them.
+            timeout: Seconds, any float; this returns within them.
 
         Returns:
             Whether everything has been delivered. What has not is in the journal, where
             there is one, and lost with the process otherwise.
         """
-        deadline = time.monotonic() + timeout
-        writer = self._writer
-        # half of it at most, so that a journal that cannot be written leaves time to deliver
-        is_written = writer is None or writer.close(timeout / 2)
-        is_delivered = self._delivery.close(max(0.0, deadline - time.monotonic()))
-        if self._feed is not None:
+        deadline = deadline_of(timeout)
+        is_written = self._writer is None or self._writer.close(deadline)
+        # the last bit is for letting go of the journal
+        is_delivered = self._delivery.close((0.9 if self._feed else 1.0) * seconds_left(deadline))
+        if self._feed is not None and self._may_close_journal():
+            # where the delivery's thread is in a call that does not return; another listener may want the file
+            self._feed.close_by(deadline)
+        held = self.counters.held
+        if held:
+            lost = min(held, self._delivery.in_memory + (0 if self._writer is None else self._writer.held))
+            message = "%s: %d events are still held, %d of them in no journal: those are lost when the process ends"
+            self._log.write(_LOGGER, logging.WARNING, ("held", held, lost), message, type(self).__name__, held, lost)
+        return is_written and is_delivered and not held
+
+    def _end_delivery(self) -> None:
+        self._is_delivery_over = True
+        if self._feed is not None and self._may_close_journal():
             self._feed.close()
-        return is_written and is_delivered and not self.counters.held
+
+    def _end_writer(self) -> None:
+        self._is_writer_over = True
+        if self._feed is not None and self._is_delivery_over:
+            self._feed.close()
+
+    def _may_close_journal(self) -> bool:
+        """Whether the writer has nothing to write any more; otherwise it closes the journal when it has."""
+        return self._writer is None or self._is_writer_over or not self._writer.held
 
     def _leave_the_journal_to_the_parent(self) -> None:
         if self._writer is not None:
@@ -469,23 +698,41 @@ def _heard(positions: Sequence[Position]) -> None:
 
 
 class _Writer:
-    """Writes callbacks' events to a journal, as they come, and tells whoever delivers from there.
+    """Writes callbacks' events to a journal, as they come, and nudges the delivery, which reads them there.
+
+    What the journal cannot take now waits here, or is given to the delivery from memory
+    while the sink takes events: those that come first, first, and each after all that the
+    journal took before it.
 
     Attributes:
-        dropped: Events that the journal had no room for.
         corrected: Values that no backend could hold and that were replaced or left out.
+        rejected: Events for which the journal raised, and not for others.
+        not_durable: Events that were given to the delivery from memory.
+        trouble: Why the journal takes nothing at the moment.
     """
 
-    def __init__(self, journal: Store, tell: Callable[[], None], name: str, max_queue: int) -> None:
+    def __init__(
+        self,
+        journal: Store,
+        delivery: Delivery[Any],
+        on_end: Callable[[], None],
+        name: str,
+        max_queue: int,
+        dead_letters: DeadLetters | None,
+    ) -> None:
         self._journal = journal
-        self._tell = tell
+        self._delivery = delivery
+        self._on_end = on_end
         self._name = name
         self._max_pending = max_queue
+        self._dead_letters = dead_letters
         self._pending: list[Event] = []
+        self._numbers = count(1)
         self._backoff = Backoff(longest=5.0)
         self._not_before = 0.0
         self._log = RateLimitedLog()
-        self.dropped = self.corrected = 0
+        self.corrected = self.rejected = self.not_durable = 0
+        self.trouble: Trouble | None = None
         self.worker = Worker[Event](
             self._handle,
             name=name,
@@ -493,16 +740,25 @@ class _Writer:
             is_ready=lambda: len(self._pending) < self._max_pending,
             tick=self._tick,
             finish=self._finish,
+            also_held=lambda: len(self._pending),
         )
+
+    @property
+    def held(self) -> int:
+        """Events that are neither in the journal nor given to the delivery."""
+        return self.worker.counters.held + len(self._pending)
 
     def flush(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        return self.worker.flush(timeout) and self.worker.wait_until(
-            lambda: not self._pending, max(0.0, deadline - time.monotonic())
-        )
+        deadline = deadline_of(timeout)
+        return self.worker.flush(timeout) and self.worker.wait_until(lambda: not self._pending, seconds_left(deadline))
 
-    def close(self, timeout: float) -> bool:
-        return self.worker.close(timeout) and not self._pending
+    def close(self, deadline: float) -> bool:
+        """Writes what is held, and ends; takes half of the time at most, so that some is left to deliver."""
+        half = deadline - seconds_left(deadline) / 2
+        self._journal.finish_by(half)
+        is_written = self.worker.close(seconds_left(half)) and not self._pending
+        self._journal.finish_by(deadline)
+        return is_written
 
     def _handle(self, event: Event) -> None:
         valid, corrected = validated(event)
@@ -513,33 +769,75 @@ class _Writer:
         self._pending.append(valid)
 
     def _tick(self) -> float | None:
-        left = self._not_before - time.monotonic()
-        if self._pending and left > 0:
-            return left
-        return self._append()
+        if self._pending and not seconds_left(self._not_before):
+            self._append()
+        if self._pending and self._delivery.lane.trouble is None:
+            self._pass_on()
+        return min(seconds_left(self._not_before), _PASS_ON_AGAIN) if self._pending else None
 
-    def _append(self) -> float | None:
-        if not self._pending:
-            return None
+    def _append(self) -> None:
+        """Writes what is pending, or the first ones where there is no room for all."""
+        why: Exception | None = None
+        taken = 0
         try:
             taken = self._journal.append(self._pending)
-        except UnavailableError as error:
-            wait = self._backoff.next()
-            self._not_before = time.monotonic() + wait
-            message = "%s: %s; %d events wait in memory for it, the next try is in %.1f s"
-            self._log.write(_LOGGER, logging.ERROR, "append", message, self._name, error, len(self._pending), wait)
-            return wait
-        self._backoff.reset()
-        full = len(self._pending) - taken
-        if full:
-            self.dropped += full
-            self._log.write(_LOGGER, logging.ERROR, "full", "%s: the journal is full; dropping the newest", self._name)
-        self._pending = []
+            del self._pending[:taken]
+        except (JournalError, UnavailableError) as error:
+            why = error
+        except Exception as error:  # noqa: BLE001 - a defect; events behind the one at fault go on
+            try:
+                taken, faulty = isolate(self._journal.append, self._pending, error)
+                self._reject(faulty)
+            except Exception as raised:  # noqa: BLE001 - it is raised for every event
+                why = raised
         if taken:
-            self._tell()
-        return None
+            self._delivery.written += taken
+            self._delivery.worker.nudge()
+        if self._pending and why is None:
+            # room is made without anybody's help
+            full = UnavailableError("the journal is full; see that the sink takes events, or allow it more")
+            self._hold(full, _PASS_ON_AGAIN)
+        elif why is not None:
+            self._hold(why, self._backoff.next())
+        elif self.trouble is not None:
+            away = time.monotonic() - self.trouble.since
+            self._backoff.reset()
+            self.trouble = None
+            _LOGGER.info("%s: the journal is written again, after %.1f s", self._name, away)
+
+    def _reject(self, faulty: Iterable[Faulty[Event]]) -> None:
+        for event, error in faulty:
+            self.rejected += 1
+            message = "%s: the journal raised for an event, which is left out, and not for others"
+            self._log.write(_LOGGER, logging.ERROR, "fault", message, self._name, error=error)
+            if self._dead_letters is not None:
+                self._dead_letters.write("journal", f"{type(error).__name__}: {said(error)}", shown(event).encode())
+
+    def _hold(self, why: Exception, wait: float) -> None:
+        self._not_before = time.monotonic() + wait
+        since = time.monotonic() if self.trouble is None else self.trouble.since
+        needs_fixing = not isinstance(why, UnavailableError) or isinstance(why, MisconfiguredError)
+        self.trouble = Trouble(f"the journal takes no events: {why}", since, needs_fixing)
+        message = (
+            "%s: %s; %d events wait in memory for it, and go from there to a sink that takes them, not durable;"
+            " the next try is in %.1f s"
+        )
+        self._log.write(_LOGGER, logging.ERROR, "append", message, self._name, why, len(self._pending), wait)
+
+    def _pass_on(self) -> None:
+        """Gives to the delivery what is pending, as far as it has room."""
+        while self._pending and self._delivery.worker.wait_for_room(min(len(self._pending), _PAGE), 0.0):
+            given = self._pending[:_PAGE]
+            for event in given:
+                record = Record(event, InMemory(None, next(self._numbers)))
+                self.not_durable += self._delivery.put(NotJournaled(record, self._delivery.written))
+            del self._pending[: len(given)]
 
     def _finish(self) -> None:
-        if self._append() is not None:
-            message = "%s: %d events could not be written to the journal, and are lost with the process"
-            self._log.write(_LOGGER, logging.ERROR, "lost", message, self._name, len(self._pending))
+        try:
+            if self._pending:
+                self._append()
+            # also to a sink that is away: the delivery tries once more
+            self._pass_on()
+        finally:
+            self._on_end()

@@ -6,8 +6,10 @@ silently: where the file itself fails, that is logged and counted.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 from base64 import b64encode
@@ -23,13 +25,18 @@ __all__ = ["DeadLetters"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_DATA: Final = 65_536
+_LOCK_TIMEOUT: Final = 1.0
+"""Seconds that a write waits for other threads and processes that write to the file."""
+_LOCK_STEP: Final = 0.005
 
 
 class DeadLetters:
     """Appends what nobody could take to a file, for a person to look at.
 
     A line is ``{"time_ns", "where", "reason", "data" | "data_base64"}``. It is written
-    before the record is acknowledged. Safe to use from several threads.
+    before the record is acknowledged. Lines are whole: what a full disk cuts short is taken
+    out again, and a line that a crash has torn is ended before the next one. Several
+    threads and processes may write to one file.
 
     Args:
         path: The file; it is made when there is something to write.
@@ -81,23 +88,60 @@ class DeadLetters:
         return False
 
     def _append(self, line: bytes) -> str | None:
-        """Writes a line in one call, so that several processes may share the file; says why where it did not."""
-        descriptor = None
+        """Writes a line, or nothing of it; says why where it did not."""
         error: str | None = None
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            if os.fstat(descriptor).st_size + len(line) > self._max_bytes:
-                error = f"it has grown to {self._max_bytes} bytes; move it away"
-            elif os.write(descriptor, line) < len(line):
-                error = "the disk is full"
-        except OSError as raised:
-            error = str(raised)
-        finally:
-            if descriptor is not None:
+            # a pipe that nobody reads is not waited for
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
+            try:
+                self._write(descriptor, line)
+            finally:
                 os.close(descriptor)
+        except OSError as raised:
+            error = raised.strerror or str(raised)
         with self._lock:
             if error is None:
                 self.written += 1
             else:
                 self.failed += 1
         return error
+
+    def _write(self, descriptor: int, line: bytes) -> None:
+        """Writes a line, or raises OSError."""
+        _lock(descriptor)
+        status = os.fstat(descriptor)
+        is_file = stat.S_ISREG(status.st_mode)
+        if is_file and self._is_torn(status.st_size):
+            line = b"\n" + line
+        if status.st_size + len(line) > self._max_bytes:
+            message = f"it has grown to {self._max_bytes} bytes; move it away"
+            raise OSError(message)
+        if os.write(descriptor, line) < len(line):
+            message = "whoever reads it is too slow"
+            if is_file:
+                os.ftruncate(descriptor, status.st_size)
+                message = "the disk is full; free some space"
+            raise OSError(message)
+
+    def _is_torn(self, size: int) -> bool:
+        """Whether the file's last line has no end."""
+        if not size:
+            return False
+        with self._path.open("rb") as file:
+            file.seek(size - 1)
+            return file.read(1) != b"\n"
+
+
+def _lock(descriptor: int) -> None:
+    """Waits until nobody else writes to the file; closing it lets go of the lock."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                message = f"another process has had it locked for {_LOCK_TIMEOUT} s; end that one, or name another file"
+                raise OSError(message) from None
+            time.sleep(_LOCK_STEP)
+        else:
+            return

@@ -14,7 +14,18 @@ from msgspec import Struct
 
 from constellation_otel.events import Event
 
-__all__ = ["Position", "Record", "Rejection", "Revoked", "Sink", "Source", "SourceItem", "Store", "Unreadable"]
+__all__ = [
+    "InMemory",
+    "Position",
+    "Record",
+    "Rejection",
+    "Revoked",
+    "Sink",
+    "Source",
+    "SourceItem",
+    "Store",
+    "Unreadable",
+]
 
 T_contra = TypeVar("T_contra", contravariant=True)
 """Event or Span."""
@@ -32,6 +43,12 @@ class Position(NamedTuple):
 
     origin: Hashable
     offset: int
+
+
+class InMemory(Position):
+    """The position of a record that a journal could not take: it is nobody's to acknowledge there."""
+
+    __slots__ = ()
 
 
 class Record(Struct, frozen=True):
@@ -172,8 +189,11 @@ class Store(Protocol):
     def held(self, sink: str) -> int:
         """How many events a sink has not acknowledged."""
 
+    def finish_by(self, deadline: float) -> None:
+        """Has no call wait any longer than until then, in seconds of :func:`time.monotonic`; from any thread."""
+
     def close(self) -> None:
-        """Lets go of the file."""
+        """Lets go of the file; never raises, and does not wait for a call that is being made by another thread."""
 
 
 class Rejection(Struct, frozen=True):

@@ -156,7 +156,7 @@ class Lane(Generic[T]):
         sink: Closed by :meth:`finish`.
         stage: What makes of records what the sink takes.
         acknowledge: Called with the positions that are safe, in any order. Where it raises
-            UnavailableError, it is called again with the same ones.
+            UnavailableError, it is called again with the same ones, but for those that are ``delivered``.
         max_held: Events held at most; see :meth:`has_room`.
         send_timeout: Seconds that one call of the sink may take.
         dead_letters: Where what is refused goes.
@@ -557,6 +557,7 @@ class Lane(Generic[T]):
         except UnavailableError as error:
             message = "%s: %d events are safe, which could not be noted down: %s; it is tried again"
             self._log.write(_LOGGER, logging.WARNING, "safe", message, self.sink.name, len(self._safe), error)
+            self._safe = [position for index, position in enumerate(self._safe) if index not in error.delivered]
             return _ACKNOWLEDGE_AGAIN
         self._safe = []
         return None

@@ -143,9 +143,12 @@ def run_bridge(
             _LOGGER.info("health is served on %s", served.url)
         if telemetry is not None:
             telemetry.watch(bridge)
-        report = _run(bridge, console)
-        if telemetry is not None:
-            telemetry.close(_SIGNALS_TIMEOUT)
+        with _stopping(bridge):
+            try:
+                report = _run(bridge, console)
+            finally:
+                if telemetry is not None:
+                    telemetry.close(_SIGNALS_TIMEOUT)
         if console.is_terminal:
             _say(report, "bridged", console)
         else:
@@ -211,7 +214,7 @@ def run_replay(
         dead_letters=None if dead_letters is None or dry_run else DeadLetters(dead_letters),
     )
     console = Console(stderr=True, highlight=False)
-    with _logging(console):
+    with _logging(console), _stopping(bridge):
         report = _run(bridge, console)
     # standard output may be a sink
     result = console if "jsonl:-" in sink_urls else Console(highlight=False)
@@ -325,7 +328,7 @@ class _Nowhere:
 
 def _run(bridge: Bridge, console: Console) -> BridgeReport:
     """Runs a bridge until it ends or is asked to."""
-    with _stopping(bridge), _status_line(bridge, console):
+    with _status_line(bridge, console):
         return bridge.run()
 
 
@@ -343,16 +346,16 @@ def _say(report: BridgeReport, verb: str, console: Console, *, with_sinks: bool 
 
 @contextmanager
 def _stopping(bridge: Bridge) -> Iterator[None]:
-    """SIGTERM and SIGINT end the bridge in order; the second one ends the process at once."""
-    before: dict[int, Any] = {}
+    """SIGTERM or SIGINT ends the bridge in order; the second one, whichever it is, ends the process at once."""
+    before: dict[signal.Signals, Any] = {}
 
-    def stop(number: int, _: object) -> None:
+    def stop(_number: int, _frame: object) -> None:
         # no KeyboardInterrupt, which would first have everything ended in order
-        signal.signal(number, signal.SIG_DFL)
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
         bridge.stop()
 
-    for name in ("SIGTERM", "SIGINT"):
-        number = int(signal.Signals[name])
+    for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, stop)
     try:
         yield
@@ -440,6 +443,8 @@ def _summary(report: BridgeReport, verb: str, *, with_sinks: bool) -> Iterator[s
             f"  {name}: {lane.sent} sent, {lane.refused} refused, {lane.held} events held,"
             f" {lane.retried} batches sent again"
         )
+    if report.not_durable:
+        yield f"{report.not_durable} events went to the sinks from memory, since the journal could not take them"
     if report.open:
         yield f"{report.open} executions have not ended, as far as is known: they are left for the next run"
     if report.lost:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import BufferedListener
 from constellation_otel.dead_letters import DeadLetters
@@ -84,8 +85,8 @@ class OtlpListener(BufferedListener):
         max_open: Executions and modules held open at most.
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
-        max_journal_bytes: The size at which the journal takes no more; the newest events
-            are dropped then, counted and logged.
+        max_journal_bytes: The size at which the journal takes no more; new events go to an
+            endpoint that is there from memory then, bounded, counted and logged.
         dead_letters: A file for what the endpoint refuses for good.
 
     Raises:
@@ -208,12 +209,12 @@ class OtlpListener(BufferedListener):
         return context if decision is None else decision.context_of(span_id_of(execution_id, module_id), context)
 
     def close(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         self._is_closed = True
         # metrics get a part of the time of their own: spans that cannot be delivered take all that they are given
-        is_delivered = super().close(0.8 * timeout)
+        is_delivered = super().close(0.8 * seconds_left(deadline))
         self._publish()
-        self._signals.close(max(0.0, deadline - time.monotonic()))
+        self._signals.close(seconds_left(deadline))
         return is_delivered
 
     def _decide(self, event: ExecutionStarted, context: Context) -> bool:

@@ -17,7 +17,7 @@ import threading
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
-from time import monotonic, perf_counter
+from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 from uuid import UUID, uuid4
@@ -26,6 +26,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel.errors import (
     ConstellationOtelError,
     DagError,
@@ -562,11 +563,11 @@ class _Threads:
         module.add_done_callback(self._untrack)
 
     def close(self, timeout: float) -> bool:
-        deadline = monotonic() + timeout
+        deadline = deadline_of(timeout)
         with self._lock:
             self._closed = True
         while pending := self._unfinished():
-            if wait(pending, max(0.0, deadline - monotonic())).not_done:
+            if wait(pending, seconds_left(deadline)).not_done:
                 _LOG.warning("%d executions or modules have not ended within %g s; they run on", len(pending), timeout)
                 return False
         if self._owned:
@@ -577,7 +578,7 @@ class _Threads:
             loop.call_soon_threadsafe(loop.stop)
         if self._thread is None:
             return True
-        self._thread.join(max(0.0, deadline - monotonic()))
+        self._thread.join(seconds_left(deadline))
         return not self._thread.is_alive()
 
     def _started_loop(self) -> asyncio.AbstractEventLoop:

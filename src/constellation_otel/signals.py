@@ -22,6 +22,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.exception_logs import exception_signals, log_exceptions
 from constellation_otel.instruments import Instruments
@@ -131,19 +132,31 @@ class PrivateSignals:
             return True
         self._is_closed = True
         atexit.unregister(self._at_exit)
-        deadline = time.monotonic() + timeout
+        deadline = deadline_of(timeout)
+        is_done = True
         if self._reader is not None:
             # half of it at most, so that logs get their part
-            left = timeout if self._processor is None else timeout / 2
-            self._reader.shutdown(timeout_millis=1000 * left)
+            left = seconds_left(deadline) if self._processor is None else seconds_left(deadline) / 2
+            is_done = self._shut_down(self._reader.shutdown, left)
         if self._processor is not None:
-            left = max(0.0, deadline - time.monotonic())
-            self._processor._batch_processor.shutdown(timeout_millis=round(1000 * left))  # noqa: SLF001 - its own takes no timeout
+            # its own shutdown takes no timeout
+            shutdown = self._processor._batch_processor.shutdown  # noqa: SLF001
+            is_done = self._shut_down(shutdown, seconds_left(deadline)) and is_done
         is_in_time = time.monotonic() < deadline
         if not is_in_time:
             message = "metrics and logs were not sent within %.1f s of closing; what they held may be lost"
             self._log.write(_LOGGER, logging.WARNING, "close", message, timeout)
-        return is_in_time
+        return is_in_time and is_done
+
+    def _shut_down(self, shutdown: Callable[..., object], timeout: float) -> bool:
+        """Whether a part of the SDK has shut down; what it, or an exporter, raises is no business of who closes."""
+        try:
+            shutdown(timeout_millis=round(1000 * timeout))
+        except Exception as error:  # noqa: BLE001 - the SDK's, and its exporters'
+            message = "the OpenTelemetry SDK raised while metrics and logs were closed; what they held may be lost"
+            self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, error=error)
+            return False
+        return True
 
 
 class _Reader(PeriodicExportingMetricReader):

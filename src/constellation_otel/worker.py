@@ -83,6 +83,8 @@ class Worker(Generic[T]):
             raises, it is called again in a second.
         finish: Called once, last, when the worker is closed.
         forked: Called in a forked child, before its own worker starts afresh.
+        also_held: How many items of those that were handled are still held elsewhere, for
+            what is logged when closing takes too long.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Worker(Generic[T]):
         tick: Callable[[], float | None] = lambda: None,
         finish: Callable[[], None] = lambda: None,
         forked: Callable[[], None] = lambda: None,
+        also_held: Callable[[], int] = lambda: 0,
     ) -> None:
         if max_queue < 1:
             message = f"max_queue={max_queue!r} must be at least 1"
@@ -109,6 +112,7 @@ class Worker(Generic[T]):
         self._tick = tick
         self._finish = finish
         self._forked = forked
+        self._also_held = also_held
         self._log = RateLimitedLog()
         self._at_exit = _closer(weakref.ref(self))
         self._start_afresh()
@@ -258,6 +262,7 @@ class Worker(Generic[T]):
         self._log_no_thread(error)
         if not done:
             message = "%s: not done within %.1f s of closing; %d items are still held"
+            held += self._also_held()
             self._log.write(_LOGGER, logging.WARNING, "close", message, self._name, timeout, held)
         return done
 

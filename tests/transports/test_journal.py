@@ -712,9 +712,70 @@ def test_a_thread_waits_for_another_no_longer_than_its_deadline(path: Path, monk
     with closing(Journal(path, sinks=["otlp"])) as journal:
         with journal._database.transaction(1), monkeypatch.context() as patch:
             patch.setattr(module, "_TIMEOUT", 0.05)
-            with pytest.raises(UnavailableError, match=r"another thread has been using it for 0\.05 s"):
+            with pytest.raises(UnavailableError, match="another thread has been using it all the time"):
                 journal.append(numbered(1))
         assert journal.append(numbered(1)) == 1
+
+
+def test_a_thread_that_waits_for_another_goes_on_when_that_is_done(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_POLL", 0.001)
+    looked: list[float] = []
+    left = module.Database._left
+
+    def look(database: module.Database, deadline: float) -> float:
+        looked.append(deadline)
+        return left(database, deadline)
+
+    monkeypatch.setattr(module.Database, "_left", look)
+    with closing(Journal(path, sinks=["otlp"])) as journal, ThreadPoolExecutor(1) as pool:
+        with journal._database.transaction(DEADLINE):
+            looked.clear()
+            waiting = pool.submit(journal.append, numbered(1))
+            eventually(lambda: len(looked) > 6, "it has looked at the time again and again")
+        assert waiting.result(DEADLINE) == 1
+
+
+def test_a_call_that_waits_ends_when_the_time_for_it_is_made_shorter(path: Path) -> None:
+    with closing(Journal(path, sinks=["otlp"])) as journal, ThreadPoolExecutor(2) as pool:
+        with writing(path):
+            waiting = [pool.submit(journal.append, numbered(1)) for _ in range(2)]
+            start = time.monotonic()
+            journal.finish_by(start + 0.05)
+            # whichever is first waits for the database, and the other one for it
+            errors = [call.exception(DEADLINE) for call in waiting]
+            assert all(isinstance(error, UnavailableError) for error in errors)
+            said = " ".join(map(str, errors))
+            assert "database is locked" in said
+            assert "is busy: another thread" in said
+            assert time.monotonic() - start < module._TIMEOUT / 2
+        journal.finish_by(time.monotonic() + DEADLINE)
+        assert journal.append(numbered(1)) == 1
+
+
+def test_closing_waits_for_no_thread_that_hangs_which_lets_go_of_the_file_when_it_is_done(path: Path) -> None:
+    journal = Journal(path, sinks=["otlp"])
+    hangs, ends = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with journal._database.transaction(1):
+            hangs.set()
+            assert ends.wait(DEADLINE)
+
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(hang)
+        assert hangs.wait(DEADLINE)
+        journal.finish_by(time.monotonic())
+        start = time.monotonic()
+        journal.close()
+        assert time.monotonic() - start < module._TIMEOUT / 2
+        with pytest.raises(UnavailableError, match="another thread"):
+            journal.append(numbered(1))
+        ends.set()
+        hanging.result(DEADLINE)
+    assert journal._database._connection is None
+    with pytest.raises(JournalError, match="is closed"):
+        journal.append(numbered(1))
+    Journal(path, sinks=["otlp"]).close()
 
 
 def test_an_appender_and_readers_at_once_lose_nothing(path: Path) -> None:
@@ -1103,6 +1164,29 @@ def test_a_forked_child_can_do_nothing_with_the_parents_journal_and_does_it_no_h
 def test_children_that_are_forked_in_the_middle_of_a_transaction_do_the_file_no_harm(path: Path) -> None:
     assert run(FORKED_WHILE_WRITING, path) == ["True"]
     assert execute(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def fork_takes() -> float:
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    seconds = time.monotonic() - start
+    os.waitpid(child, 0)
+    return seconds
+
+
+def test_a_fork_waits_for_all_databases_together_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No longer than it would for one, and not again for what hangs."""
+    monkeypatch.setattr(module, "_FORK_TIMEOUT", 0.3)
+    with contextlib.ExitStack() as stack:
+        for number in range(10):
+            journal = stack.enter_context(closing(Journal(tmp_path / f"{number}.db", sinks=["otlp"])))
+            stack.enter_context(journal._database.transaction(1))
+        begun = time.monotonic()
+        assert fork_takes() < 1.5
+        eventually(lambda: time.monotonic() > begun + 0.3, "they have taken too long")
+        assert fork_takes() < 0.25
 
 
 def test_the_locks_go_with_the_process_even_if_its_child_lives_on(path: Path) -> None:

@@ -16,12 +16,14 @@ import time
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._fork import after_fork_in_child
 from constellation_otel.delivery import Position, Record, Unreadable
 from constellation_otel.errors import DecodeError, JournalError, MisconfiguredError, UnavailableError
@@ -37,7 +39,7 @@ from constellation_otel.events import (
 from constellation_otel.validation import validated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from uuid import UUID
 
 __all__ = [
@@ -64,7 +66,9 @@ _MAX_SINKS: Final = 62
 _TIMEOUT: Final = 5.0
 """Seconds that a call waits for the file, and then for its lock, at most."""
 _POLL: Final = 0.05
-"""Seconds between two tries to switch to the write-ahead log."""
+"""Seconds in which a call that waits notices that the time for it has become shorter."""
+_FORK_TIMEOUT: Final = 1.0
+"""Seconds that a fork waits for the calls that are being made, at most."""
 _RESERVE_BYTES: Final = 8 * 2**20
 """Left free on the disk by appends, since acknowledging needs room, too: the log, and what it spills into the file."""
 _LOG_BYTES: Final = 4 * 2**20
@@ -116,6 +120,7 @@ _MEANINGS: Final[dict[int, tuple[type[UnavailableError], str]]] = {
 }
 _LOOK_AT_THE_DISK: Final = (UnavailableError, "look at its disk, and at this process's limits")
 
+T = TypeVar("T")
 _Mode: TypeAlias = Literal["rwc", "rw", "ro"]
 """How SQLite opens a file; ``rwc`` makes it where there is none."""
 _Role: TypeAlias = Literal["append", "consume"]
@@ -417,6 +422,9 @@ class Database:
             raise JournalError(message)
         if path.exists() and _file_id(path) in _INHERITED:
             raise JournalError(_not_across_fork(path))
+        self._finish_by = inf
+        self._is_closed = False
+        self._used_since = 0.0
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._why_not = f"{path} is closed; open it again"
@@ -443,12 +451,23 @@ class Database:
                 check_same_thread=False,
             )
             _prepare(self._connection, self.path, mode)
+            # in small steps, between which _patiently looks at the time
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * _POLL)}")
             self._file_id = _file_id(self.path)
+
+    def finish_by(self, deadline: float) -> None:
+        """Has no call wait for the file any longer than until then, those that are being made included.
+
+        Args:
+            deadline: Seconds of :func:`time.monotonic`.
+        """
+        self._finish_by = deadline
 
     def rows(self, sql: str, *values: object, timeout: float) -> list[tuple[Any, ...]]:
         """All rows that a statement gives."""
-        with self._using(timeout) as connection:
-            return connection.execute(sql, values).fetchall()
+        deadline = deadline_of(timeout)
+        with self._using(deadline) as connection:
+            return self._patiently(lambda: connection.execute(sql, values).fetchall(), deadline)
 
     def row(self, sql: str, *values: object, timeout: float) -> tuple[Any, ...]:
         """The one row that a statement gives."""
@@ -458,8 +477,9 @@ class Database:
     @contextmanager
     def transaction(self, timeout: float) -> Iterator[sqlite3.Connection]:
         """All that is done in it, or nothing; on the disk when it has ended."""
-        with self._using(timeout) as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        deadline = deadline_of(timeout)
+        with self._using(deadline) as connection:
+            self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
             try:
                 yield connection
                 connection.commit()
@@ -493,36 +513,63 @@ class Database:
         return int(used_bytes)
 
     def close(self) -> None:
-        """Lets go of the connection; once more does nothing."""
-        lock = self._acquired(_TIMEOUT)
-        try:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-        finally:
-            lock.release()
+        """Lets go of the connection; once more does nothing.
+
+        Where a thread is in a call that does not return, such as one that waits for a disk
+        that hangs, that thread lets go of it when the call has returned.
+        """
+        self._is_closed = True
+        self._let_go(min(_TIMEOUT, seconds_left(self._finish_by)))
+
+    def _let_go(self, timeout: float) -> None:
+        """Closes the connection, unless somebody uses it, who does so then."""
+        lock = self._lock
+        if lock.acquire(timeout=timeout):
+            try:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+            finally:
+                lock.release()
 
     @contextmanager
-    def _using(self, timeout: float) -> Iterator[sqlite3.Connection]:
-        deadline = time.monotonic() + timeout
-        lock = self._acquired(timeout)
+    def _using(self, deadline: float) -> Iterator[sqlite3.Connection]:
+        lock = self._lock
+        while not lock.acquire(timeout=min(_POLL, self._left(deadline))):
+            if not self._left(deadline):
+                message = f"{self.path} is busy: another thread has been using it all the time; it is tried again"
+                raise UnavailableError(message)
         try:
-            if self._connection is None:
+            self._used_since = time.monotonic()
+            if self._connection is None or self._is_closed:
                 raise JournalError(self._why_not)
-            left_ms = max(0, round((deadline - time.monotonic()) * 1000))
-            self._connection.execute(f"PRAGMA busy_timeout = {left_ms}")
             yield self._connection
         except sqlite3.Error as error:
             raise _explained(self.path, error) from error
         finally:
             lock.release()
+            if self._is_closed:
+                # whoever closed it may not have waited
+                self._let_go(0.0)
 
-    def _acquired(self, timeout: float) -> threading.Lock:
-        lock = self._lock
-        if not lock.acquire(timeout=max(0.0, timeout)):
-            message = f"{self.path} is busy: another thread has been using it for {timeout} s; it is tried again"
-            raise UnavailableError(message)
-        return lock
+    def _patiently(self, call: Callable[[], T], deadline: float) -> T:
+        """Makes a call again for as long as the file is busy and there is time."""
+        while True:
+            try:
+                return call()
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or not self._left(deadline):
+                    raise
+
+    def _left(self, deadline: float) -> float:
+        return seconds_left(min(deadline, self._finish_by))
+
+    def pause(self, deadline: float) -> bool:
+        """Whether the connection's lock could be taken, so that nobody is inside SQLite.
+
+        A call that has taken very long already is not waited for: the next fork would, too.
+        """
+        return self._lock.acquire(timeout=seconds_left(min(deadline, self._used_since + _FORK_TIMEOUT)))
 
     def _forked(self) -> None:
         """SQLite's locks on files are the parent's alone, so not even a close is allowed here."""
@@ -558,9 +605,13 @@ def _mind_forks() -> None:
 
 
 def _pause() -> None:
-    locks = [database._lock for database in list(_DATABASES)]  # noqa: SLF001 - one thing with the class
-    # never without a deadline: a fork that comes too soon is better than none
-    _PAUSED[threading.get_ident()] = [lock for lock in locks if lock.acquire(timeout=_TIMEOUT)]
+    # one deadline for all: a fork that comes too soon is better than none
+    deadline = deadline_of(_FORK_TIMEOUT)
+    _PAUSED[threading.get_ident()] = [
+        database._lock  # noqa: SLF001 - one thing with the class
+        for database in list(_DATABASES)
+        if database.pause(deadline)
+    ]
 
 
 def _resume() -> None:
@@ -585,9 +636,13 @@ def _not_across_fork(path: Path) -> str:
 
 
 def _explained(path: Path, error: sqlite3.Error) -> UnavailableError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    kind, remedy = _MEANINGS.get(code, _LOOK_AT_THE_DISK)
+    kind, remedy = _MEANINGS.get(_code(error), _LOOK_AT_THE_DISK)
     return kind(f"{path}: {error}; {remedy}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's result code without its details; an error of Python's module itself has none."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, mode: _Mode) -> None:

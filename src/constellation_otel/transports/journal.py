@@ -67,7 +67,7 @@ class Journal:
     One process at a time has a journal. Its locks go with it, however it ends. In a
     forked child every method but :meth:`close` raises :class:`JournalError`, and the
     same file cannot be opened there: open a journal after the fork. A fork waits for the
-    call that is being made, for some five seconds at most.
+    calls that are being made, for a second at most.
 
     A sink that is new to the file gets what is appended from then on. For one that the
     file knows and that is not among ``sinks``, its events stay: a warning says how many,
@@ -97,9 +97,12 @@ class Journal:
             claim(stack, self._database, "append", "consume")
             bits = _registered(self._database, sinks)
             self._appender = Appender(self._database, max_bytes, sum(bits.values()))
-            self._readers = {
-                name: Reader(open_database(stack, path, "ro"), self._database, name, bit) for name, bit in bits.items()
-            }
+            self._databases = [self._database]
+            self._readers = {}
+            for name, bit in bits.items():
+                database = open_database(stack, path, "ro")
+                self._databases.append(database)
+                self._readers[name] = Reader(database, self._database, name, bit)
             self._stack = stack.pop_all()
 
     @property
@@ -172,8 +175,22 @@ class Journal:
         """
         return self._reader(sink).held()
 
+    def finish_by(self, deadline: float) -> None:
+        """Has no call wait for the file any longer than until then, those that are being made included.
+
+        A call that waits for a disk that hangs returns when the disk answers.
+
+        Args:
+            deadline: Seconds of :func:`time.monotonic`.
+        """
+        for database in self._databases:
+            database.finish_by(deadline)
+
     def close(self) -> None:
-        """Lets go of the file and its locks; once more does nothing."""
+        """Lets go of the file and its locks; once more does nothing.
+
+        What a thread uses at that moment it lets go of itself, as soon as its call returns.
+        """
         self._stack.close()
 
     def _reader(self, sink: str) -> Reader:
