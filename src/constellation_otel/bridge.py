@@ -478,12 +478,7 @@ class Bridge:
         except JournalError:
             raise
         except Exception as error:  # noqa: BLE001 - a defect; records behind the one at fault go on
-            try:
-                for record, raised in isolate(append, left, error)[1]:
-                    reason = f"the journal raised {type(raised).__name__}: {said(raised)}"
-                    self._skip(Unreadable(shown(record.event).encode(), reason, record.position))
-            except Exception as raised:  # noqa: BLE001 - it is raised for every record
-                why = f"{type(raised).__name__}: {said(raised)}"
+            why = self._append_in_parts(append, left, error)
         if taken:
             if self._source.is_durable:
                 self._acknowledge([record.position for record in taken])
@@ -501,6 +496,19 @@ class Bridge:
         self._journal_not_before = time.monotonic() + wait
         message = "the journal cannot be written: %s; %d events wait for it, or go to sinks that take them, not durable"
         self._log.write(_LOGGER, logging.ERROR, "journal", message, self._journal_trouble, len(left))
+
+    def _append_in_parts(
+        self, append: Callable[[list[Record]], int], left: list[Record], error: Exception
+    ) -> str | None:
+        """Writes down what the journal does not raise for; says why it takes nothing, where that is all of it."""
+        try:
+            _, faulty = isolate(append, left, error)
+        except Exception as raised:  # noqa: BLE001 - it is raised for every record
+            return f"{type(raised).__name__}: {said(raised)}"
+        for record, raised in faulty:
+            reason = f"the journal raised {type(raised).__name__}: {said(raised)}"
+            self._skip(Unreadable(shown(record.event).encode(), reason, record.position))
+        return None
 
     def _appended(self, journal: Store, events: list[Event]) -> int:
         """Appends in a thread, so that a bridge which is stopped need not wait for a disk that hangs.
