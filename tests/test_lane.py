@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from constellation_otel.assembler import Assembler
 from constellation_otel.dead_letters import DeadLetters
-from constellation_otel.delivery import Position, Rejection
+from constellation_otel.delivery import Position, Record, Rejection
 from constellation_otel.dialects import encode_json
 from constellation_otel.errors import MisconfiguredError, RefusedError, UnavailableError
 from constellation_otel.events import ModuleStarted
@@ -539,3 +539,154 @@ def test_whatever_the_far_side_does_no_event_is_lost_from_the_counts_and_each_is
     assert sorted(noted.offsets) == list(range(len(events)))
     counters = lane.counters
     assert (counters.held, counters.delivered + counters.rejected) == (0, len(events))
+
+
+# --- one bad item is no outage ------------------------------------------------------------
+
+
+class Choosy(ListSink):
+    """Raises what it should not, for batches that have one of these executions."""
+
+    def __init__(self, *executions: int, raises: type[BaseException] = ZeroDivisionError) -> None:
+        super().__init__()
+        self.bad = {UUID(int=each) for each in executions}
+        self.raises = raises
+        self.asked = 0
+
+    def send(self, items: Any, timeout: float) -> Any:
+        self.asked += 1
+        if self.bad & {item.execution_id for item in items}:
+            raise self.raises("for one of them")
+        return super().send(items, timeout)
+
+
+@pytest.mark.parametrize("raises", [ZeroDivisionError, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("bad", [(0,), (99,), (50,), (0, 99), (7, 8, 9, 60), tuple(range(0, 100, 2))])
+def test_items_for_which_a_sink_raises_are_left_out_and_the_others_go_on(
+    bad: tuple[int, ...], raises: type[BaseException], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    sink, noted = Choosy(*bad, raises=raises), Noted()
+    lane = event_lane(sink, acknowledge=noted, dead_letters=letters)
+    for record in records([execution(number)[0] for number in range(100)]):
+        lane.add(record)
+    lane.tick()
+    good = 100 - len(bad)
+    assert counted(lane) == {
+        "received": 100,
+        "delivered": good,
+        "sent": good,
+        "rejected": len(bad),
+        "refused": len(bad),
+        "dead_lettered": len(bad),
+        "retried": lane.counters.retried,
+    }
+    assert (lane.waiting, lane.trouble, sorted(noted.offsets)) == (0, None, [*range(100)])
+    assert (tmp_path / "dead.jsonl").read_text().count(f"{raises.__name__}: for one of them") == len(bad)
+    assert caplog.records[0].exc_info is not None
+
+
+def test_a_sink_that_raises_for_everything_is_an_outage_and_loses_nothing() -> None:
+    clock = Clock()
+    sink, noted = Choosy(*range(100)), Noted()
+    lane = event_lane(sink, clock, acknowledge=noted)
+    for record in records([execution(number)[0] for number in range(100)]):
+        lane.add(record)
+    for _ in range(5):
+        lane.tick()
+        assert (lane.waiting, noted.offsets) == (100, [])
+        assert lane.trouble is not None
+        clock.now += 60
+    sink.bad = set()
+    lane.tick()
+    assert (lane.waiting, lane.trouble, sorted(noted.offsets)) == (0, None, [*range(100)])
+    assert counted(lane)["delivered"] == 100
+
+
+def test_a_slow_sink_that_raises_for_everything_is_asked_a_few_times_only() -> None:
+    clock = Clock()
+
+    class Slow(Choosy):
+        def send(self, items: Any, timeout: float) -> Any:
+            clock.now += 1
+            return super().send(items, timeout)
+
+    sink = Slow(*range(100))
+    lane = event_lane(sink, clock)
+    for record in records([execution(number)[0] for number in range(100)]):
+        lane.add(record)
+    lane.tick()
+    assert (sink.asked, lane.waiting) == (1, 100)
+
+
+def test_a_lone_item_is_held_until_others_show_that_the_sink_works() -> None:
+    clock = Clock()
+    lane = event_lane(Choosy(0), clock)
+    lane.add(records(execution(0))[0])
+    for _ in range(3):
+        lane.tick()
+        assert (lane.waiting, lane.trouble is not None) == (1, True)
+        clock.now += 60
+    lane.add(records(execution(1))[0])
+    lane.tick()
+    assert (lane.waiting, lane.trouble) == (0, None)
+    assert (lane.counters.delivered, lane.counters.rejected) == (1, 1)
+
+
+def test_a_sink_that_recovers_in_the_middle_loses_nothing() -> None:
+    """What failed alone is tried once more after the others."""
+    sink = Choosy(*range(4))
+
+    class Recovers(ListSink):
+        def send(self, items: Any, timeout: float) -> Any:
+            if sink.asked == 4:
+                sink.bad = set()
+            return sink.send(items, timeout)
+
+    lane = event_lane(Recovers())
+    for record in records([execution(number)[0] for number in range(4)]):
+        lane.add(record)
+    lane.tick()
+    assert (lane.waiting, lane.counters.delivered, lane.counters.rejected) == (0, 4, 0)
+
+
+def test_what_is_refused_within_a_part_is_refused_as_ever() -> None:
+    class Both(Choosy):
+        def send(self, items: Any, timeout: float) -> Any:
+            if UUID(int=3) in {item.execution_id for item in items}:
+                raise RefusedError("too odd")
+            return super().send(items, timeout)
+
+    lane = event_lane(Both(0))
+    for record in records([execution(number)[0] for number in range(4)]):
+        lane.add(record)
+    lane.tick()
+    assert (lane.waiting, lane.counters.delivered, lane.counters.rejected) == (0, 2, 2)
+
+
+def test_a_stage_that_raises_costs_one_record(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(EventStage):
+        def add(self, record: Record) -> Any:
+            if record.position.offset % 2:
+                raise LookupError
+            return super().add(record)
+
+    noted = Noted()
+    lane: Lane[Any] = Lane(ListSink(), Odd(), acknowledge=noted)
+    for record in records(execution(1)):
+        lane.add(record)
+    lane.tick()
+    assert (lane.counters.rejected, sorted(noted.offsets)) == (2, [0, 1, 2, 3])
+    assert caplog.records[0].exc_info is not None
+
+
+def test_a_lane_without_room_in_which_nothing_is_open_does_not_spin(caplog: pytest.LogCaptureFixture) -> None:
+    class Stuck(EventStage):
+        def add(self, record: Record) -> Any:
+            return ()
+
+    lane: Lane[Any] = Lane(ListSink(), Stuck(), max_held=2)
+    for record in records(execution(1)):
+        lane.add(record)
+    lane.tick()
+    assert "nothing is open that could be let go" in caplog.text

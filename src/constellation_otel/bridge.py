@@ -505,8 +505,8 @@ class Bridge:
             _, faulty = isolate(append, left, error)
         except Exception as raised:  # noqa: BLE001 - it is raised for every record
             return f"{type(raised).__name__}: {said(raised)}"
-        for record, raised in faulty:
-            reason = f"the journal raised {type(raised).__name__}: {said(raised)}"
+        for record, fault in faulty:
+            reason = f"the journal raised {type(fault).__name__}: {said(fault)}"
             self._skip(Unreadable(shown(record.event).encode(), reason, record.position))
         return None
 

@@ -133,7 +133,7 @@ def _changes(fields: tuple[_Field, ...], event: object, corrected: list[str]) ->
                 continue
         elif value is None and field.is_optional:
             continue
-        if isinstance(value, ErrorInfo):
+        if field.kinds == (ErrorInfo,) and isinstance(value, ErrorInfo):
             changed[field.name] = _plain_error(value, corrected)
         else:
             changed[field.name] = _plain(field, value, corrected)

@@ -1231,3 +1231,12 @@ def test_lines_are_the_same_however_their_bytes_come(parts: list[bytes], max_lin
         assert [(at, None if is_cut else data, is_cut) for at, data, is_cut in found] == expected
         assert all(whole[at:].startswith(data) for at, data, _ in found)
         assert cut.end == len(whole)
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "events.jsonl.gz"])
+def test_a_byte_order_mark_is_nothing(tmp_path: Path, name: str) -> None:
+    """As editors write one at the beginning of a file, and programs before each line."""
+    path = tmp_path / name
+    marked = b"".join(b"\xef\xbb\xbf" + line(number) for number in range(2)) + b"\xef\xbb\xbf\n"
+    path.write_bytes(gzip.compress(marked) if name.endswith("gz") else marked)
+    assert events_of(drained(JsonlSource(path))) == events(2)
