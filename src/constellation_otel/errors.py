@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from constellation_otel._text import message_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
@@ -167,7 +169,7 @@ class ExecutionFailedError(ConstellationOtelError):
         errors: Mapping[str, BaseException],
         outputs: Mapping[str, Any],
     ) -> None:
-        said = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in errors.items())
+        said = "; ".join(f"{name}: {_described(error)}" for name, error in errors.items())
         super().__init__(f"execution {execution_id} of {dag_name!r} failed: {said}")
         self.execution_id = execution_id
         self.dag_name = dag_name
@@ -195,3 +197,8 @@ class ExecutionCancelledError(ConstellationOtelError):
 
     def __reduce__(self) -> tuple[type[ExecutionCancelledError], tuple[Any, ...]]:
         return type(self), (self.execution_id, self.dag_name, dict(self.outputs))
+
+
+def _described(error: BaseException) -> str:
+    message = message_of(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
