@@ -119,7 +119,7 @@ MAY_IMPORT = {
         "tracing",
     },
     "dag": {"_text", "errors"},
-    "runtime": {"_deadline", "_text", "dag", "errors", "listener"},
+    "runtime": {"_deadline", "_log", "_text", "dag", "errors", "listener"},
     "otlp_decoding": {"errors", "spans"},
     "receiver": {"errors", "otlp_decoding", "spans"},
     "testing": {"_text", "errors", "events", "listener", "spans"},

@@ -160,6 +160,8 @@ class ExecutionFailedError(ConstellationOtelError):
         errors: The exception of each module that failed, by module name, in the
             order in which they failed.
         outputs: The outputs of the modules that did complete, by module name.
+        failure: What ended the execution where the engine's own code failed; ``None``
+            where only modules did.
     """
 
     def __init__(
@@ -168,16 +170,23 @@ class ExecutionFailedError(ConstellationOtelError):
         dag_name: str,
         errors: Mapping[str, BaseException],
         outputs: Mapping[str, Any],
+        failure: BaseException | None = None,
     ) -> None:
-        said = "; ".join(f"{name}: {_described(error)}" for name, error in errors.items())
+        failed = list(errors.items())
+        if failure is not None:
+            failed.append(("the engine", failure))
+        said = "; ".join(f"{name}: {_described(error)}" for name, error in failed)
         super().__init__(f"execution {execution_id} of {dag_name!r} failed: {said}")
         self.execution_id = execution_id
         self.dag_name = dag_name
         self.errors = errors
         self.outputs = outputs
+        self.failure = failure
+        self.__cause__ = failure
 
     def __reduce__(self) -> tuple[type[ExecutionFailedError], tuple[Any, ...]]:
-        return type(self), (self.execution_id, self.dag_name, dict(self.errors), dict(self.outputs))
+        args = (self.execution_id, self.dag_name, dict(self.errors), dict(self.outputs), self.failure)
+        return type(self), args
 
 
 class ExecutionCancelledError(ConstellationOtelError):
