@@ -260,7 +260,7 @@ class _Run:
             if not self._threads.is_local:
                 self._hand_over(self._send, each)
             elif each.is_async:
-                self._run_on_loop(each, self._await, each)
+                self._in_context(self._run_on_loop, each, self._await, each)
             else:
                 ticket = self._threads.executor.submit(self._guarded, self._take, each)
                 self._threads.track(ticket)
@@ -275,8 +275,8 @@ class _Run:
     def _run_on_loop(
         self, each: Module[..., Any], function: Callable[..., Coroutine[Any, Any, None]], *args: Any
     ) -> None:
-        """Runs a coroutine, with whose end the module ends."""
-        ticket = self._in_context(self._threads.submit, function, *args)
+        """Runs a coroutine, with whose end the module ends, in a copy of the current context."""
+        ticket = self._threads.submit(function, *args)
         self._threads.track(ticket)
         ticket.add_done_callback(functools.partial(self._guarded, self._task_ended, each))
 
@@ -546,13 +546,23 @@ class Constellation:
     it, directly or not, and no others. The caller's context variables reach every module,
     and what a module sets reaches nobody else.
 
+    An execution always ends, and its last callback is made: a module that cannot be started,
+    or whose task another one cancels, fails with the reason; whatever else fails in the engine's
+    own code ends the execution with :attr:`ExecutionFailedError.failure
+    <constellation_otel.ExecutionFailedError.failure>`.
+
+    What a plain module returns and can be awaited (a coroutine, a future, an object with
+    ``__await__``) is awaited on the engine's event loop, and what that comes to is the module's
+    output. A generator is an output like any other: the engine iterates none.
+
     Where modules run:
 
     * Plain modules in the executor's threads. Without an executor the engine has threads of
       its own, as many as there are modules at work (1000 at most), so that modules may wait for
       each other's executions as they like. Of an executor with fewer threads, a module that waits
-      with :meth:`run` for another execution of this engine does that one's modules in its own
-      thread; a module that waits for one in another way keeps a thread from it.
+      with :meth:`run` for another execution on the same executor, whichever engine's, does that
+      one's modules in its own thread; a module that waits for one in another way keeps a thread
+      from it.
     * Async modules on one event loop in a thread of the engine, whoever calls.
     * All modules elsewhere, where the executor is anything but a
       :class:`~concurrent.futures.ThreadPoolExecutor`: a process pool, Dask's
@@ -560,6 +570,9 @@ class Constellation:
       thread, a module's start when it is submitted; the trace context and baggage follow it as
       headers, context variables do not. Functions, arguments and outputs have to be such as the
       executor can send.
+
+    An engine that is forgotten without :meth:`close` gives its threads and descriptors back when
+    it is collected and what it had begun has ended.
 
     Args:
         listener: What to tell; an exception of its callbacks is logged and goes no further.
@@ -816,22 +829,24 @@ class _EventLoop:
                 self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self) -> None:
+        steps = [self._wind_up, self._loop.close]
         try:
             self._run_on()
-        except BaseException as error:  # noqa: BLE001 - its descriptors are gone, or others run it
+        except BaseException as error:  # noqa: BLE001 - it was closed, its descriptors are gone, or others run it
+            steps = steps[1:]
             _LIMITED.write(_LOG, logging.ERROR, "loop", "the event loop cannot run on", error=error)
         with self._lock:
             self.is_running = False
         for future in tuple(self._left):
             future.cancel()
-        for step in (self._wind_up, self._loop.close):
+        for step in steps:
             try:
                 step()
-            except BaseException as error:  # noqa: BLE001 - its descriptors are gone, and nothing of it is used any more
+            except BaseException as error:  # noqa: BLE001 - as above, and nothing of it is used any more
                 _LIMITED.write(_LOG, logging.WARNING, "close", "the event loop did not close", error=error)
 
     def _run_on(self) -> None:
-        while not (self._stopping or self._loop.is_closed()):
+        while not self._stopping:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt):  # of a task that a module has made, and that task has it
@@ -839,8 +854,6 @@ class _EventLoop:
 
     def _wind_up(self) -> None:
         """Cancels the tasks that modules made and left behind, and waits for them."""
-        if self._loop.is_closed():
-            return
         winding_up = self._loop.create_task(_wind_up(self._loop))
         while not (winding_up.done() or self._loop.is_closed()):
             # an exit is of a task, as in _run_on; a RuntimeError is asyncio's own word for a loop that was stopped
@@ -935,10 +948,10 @@ def _returnable(error: BaseException) -> BaseException:
     except BaseException:  # noqa: BLE001 - what it holds cannot be pickled
         return _in_words(error)
     try:
-        pickle.loads(pickled)  # noqa: S301 - just made here
+        is_true = bool(pickle.loads(pickled))  # noqa: S301 - just made here
     except BaseException:  # noqa: BLE001 - whatever its class does
-        return _in_words(error)
-    return error
+        is_true = False
+    return error if is_true else _in_words(error)  # a process pool takes an exception that is false for none
 
 
 def _in_words(error: BaseException) -> RemoteError:
