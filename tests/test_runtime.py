@@ -268,9 +268,9 @@ def itself(itself: int) -> None: ...
             "'' cannot be the name of the module <built-in function print>; name it: module(fn, name='...')",
         ),
         (
-            lambda: module(iter),
+            lambda: module(max),
             (
-                "module 'iter': no signature found for builtin <built-in function iter>; wrap it in a function that has"
+                "module 'max': no signature found for builtin <built-in function max>; wrap it in a function that has"
                 " named parameters"
             ),
         ),

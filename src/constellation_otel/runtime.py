@@ -829,21 +829,24 @@ class _EventLoop:
                 self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self) -> None:
-        steps = [self._wind_up, self._loop.close]
         try:
             self._run_on()
         except BaseException as error:  # noqa: BLE001 - it was closed, its descriptors are gone, or others run it
-            steps = steps[1:]
             _LIMITED.write(_LOG, logging.ERROR, "loop", "the event loop cannot run on", error=error)
+            self._try(self._loop.close)  # before another one takes the number of a descriptor that this one has lost
         with self._lock:
             self.is_running = False
         for future in tuple(self._left):
             future.cancel()
-        for step in steps:
-            try:
-                step()
-            except BaseException as error:  # noqa: BLE001 - as above, and nothing of it is used any more
-                _LIMITED.write(_LOG, logging.WARNING, "close", "the event loop did not close", error=error)
+        if not self._loop.is_closed():
+            self._try(self._wind_up)
+            self._try(self._loop.close)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 - nothing of the loop is used any more
+            _LIMITED.write(_LOG, logging.WARNING, "close", "the event loop did not close", error=error)
 
     def _run_on(self) -> None:
         while not self._stopping:
@@ -926,13 +929,23 @@ def _run_remotely(
     try:
         output = function(**arguments)
         if is_async or _is_awaitable(output):
-            output = asyncio.run(_awaited(output))
+            output, error = asyncio.run(_outcome_of(output))
+            if error is not None:
+                raise error  # noqa: TRY301 - it ends like one that the function raises
         return output, (perf_counter() - began) * 1000.0
-    except BaseException as error:  # noqa: BLE001 - raised below, where nothing is its context
-        failure = _returnable(error)
+    except BaseException as raised:  # noqa: BLE001 - raised below, where nothing is its context
+        failure = _returnable(raised)
     finally:
         otel_context.detach(token)
     raise failure
+
+
+async def _outcome_of(output: Any) -> tuple[Any, BaseException | None]:
+    """What an awaitable comes to; no error gets into a task, which reads its attributes and hangs where that raises."""
+    try:
+        return await _awaited(output), None
+    except BaseException as error:  # noqa: BLE001 - raised by who asked
+        return None, error
 
 
 def _returnable(error: BaseException) -> BaseException:
