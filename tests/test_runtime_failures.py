@@ -353,6 +353,17 @@ def test_an_async_module_whose_task_is_cancelled_fails_and_says_so(own: bool) ->
         }
 
 
+def test_an_async_module_that_cancels_itself_and_returns_has_completed() -> None:
+    async def cancels() -> int:
+        cancelled = asyncio.current_task()
+        assert cancelled is not None
+        cancelled.cancel()
+        return 1
+
+    with Constellation() as constellation:
+        assert succeeded(constellation, [module(cancels, name="one"), two]) == {"one": 1, "two": 2}
+
+
 def test_a_module_that_stops_the_event_loop_stops_nothing() -> None:
     async def stops() -> int:
         asyncio.get_running_loop().stop()
