@@ -51,6 +51,7 @@ __all__ = ["Constellation", "ConstellationBuilder", "Execution"]
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT: Final = 30.0
+_CLOSE_SLICE: Final = 0.1
 _HELP_INTERVAL: Final = 1.0
 _MAX_THREADS: Final = 1_000
 _LOG: Final = logging.getLogger(__name__)
@@ -760,7 +761,10 @@ class _Threads:
         with self._lock:
             self._closed = True
         while pending := [future for future in tuple(self._pending) if not future.done()]:
-            if wait(pending, max(0.0, deadline - monotonic())).not_done:
+            left = deadline - monotonic()
+            # in slices, for a future that is cancelled meanwhile wakes nobody before its executor looks at it
+            wait(pending, max(0.0, min(left, _CLOSE_SLICE)))
+            if left <= 0 and not all(future.done() for future in pending):
                 _LOG.warning("%d executions or modules have not ended within %g s; they run on", len(pending), timeout)
                 return False
         if self._owned:
