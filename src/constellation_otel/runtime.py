@@ -20,7 +20,7 @@ from collections import deque
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
-from time import monotonic, perf_counter
+from time import perf_counter
 from types import CoroutineType, GeneratorType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
 from uuid import UUID, uuid4
@@ -29,6 +29,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
 
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._text import message_of
 from constellation_otel.errors import (
@@ -757,14 +758,14 @@ class _Threads:
         module.add_done_callback(self._pending.discard)
 
     def close(self, timeout: float) -> bool:
-        deadline = monotonic() + timeout
+        deadline = deadline_of(timeout)
         with self._lock:
             self._closed = True
         while pending := [future for future in tuple(self._pending) if not future.done()]:
-            left = deadline - monotonic()
+            left = seconds_left(deadline)
             # in slices, for a future that is cancelled meanwhile wakes nobody before its executor looks at it
-            wait(pending, max(0.0, min(left, _CLOSE_SLICE)))
-            if left <= 0 and not all(future.done() for future in pending):
+            wait(pending, min(left, _CLOSE_SLICE))
+            if not left and not all(future.done() for future in pending):
                 _LOG.warning("%d executions or modules have not ended within %g s; they run on", len(pending), timeout)
                 return False
         if self._owned:
@@ -775,7 +776,7 @@ class _Threads:
             return True
         self._finalizer.detach()
         loop.stop()
-        loop.thread.join(max(0.0, deadline - monotonic()))
+        loop.thread.join(seconds_left(deadline))
         return not loop.thread.is_alive()
 
 
