@@ -431,7 +431,7 @@ def test_the_spi_imports_neither_opentelemetry_nor_the_events() -> None:
     command = [sys.executable, "-c", WITHOUT_THE_PACKAGES_INIT, str(package)]
     loaded, forbidden = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert loaded.split() == [
-        f"constellation_otel.{name}" for name in ("_callbacks", "_fork", "_log", "errors", "listener")
+        f"constellation_otel.{name}" for name in ("_callbacks", "_fork", "_log", "_text", "errors", "listener")
     ]
     assert forbidden == ""
 

@@ -268,9 +268,9 @@ def itself(itself: int) -> None: ...
             "'' cannot be the name of the module <built-in function print>; name it: module(fn, name='...')",
         ),
         (
-            lambda: module(iter),
+            lambda: module(max),
             (
-                "module 'iter': no signature found for builtin <built-in function iter>; wrap it in a function that has"
+                "module 'max': no signature found for builtin <built-in function max>; wrap it in a function that has"
                 " named parameters"
             ),
         ),
@@ -566,7 +566,7 @@ def test_an_interrupt_in_the_first_callback_reaches_the_caller_and_nothing_runs(
         with pytest.raises(KeyboardInterrupt):
             constellation.start(PIPELINE, {"text": "a"})
         assert constellation.close(timeout=DEADLINE)
-    assert listener.calls == ["pipeline starts"]
+    assert listener.calls == ["pipeline starts", "pipeline is cancelled"]
 
 
 def test_an_interrupt_while_modules_are_submitted_cancels_the_execution() -> None:

@@ -93,6 +93,24 @@ class LockedError(Exception):
         self.lock = threading.Lock()
 
 
+class LockedExit(SystemExit):
+    """An exit that cannot be pickled, nor be said."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.lock = threading.Lock()
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+class Nothing(Exception):
+    """An error that is false, as one is that holds a list of its own."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
 def where() -> int:
     return os.getpid()
 
@@ -122,6 +140,14 @@ def demanding() -> None:
 
 def locked() -> None:
     raise LockedError
+
+
+def exits() -> None:
+    raise LockedExit
+
+
+def nothing() -> None:
+    raise Nothing
 
 
 def nameless() -> None:
@@ -257,7 +283,12 @@ def test_cancelling_drops_what_is_queued_elsewhere_and_does_not_wait_for_what_ru
 
 @pytest.mark.parametrize(
     ("body", "message", "type_name"),
-    [(demanding, "code 3", "DemandingError"), (locked, "locked", "LockedError")],
+    [
+        (demanding, "code 3", "DemandingError"),
+        (locked, "locked", "LockedError"),
+        (nothing, "", "Nothing"),
+        (exits, "<str() of this LockedExit raised ValueError>", "LockedExit"),
+    ],
 )
 def test_an_error_that_could_not_arrive_here_is_told_in_words_and_the_pool_lives(
     process_pool: Executor, body: Callable[[], None], message: str, type_name: str
@@ -330,7 +361,13 @@ def test_a_long_chain_does_not_pile_up_where_an_executor_runs_things_at_once() -
 
 @pytest.mark.parametrize(
     ("body", "name"),
-    [(bad, "DagError"), (demanding, "RemoteError"), (locked, "RemoteError"), (nameless, "NamelessError")],
+    [
+        (bad, "DagError"),
+        (demanding, "RemoteError"),
+        (locked, "RemoteError"),
+        (nameless, "NamelessError"),
+        (nothing, "RemoteError"),
+    ],
 )
 def test_what_a_body_raises_is_raised_again_where_it_can_be_sent(body: Callable[..., None], name: str) -> None:
     with Constellation(executor=Inline()) as constellation, pytest.raises(ExecutionFailedError) as caught:

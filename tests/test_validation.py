@@ -255,7 +255,7 @@ def test_what_is_no_event_is_refused(value: object) -> None:
 
 def test_a_value_is_shown_short_clean_and_whatever_its_code_does() -> None:
     assert shown("a\x1b" + "x" * 1000) == "'a\\x1b" + "x" * 94 + "…"
-    assert shown(Hostile()) == "<a Hostile whose repr() raised KeyError>"
+    assert shown(Hostile()) == "<repr() of this Hostile raised KeyError>"
 
     class Mute(Exception):
         def __str__(self) -> str:

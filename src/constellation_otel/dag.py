@@ -13,6 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
+from constellation_otel._text import message_of, shown
 from constellation_otel.errors import DagError
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ class Module(Generic[P, R_co]):
     def __init__(self, function: Callable[P, R_co], name: str | None, inputs: Mapping[str, str] | None) -> None:
         plain: Callable[P, R_co] = function.function if isinstance(function, Module) else function
         if not callable(plain):
-            _refuse(f"{plain!r} is not a function, so it cannot be a module")
+            _refuse(f"{shown(plain)} is not a function, so it cannot be a module")
         name = getattr(plain, "__name__", None) if name is None else name
         if not isinstance(name, str) or not name:
-            _refuse(f"{name!r} cannot be the name of the module {plain!r}; name it: module(fn, name='...')")
+            _refuse(f"{shown(name)} cannot be the name of the module {shown(plain)}; name it: module(fn, name='...')")
         try:
             parameters = inspect.signature(plain).parameters
         except (TypeError, ValueError) as error:
-            _refuse(f"module {name!r}: {error}; wrap it in a function that has named parameters")
+            _refuse(f"module {name!r}: {message_of(error)}; wrap it in a function that has named parameters")
         for parameter in parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 _refuse(
@@ -61,7 +62,7 @@ class Module(Generic[P, R_co]):
                     f" {_listed(parameters)}{_hint(target, parameters)}"
                 )
             if not isinstance(source, str):
-                _refuse(f"module {name!r}: {target!r} is wired to {source!r}; give a module's or an input's name")
+                _refuse(f"module {name!r}: {target!r} is wired to {shown(source)}; give a module's or an input's name")
         functools.update_wrapper(self, plain)
         self.name = name
         self.function: Callable[P, R_co] = plain

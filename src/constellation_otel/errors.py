@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from constellation_otel._text import message_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
@@ -158,6 +160,8 @@ class ExecutionFailedError(ConstellationOtelError):
         errors: The exception of each module that failed, by module name, in the
             order in which they failed.
         outputs: The outputs of the modules that did complete, by module name.
+        failure: What ended the execution where the engine's own code failed; ``None``
+            where only modules did.
     """
 
     def __init__(
@@ -166,16 +170,23 @@ class ExecutionFailedError(ConstellationOtelError):
         dag_name: str,
         errors: Mapping[str, BaseException],
         outputs: Mapping[str, Any],
+        failure: BaseException | None = None,
     ) -> None:
-        said = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in errors.items())
+        failed = list(errors.items())
+        if failure is not None:
+            failed.append(("the engine", failure))
+        said = "; ".join(f"{name}: {_described(error)}" for name, error in failed)
         super().__init__(f"execution {execution_id} of {dag_name!r} failed: {said}")
         self.execution_id = execution_id
         self.dag_name = dag_name
         self.errors = errors
         self.outputs = outputs
+        self.failure = failure
+        self.__cause__ = failure
 
     def __reduce__(self) -> tuple[type[ExecutionFailedError], tuple[Any, ...]]:
-        return type(self), (self.execution_id, self.dag_name, dict(self.errors), dict(self.outputs))
+        args = (self.execution_id, self.dag_name, dict(self.errors), dict(self.outputs), self.failure)
+        return type(self), args
 
 
 class ExecutionCancelledError(ConstellationOtelError):
@@ -195,3 +206,8 @@ class ExecutionCancelledError(ConstellationOtelError):
 
     def __reduce__(self) -> tuple[type[ExecutionCancelledError], tuple[Any, ...]]:
         return type(self), (self.execution_id, self.dag_name, dict(self.outputs))
+
+
+def _described(error: BaseException) -> str:
+    message = message_of(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -19,6 +19,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from constellation_otel._text import message_of
 from constellation_otel.errors import RemoteError
 from constellation_otel.listener import ExecutionListener
 
@@ -134,7 +135,7 @@ class ErrorInfo(Struct, frozen=True):
                 message = None if error.message is None else clean_message(_redacted(error.message, redact))
                 return cls(clean_name(error.type) if error.type else None, message)
             frames = _frames_of(error, redact, _MAX_CAUSES)
-        except Exception as raised:  # noqa: BLE001 - the exception's own code; the callback may not raise
+        except BaseException as raised:  # noqa: BLE001 - the exception's own code; the callback may not raise
             return cls(clean_name(type(error).__name__), f"<reading this error raised {type(raised).__name__}>")
         return cls(frames.type, frames.message, frames)
 
@@ -432,7 +433,7 @@ def _frames_of(error: BaseException, redact: Callable[[str], str] | None, causes
         cause = error.__context__
     return Frames(
         _type_of(error),
-        clean_message(_redacted(_message_of(error), redact)),
+        clean_message(_redacted(message_of(error), redact)),
         _walk(error.__traceback__),
         _frames_of(cause, redact, causes - 1) if cause is not None and causes > 0 else None,
     )
@@ -441,13 +442,6 @@ def _frames_of(error: BaseException, redact: Callable[[str], str] | None, causes
 def _type_of(error: BaseException) -> str:
     cls = type(error)
     return clean_name(cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}")
-
-
-def _message_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as raised:  # noqa: BLE001 - the exception's own code; the callback may not raise
-        return f"<str() of this {type(error).__name__} raised {type(raised).__name__}>"
 
 
 def _redacted(message: str, redact: Callable[[str], object] | None) -> str:

@@ -18,6 +18,7 @@ from msgspec import Struct
 from opentelemetry import context as otel_context
 from opentelemetry.trace import StatusCode
 
+from constellation_otel._text import message_of
 from constellation_otel.errors import RemoteError
 from constellation_otel.events import EventListener
 from constellation_otel.listener import ExecutionListener, ModuleContextProvider
@@ -331,10 +332,7 @@ def _call(listener: ExecutionListener, it: _Call, what: str, violations: _Violat
 
 
 def _told(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {str(error)[:200]!r}"
-    except Exception:  # noqa: BLE001 - an exception that the kit itself handed in may come back
-        return type(error).__name__
+    return f"{type(error).__name__}: {message_of(error)[:200]!r}"
 
 
 def _odd_values(call: Callable[[_Call], None], provides_context: bool) -> None:

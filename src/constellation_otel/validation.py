@@ -16,6 +16,8 @@ from uuid import UUID
 
 from msgspec import structs
 
+from constellation_otel._text import message_of
+from constellation_otel._text import shown as repr_of
 from constellation_otel.events import (
     ErrorInfo,
     Event,
@@ -88,19 +90,13 @@ def validated(event: object) -> Validated:
 
 def shown(value: object) -> str:
     """A value for an error message: its repr, cleaned and cut; never raises, whatever the value's own code does."""
-    try:
-        text = str.__str__(repr(value))
-    except Exception as error:  # noqa: BLE001 - a value of the user's; what is wrong with it is being told
-        return f"<a {type(value).__name__} whose repr() raised {type(error).__name__}>"
+    text = repr_of(value)
     return clean_name(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
 
 
 def said(error: BaseException) -> str:
-    """What an exception says; never raises, whatever the exception's own code does."""
-    try:
-        return clean_message(str.__str__(str(error)))
-    except Exception as raised:  # noqa: BLE001 - the exception's own code
-        return f"<str() of this {type(error).__name__} raised {type(raised).__name__}>"
+    """What an exception says, cleaned and cut; never raises, whatever the exception's own code does."""
+    return clean_message(message_of(error))
 
 
 class _Field(NamedTuple):
