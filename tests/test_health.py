@@ -66,7 +66,7 @@ def test_a_bridge_that_works_is_alive_and_ready_and_tells_its_counters() -> None
         assert 0 <= body["idle_seconds"] < DEADLINE
         bridge.run()
         lane = {"received": 4, "delivered": 4, "rejected": 0, "revoked": 0, "held": 0, "retried": 0}
-        lane |= {"refused": 0, "dead_lettered": 0, "evicted": 0}
+        lane |= {"refused": 0, "dead_lettered": 0, "evicted": 0, "corrected": 0}
         assert answer(health.url, "/") == (
             200,
             {

@@ -254,7 +254,7 @@ def _play_recordings(application: _Application) -> list[_Shown]:
         telemetry = OpenTelemetryListener(application.traces, NoOpMeterProvider(), application.logs, settle=1.0)
         recording = files("constellation_otel").joinpath("data", name)
         for line in recording.read_bytes().splitlines():
-            event = decode_frame(msgspec.json.decode(line, type=_Recorded).frame)
+            event = decode_frame(bytes(msgspec.json.decode(line, type=_Recorded).frame))
             if isinstance(event, ExecutionStarted):
                 shown.append(_Shown(trace_id_of(event.execution_id), event.dag_name))
             telemetry.accept(event)
