@@ -1,10 +1,13 @@
 # The two commands of the README, and what CI and developers run.
-# .venv holds what a user and a developer need; nothing outside it is touched.
+# .venv holds what a user and a developer need; nothing outside it is touched. With another
+# PYTHON than the last time it is made anew; VENV names another folder, and WITH what else
+# pip is to install there: make test PYTHON=python3.13 VENV=.venv-3.13 WITH="'sqlalchemy<2.1'"
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+WITH ?=
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
 .PHONY: demo test e2e bench lint format clean
 
@@ -33,11 +36,11 @@ format: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "constellation-otel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) \
+	@$(PYTHON) -m venv --clear $(VENV) \
 	  || { echo "python3-venv is missing: apt-get install python3-venv (as root)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test --group lint $(WITH)
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
