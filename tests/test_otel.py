@@ -46,6 +46,7 @@ from constellation_otel import (
     span_id_of,
     trace_id_of,
 )
+from constellation_otel.assembler import Assembler
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted, ModuleStarted
 from constellation_otel.otel import ListenerCounters
 from constellation_otel.testing import span_tree
@@ -1250,3 +1251,27 @@ def test_with_the_default_queue_what_is_not_delivered_is_dropped_counted_and_log
     assert counters.dropped > 0
     assert any("the queue is full (65536 items); dropping the newest" in message for message in caplog.messages)
     provider.shutdown()
+
+
+def test_an_execution_that_cannot_be_finished_costs_the_others_nothing(
+    application: Any,
+    make: Callable[..., OpenTelemetryListener],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By a defect: nothing that comes in is known to bring it about."""
+    finish_one = Assembler.finish_one
+
+    def fail_once(assembler: Assembler, execution_id: UUID) -> Any:
+        if execution_id == UUID(int=2):
+            raise ZeroDivisionError
+        return finish_one(assembler, execution_id)
+
+    monkeypatch.setattr(Assembler, "finish_one", fail_once)
+    listener = make(application.traces)
+    for number in (1, 2, 3):
+        listener.on_execution_start(UUID(int=number), f"dag-{number}")
+    assert listener.close(DEADLINE)
+    application.export()
+    assert [span.name for span in application.receiver.spans] == ["dag-1", "dag-3"]
+    assert "cannot be finished, and is left out" in caplog.text

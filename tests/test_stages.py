@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import pytest
 from msgspec.structs import replace
 
 from constellation_otel.assembler import Assembler
@@ -171,3 +172,22 @@ def test_a_replay_lets_what_was_silent_leave_by_the_time_of_its_records_only() -
     much = [replace(event, timestamp_ns=T0 + 120_000 * MS) for _ in range(17) for event in much_later]
     left = [parcel for record in records(much) for parcel in stage.add(record)]
     assert [parcel.item.name for parcel in left if parcel.item][-1] == "dag-1"
+
+
+@pytest.mark.parametrize("bad", ["trim", "dag-2"])
+def test_an_execution_that_cannot_be_finished_costs_the_others_nothing(
+    bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def finish_span(span: Span) -> Span:
+        if span.name == bad:
+            raise ZeroDivisionError
+        return span
+
+    stage = AssemblyStage(Assembler(), finish_span)
+    for record in records([execution(1)[0], *execution(2)[:2], execution(3)[0]]):
+        stage.add(record)
+    parcels = stage.finish(abandon=True)
+    assert [parcel.item and parcel.item.name for parcel in parcels] == ["dag-1", None, "dag-3"]
+    group = parcels[1].group
+    assert (group.rejected, group.outstanding, group.is_complete, stage.open_records) == (2, 0, True, 0)
+    assert caplog.records[0].exc_info is not None

@@ -278,11 +278,15 @@ class Assembler:
         Returns:
             The spans of what leaves: executions without an end are abandoned.
         """
-        spans: list[Span] = []
-        for execution_id, execution in list(self._open.items()):
-            if abandon or execution.end is not None:
-                spans += self._evict(execution_id, "closed")
-        return spans
+        return [span for execution_id in self.to_finish(abandon=abandon) for span in self.finish_one(execution_id)]
+
+    def to_finish(self, *, abandon: bool) -> list[UUID]:
+        """The executions that :meth:`finish` lets leave, for who wants to do so one at a time."""
+        return [execution_id for execution_id, it in self._open.items() if abandon or it.end is not None]
+
+    def finish_one(self, execution_id: UUID) -> list[Span]:
+        """Lets one open execution leave, as :meth:`finish` does; its spans."""
+        return self._evict(execution_id, "closed")
 
     def evict(self) -> list[Span]:
         """Lets an execution leave, to make room: one that has ended, or that was silent longest.

@@ -380,9 +380,18 @@ class OpenTelemetryListener(EventListener):
         return None if deadline_ns is None else max(0.0, (deadline_ns - now_ns) / 1e9)
 
     def _finish(self) -> None:
-        for span in self._assembler.finish():
-            self._emit(span)
+        for execution_id in self._assembler.to_finish(abandon=True):
+            for span in self._finished(execution_id):
+                self._emit(span)
         self._tick()
+
+    def _finished(self, execution_id: UUID) -> list[Span]:
+        try:
+            return self._assembler.finish_one(execution_id)
+        except Exception as error:  # noqa: BLE001 - a defect, which must cost one execution and no more
+            message = "execution %s cannot be finished, and is left out"
+            self._log.write(_LOGGER, logging.ERROR, "finish", message, execution_id, error=error)
+            return []
 
     def _emit(self, span: Span) -> None:
         decision = self._decision_of(span)

@@ -7,6 +7,7 @@ event with itself, the events of an execution with the last of its spans.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from constellation_otel.events import Event
 
 __all__ = ["AssemblyStage", "EventClock", "EventStage", "Group", "Parcel", "Stage"]
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 """Event or Span."""
@@ -239,7 +242,22 @@ class AssemblyStage:
         return self._parcels(self._assembler.evict())
 
     def finish(self, *, abandon: bool) -> Sequence[Parcel[Span]]:
-        return self._parcels(self._assembler.finish(abandon=abandon))
+        parcels: list[Parcel[Span]] = []
+        for execution_id in self._assembler.to_finish(abandon=abandon):
+            group = self._groups[execution_id]
+            on_their_way = group.outstanding
+            try:
+                parcels += self._parcels(self._assembler.finish_one(execution_id))
+            except Exception:
+                # a defect, which must cost one execution and no more: there is no later time for the others
+                _LOGGER.exception("execution %s cannot be finished, and is left out", execution_id)
+                self._assembler.discard(execution_id)
+                self._forget(execution_id)
+                if self._groups.pop(execution_id, None) is not None:
+                    self._open_records -= len(group.positions)
+                group.outstanding, group.rejected, group.is_complete = on_their_way, len(group.positions), True
+                parcels.append(Parcel(None, group))
+        return parcels
 
     def revoke(self, origin: Hashable) -> Sequence[Group]:
         # an execution's records are in one part of a source, where it has parts
