@@ -217,6 +217,10 @@ class EngineStandIn:
         """Sends every client a close frame, which this engine never does and a proxy in front of it may."""
         self.send_raw(_header(CLOSE, 2 + len(reason)) + struct.pack("!H", code) + reason.encode())
 
+    def announce(self, length: int) -> None:
+        """Writes the header of a text frame of so many bytes, and none of them."""
+        self.send_raw(_header(TEXT, length))
+
     def answer(self, status: int, headers: str = "", body: str = "") -> None:
         """Has the next handshake answered with an HTTP status; several calls, several handshakes.
 

@@ -33,9 +33,9 @@ from websockets.sync.client import ClientConnection, connect
 from constellation_otel.delivery import Position, Record, Source, SourceItem, Unreadable
 from constellation_otel.dialects import decode_frame, encode_frame
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, MissingExtraError, UnavailableError
-from constellation_otel.events import ExecutionStarted
+from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleFailed
 from constellation_otel.transports import websocket
-from constellation_otel.transports._websocket_connection import Connection, failure_of
+from constellation_otel.transports._websocket_connection import Connection, OversizeError, failure_of
 from constellation_otel.transports._websocket_connection import connected as connection_to
 from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState
 from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, recorded
@@ -50,6 +50,8 @@ LOGGER = "constellation_otel.transports.websocket"
 KEY = "a-key-of-twenty-four-chars"
 SOON = (0.01, 0.05)
 """Seconds between tries, so that tests need not wait."""
+NEVER_AGAIN = {"backoff": (30, 30)}
+"""So long between tries that a test sees the first one only."""
 ONE = UUID("00000000-0000-4000-8000-000000000001")
 TWO = UUID("00000000-0000-4000-8000-000000000002")
 CONNECTED = WebSocketState("connected", None)
@@ -310,6 +312,7 @@ def test_every_recorded_frame_is_read_in_the_order_in_which_it_came(
         frames=len(lines),
         delivered=len(lines),
         dropped=0,
+        oversize=0,
         held=0,
         connections=1,
         disconnections=0,
@@ -378,17 +381,115 @@ def test_what_finds_no_room_is_dropped_the_newest_first_counted_and_told(
         engine.send(frame_of(started(number)))
     eventually(lambda: source.counters.frames == 4, "all to have come")
     assert source.counters == WebSocketCounters(
-        frames=4, delivered=0, dropped=2, held=2, connections=1, disconnections=0, failures=0, connected=True
+        frames=4,
+        delivered=0,
+        dropped=2,
+        oversize=0,
+        held=2,
+        connections=1,
+        disconnections=0,
+        failures=0,
+        connected=True,
     )
     assert source.dropped == 2
     assert source.read(0) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
     engine.send(frame_of(started(5)))
     assert read_count(source, 1) == [Record(started(5), Position(None, 5))]
     assert messages_of(caplog, logging.WARNING) == [
-        f"{source.name}: 2 frames found 2 others waiting and were dropped; what reads them is too slow"
+        f"{source.name}: 2 frames were dropped, since 2 others, or 67108864 bytes, waited; what reads them is too slow"
     ]
     counters = source.counters
     assert counters.frames == counters.delivered + counters.dropped + counters.held
+
+
+def failed(message: str) -> dict[str, Any]:
+    """The frame of a module that failed with a message."""
+    fields = {"moduleId": str(TWO), "moduleName": "trim", "error": message, "timestamp": 1}
+    return {"type": "module:failed", "executionId": str(ONE), **fields}
+
+
+def test_the_message_of_a_failed_module_is_read_however_long(engine: EngineStandIn, make_source: MakeSource) -> None:
+    """A frame of 16 MiB, which came as one of 1.2 MB did from the engine: it once cost the connection."""
+    source = connected(make_source(engine.url))
+    overhead = len(json.dumps(failed(""), separators=(",", ":")))
+    message = "m" * (16 * 2**20 - overhead)
+    engine.send(failed(message))
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 2) == [
+        Record(ModuleFailed(ONE, TWO, "trim", ErrorInfo(None, message), 1_000_000), Position(None, 1)),
+        Record(started(1), Position(None, 2)),
+    ]
+    assert (source.counters.oversize, source.counters.disconnections) == (0, 0)
+
+
+def test_of_a_message_of_more_than_16_mib_the_beginning_is_given_as_unreadable_and_the_next_one_is_read(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.send("x" * (16 * 2**20 + 1))
+    engine.send("y" * 64 * 2**20)
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 3) == [
+        Unreadable(b"x" * 65_536, "a message of 16777217 bytes; no more than 16777216 are read", Position(None, 1)),
+        Unreadable(b"y" * 65_536, "a message of 67108864 bytes; no more than 16777216 are read", Position(None, 2)),
+        Record(started(1), Position(None, 3)),
+    ]
+    assert source.counters == WebSocketCounters(
+        frames=3,
+        delivered=3,
+        dropped=0,
+        oversize=2,
+        held=0,
+        connections=1,
+        disconnections=0,
+        failures=0,
+        connected=True,
+    )
+
+
+def test_a_message_in_fragments_is_too_long_as_a_whole(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = connected(make_source(engine.url))
+    engine.send_raw(bytes([0x01, 127]) + (16 * 2**20).to_bytes(8) + b"x" * (16 * 2**20))
+    engine.send_raw(b"\x00\x02yy" + b"\x80\x01z")
+    reason = "a message of 16777219 bytes; no more than 16777216 are read"
+    assert read_count(source, 1) == [Unreadable(b"x" * 65_536, reason, Position(None, 1))]
+    assert source.counters.disconnections == 0
+
+
+def test_a_message_of_more_than_64_mib_costs_the_connection_which_is_made_again_at_once(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = connected(make_source(engine.url, **NEVER_AGAIN))
+    engine.announce(64 * 2**20 + 1)
+    eventually(lambda: source.counters.connections == 2, "another connection")
+    engine.wait_for_clients()
+    engine.send(frame_of(started(1)))
+    reason = "a message has more than 67108864 bytes, the most that is received"
+    assert read_count(source, 2) == [Unreadable(b"", reason, Position(None, 1)), Record(started(1), Position(None, 2))]
+    counters = source.counters
+    assert (counters.frames, counters.oversize, counters.disconnections, counters.connections) == (2, 1, 1, 2)
+    (lost,) = messages_of(caplog, logging.WARNING)
+    assert f" s: {reason}; trying again in 0.0 s; " in lost
+
+
+def test_an_engine_that_sends_nothing_but_such_messages_is_not_tried_at_once_for_ever() -> None:
+    source = WebSocketSource("ws://engine")
+    oversize = OversizeError("too long")
+    assert source._wait_after(oversize, 100) == 0
+    assert source._wait_after(oversize, 0.001) > 0
+    assert source._wait_after(oversize, 100) == 0
+
+
+def test_what_waits_is_bounded_in_bytes_too(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = connected(make_source(engine.url))
+    for _ in range(5):
+        engine.send("x" * 16 * 2**20)
+    engine.send(frame_of(started(1)))
+    eventually(lambda: source.counters.frames == 6, "all to have come")
+    assert (source.counters.held, source.counters.dropped) == (4, 2)
+    assert len(source.read(0)) == 4
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 1) == [Record(started(1), Position(None, 7))]
 
 
 def test_acknowledging_is_taken_and_does_nothing(engine: EngineStandIn, make_source: MakeSource) -> None:
@@ -577,10 +678,6 @@ def going_away(engine: EngineStandIn) -> None:
     engine.close(1001, "for lunch")
 
 
-def oversize(engine: EngineStandIn) -> None:
-    engine.send("x" * (2**20 + 1))
-
-
 def reserved_opcode(engine: EngineStandIn) -> None:
     engine.send_raw(b"\x83\x00")
 
@@ -591,7 +688,6 @@ def reserved_opcode(engine: EngineStandIn) -> None:
         (cut, "it was cut without a close frame (1006)"),
         (reset, "Connection reset by peer"),
         (going_away, "the engine closed it: 1001 (going away) for lunch"),
-        (oversize, "what came breaks the protocol: frame with 1048577 bytes exceeds limit of 1048576 bytes"),
         (reserved_opcode, "what came breaks the protocol: invalid opcode"),
     ],
 )
@@ -612,7 +708,15 @@ def test_a_connection_that_ends_is_told_of_and_made_anew(
     engine.send(frame_of(started(2)))
     assert read_count(source, 2) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
     assert source.counters == WebSocketCounters(
-        frames=2, delivered=2, dropped=0, held=0, connections=2, disconnections=1, failures=0, connected=True
+        frames=2,
+        delivered=2,
+        dropped=0,
+        oversize=0,
+        held=0,
+        connections=2,
+        disconnections=1,
+        failures=0,
+        connected=True,
     )
     (lost,) = messages_of(caplog, logging.WARNING)
     assert lost.startswith(f"{source.name}: lost the connection after ")
@@ -703,7 +807,7 @@ def test_a_refusal_says_what_it_means(
     status: int, expected: str, reason: str, engine: EngineStandIn, make_source: MakeSource
 ) -> None:
     engine.answer(status, "Location: ws://elsewhere/\r\n" if status == 301 else "")
-    source = make_source(engine.url, backoff=(30, 30))
+    source = make_source(engine.url, **NEVER_AGAIN)
     assert (reason_of(source), source.state.status) == (reason, expected)
     assert source.counters.failures == 1
 
@@ -723,7 +827,7 @@ def test_an_answer_that_is_no_handshake_is_told_of(
     answer: bytes, reason: str, engine: EngineStandIn, make_source: MakeSource
 ) -> None:
     engine.answer_raw(answer)
-    source = make_source(engine.url, backoff=(30, 30))
+    source = make_source(engine.url, **NEVER_AGAIN)
     assert reason_of(source).startswith(reason)
     assert source.state.status == "connecting"
 
@@ -861,7 +965,7 @@ def test_tls_with_an_engine_that_speaks_none_is_told_of(engine: EngineStandIn, m
 
 def test_an_engine_that_hangs_up_during_the_tls_handshake_is_told_of(make_source: MakeSource) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging_up:
-        source = make_source(f"wss://127.0.0.1:{hanging_up.getsockname()[1]}", backoff=(30, 30))
+        source = make_source(f"wss://127.0.0.1:{hanging_up.getsockname()[1]}", **NEVER_AGAIN)
         source.read(0)
         accepted, _ = hanging_up.accept()
         with accepted:

@@ -16,10 +16,10 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from ssl import SSLCertVerificationError, SSLContext, SSLError
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidState, InvalidStatus
+from websockets.exceptions import InvalidState, InvalidStatus, PayloadTooBig
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
@@ -31,13 +31,19 @@ if TYPE_CHECKING:
 
     from websockets.uri import WebSocketURI
 
-__all__ = ["Connection", "connected", "failure_of"]
+__all__ = ["Connection", "Message", "OversizeError", "connected", "failure_of"]
 
 # outside the loggers' tree, where nobody can set it to DEBUG: it would then print the key
 _PROTOCOL_LOGGER: Final = logging.Logger(f"{__name__}.protocol", logging.INFO)  # noqa: LOG001 - as the line above says
 _PROTOCOL_LOGGER.parent = logging.getLogger("constellation_otel.transports.websocket")
 
-_MAX_FRAME: Final = 2**20
+_MAX_READ: Final = 16 * 2**20
+"""Bytes of a message that is read, at most: the message of a failed module comes whole, however long."""
+_MAX_RECEIVED: Final = 64 * 2**20
+"""Bytes of a message that is received, at most; a longer one costs the connection."""
+_BEGINNING: Final = 65_536
+"""Bytes that are kept of a message that is too long to be read."""
+_BUFFER: Final = 2**20
 _CHUNK: Final = 65_536
 _GOODBYE: Final = 0.5
 """Seconds that the engine has to answer a close frame."""
@@ -98,6 +104,24 @@ def failure_of(error: OSError, host: str, open_timeout: float) -> UnavailableErr
     return UnavailableError(why)
 
 
+class OversizeError(UnavailableError):
+    """A message was too long to be received, and the connection ended by it."""
+
+
+class Message(NamedTuple):
+    """What came, whole or in fragments.
+
+    Attributes:
+        data: Its bytes; of one that is too long, the beginning.
+        unreadable: Why it is not to be read; ``None`` where it is.
+        is_oversize: Whether it is too long.
+    """
+
+    data: bytes
+    unreadable: str | None = None
+    is_oversize: bool = False
+
+
 class Connection:
     """A WebSocket over a pair of asyncio's streams.
 
@@ -114,8 +138,9 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._timeout = timeout
-        self._protocol = ClientProtocol(uri, max_size=_MAX_FRAME, logger=_PROTOCOL_LOGGER)
+        self._protocol = ClientProtocol(uri, max_size=_MAX_RECEIVED, logger=_PROTOCOL_LOGGER)
         self._message = bytearray()
+        self._length = 0
         self._is_text = True
 
     async def shake_hands(self, headers: Mapping[str, str]) -> None:
@@ -139,25 +164,37 @@ class Connection:
                 message = f"the answer is no WebSocket's ({clean_message(str(error))}); is it TLS, then wss://?"
                 raise UnavailableError(message) from error
 
-    def messages(self) -> list[tuple[bool, bytes]]:
-        """The messages that have become complete since the last call: whether it is text, and its bytes."""
+    def messages(self) -> list[Message]:
+        """The messages that have become complete since the last call."""
         complete = []
         for frame in self._protocol.events_received():
             if not isinstance(frame, Frame) or frame.opcode not in _DATA:
                 continue
             if frame.opcode is not Opcode.CONT:
                 self._is_text = frame.opcode is Opcode.TEXT
-                self._message.clear()
-            self._message += frame.data
+                self._message = bytearray()
+                self._length = 0
+            self._length += len(frame.data)
+            # of what is too long, no more than is kept
+            room = (_MAX_READ if self._length <= _MAX_READ else _BEGINNING) - len(self._message)
+            self._message += frame.data[: max(0, room)]
             if frame.fin:
-                complete.append((self._is_text, bytes(self._message)))
+                complete.append(self._complete())
         return complete
+
+    def _complete(self) -> Message:
+        data, self._message = bytes(self._message), bytearray()
+        if self._length > _MAX_READ:
+            why = f"a message of {self._length} bytes; no more than {_MAX_READ} are read"
+            return Message(data[:_BEGINNING], why, is_oversize=True)
+        return Message(data, None if self._is_text else "a binary frame; the engine sends text")
 
     async def answer(self) -> None:
         """Answers what the protocol has to answer.
 
         Raises:
             UnavailableError: The connection has ended.
+            OversizeError: It has ended by a message that was too long.
         """
         protocol = self._protocol
         if protocol.state is State.OPEN:
@@ -165,6 +202,9 @@ class Connection:
             return
         with suppress(OSError):
             await self._flush()
+        if isinstance(protocol.parser_exc, PayloadTooBig):
+            message = f"a message has more than {_MAX_RECEIVED} bytes, the most that is received"
+            raise OversizeError(message)
         if protocol.close_rcvd is not None:
             message = f"the engine closed it: {clean_message(str(protocol.close_rcvd))}"
         elif isinstance(protocol.parser_exc, EOFError):
@@ -227,7 +267,7 @@ async def _dial(
             # one that does not answer leaves time for the others
             async with asyncio.timeout(open_timeout / len(found)):
                 return await asyncio.open_connection(
-                    address, uri.port, ssl=tls, server_hostname=uri.host if tls else None, limit=_MAX_FRAME
+                    address, uri.port, ssl=tls, server_hostname=uri.host if tls else None, limit=_BUFFER
                 )
         except OSError as error:
             failures.append(error)

@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("websockets", "websocket") from error
 
 from constellation_otel.transports._websocket_address import headers_of, name_of, uri_of
-from constellation_otel.transports._websocket_connection import connected, failure_of
+from constellation_otel.transports._websocket_connection import Message, OversizeError, connected, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,8 @@ _SILENCE_LIMIT: Final = 600.0
 """Seconds after which the engine cuts a client that writes nothing."""
 _CLOSE_TIMEOUT: Final = 2.0
 _MAX_READ: Final = 512
+_MAX_HELD_BYTES: Final = 64 * 2**20
+"""Bytes of all frames that wait; a single one may have a quarter of it."""
 
 
 class WebSocketState(Struct, frozen=True):
@@ -74,7 +76,9 @@ class WebSocketCounters(Struct, frozen=True):
     Attributes:
         frames: Frames that have arrived.
         delivered: Frames that :meth:`~WebSocketSource.read` has given.
-        dropped: Frames that found ``max_held`` others waiting.
+        dropped: Frames that found no room: ``max_held`` others waiting, or 64 MiB of them.
+        oversize: Frames of more than 16 MiB, of which :meth:`~WebSocketSource.read` gives the
+            beginning, and of more than 64 MiB, each of which costs the connection.
         held: Frames that wait.
         connections: Connections that were made.
         disconnections: Connections that were lost.
@@ -85,6 +89,7 @@ class WebSocketCounters(Struct, frozen=True):
     frames: int
     delivered: int
     dropped: int
+    oversize: int
     held: int
     connections: int
     disconnections: int
@@ -104,6 +109,9 @@ class WebSocketSource:
     What the engine sends while no connection is there is lost, and the engine says
     nothing of what it drops: an execution may lack its start, its end or any module.
 
+    A message of up to 16 MiB is read. Of one of up to 64 MiB the beginning is given, as
+    unreadable; a longer one costs the connection, which is made again at once.
+
     Args:
         url: ``ws://host:port`` or ``wss://host:port``. The port is 8080, or 443 for ``wss``,
             where there is none, the path ``/api/v1/executions/events``; a query may have
@@ -111,8 +119,8 @@ class WebSocketSource:
         api_key: Goes into the ``Authorization`` header; where it is ``None``, what
             ``CONSTELLATION_API_KEY`` has. An empty one is none.
         execution_id: Only this execution's events.
-        max_held: Frames that wait to be read, at most, some 300 bytes each as a rule;
-            beyond it the newest is dropped and counted.
+        max_held: Frames that wait to be read, at most, some 300 bytes each as a rule, and no
+            more than 64 MiB; beyond it the newest is dropped and counted.
         ssl: How to trust the engine of a ``wss`` URL; the system's certificates otherwise.
         ping_interval: Seconds between the text messages that keep the engine from cutting
             the connection, which it does after 600.
@@ -167,6 +175,7 @@ class WebSocketSource:
         self._log = RateLimitedLog()
         self._condition = threading.Condition(threading.Lock())
         self._held: deque[_Held] = deque()
+        self._held_bytes = 0
         self._running: _Running | None = None
         self._closed = False
         self._hinted = False
@@ -174,6 +183,7 @@ class WebSocketSource:
         self._frames = 0
         self._dropped = 0
         self._dropped_untold = 0
+        self._oversize = 0
         self._connections = 0
         self._disconnections = 0
         self._failures = 0
@@ -191,7 +201,7 @@ class WebSocketSource:
 
     @property
     def dropped(self) -> int:
-        """Frames that found ``max_held`` others waiting."""
+        """Frames that found no room."""
         return self._dropped
 
     @property
@@ -203,6 +213,7 @@ class WebSocketSource:
                 frames=self._frames,
                 delivered=self._frames - self._dropped - held,
                 dropped=self._dropped,
+                oversize=self._oversize,
                 held=held,
                 connections=self._connections,
                 disconnections=self._disconnections,
@@ -229,11 +240,13 @@ class WebSocketSource:
                 self._running = self._start()
             self._condition.wait_for(lambda: self._held or self._closed, timeout)
             taken = [self._held.popleft() for _ in range(min(len(self._held), _MAX_READ))]
+            self._held_bytes -= sum(len(held.message.data) for held in taken)
             dropped, self._dropped_untold = self._dropped_untold, 0
         if dropped:
             # told here, not where it happens: a log's handler may be slow, and that thread may not be
-            message = "%s: %d frames found %d others waiting and were dropped; what reads them is too slow"
-            self._log.write(_LOGGER, logging.WARNING, "dropped", message, self.name, dropped, self._max_held)
+            message = "%s: %d frames were dropped, since %d others, or %d bytes, waited; what reads them is too slow"
+            most = self._max_held, _MAX_HELD_BYTES
+            self._log.write(_LOGGER, logging.WARNING, "dropped", message, self.name, dropped, *most)
         return [_item_of(held) for held in taken]
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
@@ -275,8 +288,10 @@ class WebSocketSource:
         """Seconds to wait after a connection that lasted so many, or none, which lasted 0."""
         if lasted > self._waited:
             self._backoff.reset()
+        is_first = not self._backoff.failures
         self._waited = self._backoff.next(self._longest_wait if isinstance(failure, MisconfiguredError) else None)
-        return self._waited
+        # at once, but not again and again
+        return 0.0 if is_first and isinstance(failure, OversizeError) else self._waited
 
     async def _attend(self) -> tuple[UnavailableError, float | None]:
         """Connects and reads for as long as it lasts.
@@ -291,6 +306,9 @@ class WebSocketSource:
                 opened_at = clock()
                 self._note_connection()
                 await self._read_all(connection)
+        except OversizeError as error:
+            failure = error
+            self._hold([Message(b"", str(error), is_oversize=True)])
         except UnavailableError as error:
             failure = error
         except OSError as error:
@@ -318,14 +336,17 @@ class WebSocketSource:
             await connection.say_goodbye()
             raise
 
-    def _hold(self, messages: Sequence[tuple[bool, bytes]]) -> None:
+    def _hold(self, messages: Sequence[Message]) -> None:
         if not messages:
             return
         with self._condition:
-            for is_text, data in messages:
+            for message in messages:
                 self._frames += 1
-                if len(self._held) < self._max_held:
-                    self._held.append(_Held(self._frames, is_text, data))
+                self._oversize += message.is_oversize
+                held_bytes = self._held_bytes + len(message.data)
+                if len(self._held) < self._max_held and held_bytes <= _MAX_HELD_BYTES:
+                    self._held.append(_Held(self._frames, message))
+                    self._held_bytes = held_bytes
                 else:
                     self._dropped += 1
                     self._dropped_untold += 1
@@ -372,8 +393,7 @@ class _Held(NamedTuple):
     """A frame that waits to be read."""
 
     number: int
-    is_text: bool
-    data: bytes
+    message: Message
 
 
 class _Running(NamedTuple):
@@ -391,6 +411,5 @@ def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[NoReturn]) -> None:
 
 def _item_of(held: _Held) -> SourceItem:
     position = Position(None, held.number)
-    if not held.is_text:
-        return Unreadable(held.data, "a binary frame; the engine sends text", position)
-    return frame_item(held.data, position)
+    data, unreadable = held.message.data, held.message.unreadable
+    return frame_item(data, position) if unreadable is None else Unreadable(data, unreadable, position)
