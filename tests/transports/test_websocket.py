@@ -32,12 +32,12 @@ from websockets.sync.client import ClientConnection, connect
 
 from constellation_otel.delivery import Position, Record, Source, SourceItem, Unreadable
 from constellation_otel.dialects import decode_frame, encode_frame
-from constellation_otel.errors import ConfigurationError, MisconfiguredError, MissingExtraError, UnavailableError
+from constellation_otel.errors import ConfigurationError, MissingExtraError, UnavailableError
 from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleFailed
 from constellation_otel.transports import websocket
-from constellation_otel.transports._websocket_connection import Connection, OversizeError, failure_of
+from constellation_otel.transports._websocket_connection import Connection, OversizeError, failure_of, is_answer
 from constellation_otel.transports._websocket_connection import connected as connection_to
-from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState
+from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState, _Loss
 from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, recorded
 from support import DEADLINE, eventually, self_signed
 
@@ -48,10 +48,8 @@ if TYPE_CHECKING:
 
 LOGGER = "constellation_otel.transports.websocket"
 KEY = "a-key-of-twenty-four-chars"
-SOON = (0.01, 0.05)
-"""Seconds between tries, so that tests need not wait."""
-NEVER_AGAIN = {"backoff": (30, 30)}
-"""So long between tries that a test sees the first one only."""
+SOON = 0.05
+"""Seconds between tries, at most, so that tests need not wait."""
 ONE = UUID("00000000-0000-4000-8000-000000000001")
 TWO = UUID("00000000-0000-4000-8000-000000000002")
 CONNECTED = WebSocketState("connected", None)
@@ -88,12 +86,18 @@ def make_source() -> Iterator[MakeSource]:
     made: list[WebSocketSource] = []
 
     def make(url: str, **options: Any) -> WebSocketSource:
-        made.append(WebSocketSource(url, **{"backoff": SOON, **options}))
+        made.append(WebSocketSource(url, **{"max_reconnect_wait": SOON, **options}))
         return made[-1]
 
     yield make
     for source in made:
         source.close()
+
+
+@pytest.fixture
+def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long between tries that a test sees the first one only."""
+    monkeypatch.setattr(websocket, "_FIRST_WAIT", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -230,14 +234,16 @@ def test_no_message_has_what_a_url_hides(secret: str, port: str) -> None:
         {"ping_interval": 600},
         {"open_timeout": 0},
         {"open_timeout": math.inf},
-        {"backoff": (0, 1)},
-        {"backoff": (2, 1)},
-        {"backoff": (1, math.inf)},
+        {"open_timeout": math.nan},
+        {"max_reconnect_wait": 0},
+        {"max_reconnect_wait": -1},
+        {"max_reconnect_wait": math.inf},
+        {"max_reconnect_wait": math.nan},
     ],
     ids=str,
 )
 def test_a_number_that_cannot_be_used_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="^" + next(iter(options)) + "=|and " + next(iter(options)) + "="):
+    with pytest.raises(ConfigurationError, match="^" + next(iter(options)) + "="):
         WebSocketSource("ws://engine", **options)
 
 
@@ -456,10 +462,11 @@ def test_a_message_in_fragments_is_too_long_as_a_whole(engine: EngineStandIn, ma
     assert source.counters.disconnections == 0
 
 
+@pytest.mark.usefixtures("_one_try")
 def test_a_message_of_more_than_64_mib_costs_the_connection_which_is_made_again_at_once(
     engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = connected(make_source(engine.url, **NEVER_AGAIN))
+    source = connected(make_source(engine.url))
     engine.announce(64 * 2**20 + 1)
     eventually(lambda: source.counters.connections == 2, "another connection")
     engine.wait_for_clients()
@@ -475,9 +482,9 @@ def test_a_message_of_more_than_64_mib_costs_the_connection_which_is_made_again_
 def test_an_engine_that_sends_nothing_but_such_messages_is_not_tried_at_once_for_ever() -> None:
     source = WebSocketSource("ws://engine")
     oversize = OversizeError("too long")
-    assert source._wait_after(oversize, 100) == 0
-    assert source._wait_after(oversize, 0.001) > 0
-    assert source._wait_after(oversize, 100) == 0
+    assert source._wait_after(_Loss(oversize, 100, is_answered=True)) == 0
+    assert source._wait_after(_Loss(oversize, 0.001, is_answered=True)) > 0
+    assert source._wait_after(_Loss(oversize, 100, is_answered=True)) == 0
 
 
 def test_what_waits_is_bounded_in_bytes_too(engine: EngineStandIn, make_source: MakeSource) -> None:
@@ -770,6 +777,7 @@ def test_a_refused_key_is_an_alarm_and_is_tried_until_somebody_mends_it(
         connected(source)
 
 
+@pytest.mark.usefixtures("_one_try")
 @pytest.mark.parametrize(
     ("status", "expected", "reason"),
     [
@@ -807,11 +815,12 @@ def test_a_refusal_says_what_it_means(
     status: int, expected: str, reason: str, engine: EngineStandIn, make_source: MakeSource
 ) -> None:
     engine.answer(status, "Location: ws://elsewhere/\r\n" if status == 301 else "")
-    source = make_source(engine.url, **NEVER_AGAIN)
+    source = make_source(engine.url)
     assert (reason_of(source), source.state.status) == (reason, expected)
     assert source.counters.failures == 1
 
 
+@pytest.mark.usefixtures("_one_try")
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -827,7 +836,7 @@ def test_an_answer_that_is_no_handshake_is_told_of(
     answer: bytes, reason: str, engine: EngineStandIn, make_source: MakeSource
 ) -> None:
     engine.answer_raw(answer)
-    source = make_source(engine.url, **NEVER_AGAIN)
+    source = make_source(engine.url)
     assert reason_of(source).startswith(reason)
     assert source.state.status == "connecting"
 
@@ -963,9 +972,10 @@ def test_tls_with_an_engine_that_speaks_none_is_told_of(engine: EngineStandIn, m
     assert source.state.status == "connecting"
 
 
+@pytest.mark.usefixtures("_one_try")
 def test_an_engine_that_hangs_up_during_the_tls_handshake_is_told_of(make_source: MakeSource) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging_up:
-        source = make_source(f"wss://127.0.0.1:{hanging_up.getsockname()[1]}", **NEVER_AGAIN)
+        source = make_source(f"wss://127.0.0.1:{hanging_up.getsockname()[1]}")
         source.read(0)
         accepted, _ = hanging_up.accept()
         with accepted:
@@ -1023,16 +1033,65 @@ def test_a_process_without_files_left_is_told_of_by_the_read_and_the_next_one_ma
 # How long it waits between tries
 
 
-def test_a_connection_that_lasted_longer_than_the_wait_before_it_starts_the_waits_again_and_a_refusal_the_longest() -> (
-    None
-):
-    source = WebSocketSource("ws://engine", backoff=(1, 32))
-    lost = UnavailableError("lost")
-    waits = [source._wait_after(lost, 0) for _ in range(4)]
-    assert [0.5 <= waits[0] <= 1, 1 <= waits[1] <= 2, 2 <= waits[2] <= 4, 4 <= waits[3] <= 8] == [True] * 4
-    assert 8 <= source._wait_after(lost, waits[3] / 2) <= 16
-    assert 0.5 <= source._wait_after(lost, 17) <= 1
-    assert source._wait_after(MisconfiguredError("refused"), 0) == 32
+LOST = UnavailableError("lost")
+
+
+def test_the_waits_begin_with_a_tenth_of_a_second_and_double_and_a_part_of_each_is_random() -> None:
+    source = WebSocketSource("ws://engine")
+    waits = [source._wait_after(_Loss(LOST, None, is_answered=True)) for _ in range(10)]
+    most = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5]
+    assert [limit / 2 <= wait <= limit for limit, wait in zip(most, waits, strict=True)] == [True] * 10
+    assert len(set(waits)) == 10
+
+
+def test_a_connection_that_lasted_longer_than_the_wait_before_it_starts_the_waits_again() -> None:
+    source = WebSocketSource("ws://engine")
+    waited = [source._wait_after(_Loss(LOST, None, is_answered=answered)) for answered in (True, False) * 6][-2]
+    assert source._wait_after(_Loss(LOST, waited / 2, is_answered=True)) > 1
+    for answered in (True, False):
+        assert source._wait_after(_Loss(LOST, 31, is_answered=answered)) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("longest", "answered", "most"), [(None, True, 5), (None, False, 30), (1.5, True, 1.5), (1.5, False, 1.5)]
+)
+def test_how_long_it_waits_at_most_depends_on_whether_the_host_answers_unless_it_is_given(
+    longest: float | None, answered: bool, most: float
+) -> None:
+    source = WebSocketSource("ws://engine", max_reconnect_wait=longest)
+    waits = [source._wait_after(_Loss(LOST, None, is_answered=answered)) for _ in range(64)][16:]
+    assert most / 2 <= min(waits) < max(waits) <= most
+
+
+@pytest.mark.parametrize(
+    ("error", "answered"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), True),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (ConnectionError(), True),
+        (ssl.SSLError(1, "no TLS"), True),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True),
+        (TimeoutError(), False),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), False),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), False),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), False),
+    ],
+)
+def test_a_refusal_is_an_answer_and_silence_is_none(error: OSError, answered: bool) -> None:
+    assert is_answer(error) is answered
+
+
+def test_an_engine_that_is_back_after_a_second_is_connected_to_within_another(engine: EngineStandIn) -> None:
+    source = connected(WebSocketSource(engine.url))
+    try:
+        engine.kill()
+        eventually(lambda: source.counters.failures >= 3, "three tries, which are refused")
+        engine.start()
+        before = time.monotonic()
+        connected(source)
+        assert time.monotonic() - before < 2
+    finally:
+        source.close()
 
 
 # The stand-in's own habits

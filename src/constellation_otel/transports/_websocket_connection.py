@@ -9,6 +9,7 @@ connects again; that is ``websocket``.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from websockets.uri import WebSocketURI
 
-__all__ = ["Connection", "Message", "OversizeError", "connected", "failure_of"]
+__all__ = ["Connection", "Message", "OversizeError", "connected", "failure_of", "is_answer"]
 
 # outside the loggers' tree, where nobody can set it to DEBUG: it would then print the key
 _PROTOCOL_LOGGER: Final = logging.Logger(f"{__name__}.protocol", logging.INFO)  # noqa: LOG001 - as the line above says
@@ -49,6 +50,7 @@ _GOODBYE: Final = 0.5
 """Seconds that the engine has to answer a close frame."""
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 _TRIED_LATER: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_NO_HOST: Final = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN})
 _DEAD_PEER: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
 """After how long (s, s, number, ms) TCP gives up on a far side that has vanished without a word."""
 
@@ -102,6 +104,11 @@ def failure_of(error: OSError, host: str, open_timeout: float) -> UnavailableErr
             # asyncio's own, with nothing in it
             why = "the connection was closed"
     return UnavailableError(why)
+
+
+def is_answer(error: OSError) -> bool:
+    """Whether the host, or a name server, answered: a refusal is an answer, and a time-out is none."""
+    return not isinstance(error, TimeoutError) and error.errno not in _NO_HOST
 
 
 class OversizeError(UnavailableError):

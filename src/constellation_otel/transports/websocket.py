@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("websockets", "websocket") from error
 
 from constellation_otel.transports._websocket_address import headers_of, name_of, uri_of
-from constellation_otel.transports._websocket_connection import Message, OversizeError, connected, failure_of
+from constellation_otel.transports._websocket_connection import Message, OversizeError, connected, failure_of, is_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,10 @@ _LOGGER: Final = logging.getLogger(__name__)
 _SILENCE_LIMIT: Final = 600.0
 """Seconds after which the engine cuts a client that writes nothing."""
 _CLOSE_TIMEOUT: Final = 2.0
+_FIRST_WAIT: Final = 0.1
+"""Seconds before the second try to connect, at most."""
+_LONGEST_WAITS: Final = {True: 5.0, False: 30.0}
+"""Seconds between two tries, at most, by whether the host answers."""
 _MAX_READ: Final = 512
 _MAX_HELD_BYTES: Final = 64 * 2**20
 """Bytes of all frames that wait; a single one may have a quarter of it."""
@@ -125,10 +129,11 @@ class WebSocketSource:
         ping_interval: Seconds between the text messages that keep the engine from cutting
             the connection, which it does after 600.
         open_timeout: Seconds in which TCP, TLS and the handshake must be done, all together.
-        backoff: Seconds between tries, the first time and at most, of which a random half
-            or more is waited; they double in between. It starts again after a connection
-            that lasted longer than the wait before it, and is the longest where the
-            engine refuses.
+        max_reconnect_wait: Seconds between two tries, at most; where there is none, 5 while
+            the host answers, as by refusing, and 30 while it does not. The waits begin with
+            0.1 and double; a random half or more of each is waited, so that replicas do
+            not come all at once. They begin again after a connection that lasted longer than
+            the wait before it.
 
     Raises:
         ConfigurationError: The URL, the key or a number cannot be used; the message has no secret.
@@ -148,7 +153,7 @@ class WebSocketSource:
         ssl: SSLContext | None = None,
         ping_interval: float = 60.0,
         open_timeout: float = 10.0,
-        backoff: tuple[float, float] = (0.5, 30.0),
+        max_reconnect_wait: float | None = None,
     ) -> None:
         if max_held < 1:
             message = f"max_held={max_held!r} must be at least 1"
@@ -156,8 +161,11 @@ class WebSocketSource:
         if not 0 < ping_interval < _SILENCE_LIMIT:
             message = f"ping_interval={ping_interval!r} must be more than 0 and less than {_SILENCE_LIMIT:.0f} s"
             raise ConfigurationError(message)
-        if not 0 < open_timeout < math.inf or not 0 < backoff[0] <= backoff[1] < math.inf:
-            message = f"open_timeout={open_timeout!r} and backoff={backoff!r} must be positive, finite and ascending"
+        if not 0 < open_timeout < math.inf:
+            message = f"open_timeout={open_timeout!r} must be more than 0 and finite"
+            raise ConfigurationError(message)
+        if max_reconnect_wait is not None and not 0 < max_reconnect_wait < math.inf:
+            message = f"max_reconnect_wait={max_reconnect_wait!r} must be more than 0 and finite"
             raise ConfigurationError(message)
         self._uri = uri_of(url, execution_id)
         self.name: Final = name_of(self._uri)
@@ -169,8 +177,9 @@ class WebSocketSource:
         self._max_held = max_held
         self._ping_interval = ping_interval
         self._open_timeout = open_timeout
-        self._longest_wait = backoff[1]
-        self._backoff = Backoff(*backoff)
+        self._backoffs = {
+            answers: Backoff(_FIRST_WAIT, max_reconnect_wait or longest) for answers, longest in _LONGEST_WAITS.items()
+        }
         self._waited = 0.0
         self._log = RateLimitedLog()
         self._condition = threading.Condition(threading.Lock())
@@ -279,28 +288,28 @@ class WebSocketSource:
 
     async def _keep_connected(self) -> NoReturn:
         while True:
-            failure, lasted = await self._attend()
-            wait = self._wait_after(failure, lasted or 0.0)
-            self._note_failure(failure, lasted, wait)
+            loss = await self._attend()
+            wait = self._wait_after(loss)
+            self._note_loss(loss, wait)
             await asyncio.sleep(wait)
 
-    def _wait_after(self, failure: UnavailableError, lasted: float) -> float:
-        """Seconds to wait after a connection that lasted so many, or none, which lasted 0."""
-        if lasted > self._waited:
-            self._backoff.reset()
-        is_first = not self._backoff.failures
-        self._waited = self._backoff.next(self._longest_wait if isinstance(failure, MisconfiguredError) else None)
+    def _wait_after(self, loss: _Loss) -> float:
+        """Seconds to wait before the next try."""
+        if (loss.lasted or 0.0) > self._waited:
+            for backoff in self._backoffs.values():
+                backoff.reset()
+        backoff = self._backoffs[loss.is_answered]
+        is_first = not backoff.failures
+        self._waited = backoff.next()
         # at once, but not again and again
-        return 0.0 if is_first and isinstance(failure, OversizeError) else self._waited
+        return 0.0 if is_first and isinstance(loss.failure, OversizeError) else self._waited
 
-    async def _attend(self) -> tuple[UnavailableError, float | None]:
-        """Connects and reads for as long as it lasts.
-
-        Returns:
-            Why there is no connection, and how many seconds it lasted if there was one.
-        """
+    async def _attend(self) -> _Loss:
+        """Connects and reads for as long as it lasts."""
         clock = asyncio.get_running_loop().time
         opened_at = None
+        is_answered = True
+        failure: UnavailableError
         try:
             async with connected(self._uri, self._tls, self._headers, self._open_timeout) as connection:
                 opened_at = clock()
@@ -313,11 +322,12 @@ class WebSocketSource:
             failure = error
         except OSError as error:
             failure = failure_of(error, self._uri.host, self._open_timeout)
+            is_answered = is_answer(error)
         except Exception as error:  # noqa: BLE001 - nothing may end the one thread that reads; it is logged
             failure = UnavailableError(f"an unexpected {type(error).__name__}")
             message = "%s: an unexpected error; the source goes on"
             self._log.write(_LOGGER, logging.ERROR, str(failure), message, self.name, error=error)
-        return failure, None if opened_at is None else clock() - opened_at
+        return _Loss(failure, None if opened_at is None else clock() - opened_at, is_answered)
 
     async def _read_all(self, connection: Connection) -> NoReturn:
         """Reads until the connection is lost or the source closed, either of which is raised."""
@@ -368,7 +378,8 @@ class WebSocketSource:
             self._state = WebSocketState("connected", None)
         self._log.write(_LOGGER, logging.INFO, "connected", "%s: connected", self.name)
 
-    def _note_failure(self, failure: UnavailableError, lasted: float | None, wait: float) -> None:
+    def _note_loss(self, loss: _Loss, wait: float) -> None:
+        failure, lasted = loss.failure, loss.lasted
         is_refused = isinstance(failure, MisconfiguredError)
         reason = str(failure)
         with self._condition:
@@ -387,6 +398,20 @@ class WebSocketSource:
                 " is lost, and executions that are open now will be abandoned unless their end still comes"
             )
             self._log.write(_LOGGER, logging.WARNING, ("lost", reason), message, self.name, lasted, reason, wait)
+
+
+class _Loss(NamedTuple):
+    """How a connection ended, or a try to make one.
+
+    Attributes:
+        failure: Why.
+        lasted: For how many seconds there was a connection, if there was one.
+        is_answered: Whether the host answered.
+    """
+
+    failure: UnavailableError
+    lasted: float | None
+    is_answered: bool
 
 
 class _Held(NamedTuple):
