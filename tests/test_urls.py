@@ -60,7 +60,7 @@ def made_sink(url: str) -> Any:
 
 
 def test_how_long_the_engines_source_waits_between_tries_is_passed_on() -> None:
-    with pytest.raises(ConfigurationError, match="^max_reconnect_wait=-1 must be more than 0 and finite$"):
+    with pytest.raises(ConfigurationError, match=r"^max_reconnect_wait=-1 must be more than 0 and finite$"):
         made_source("ws://engine", follow=True, max_reconnect_wait=-1)
 
 

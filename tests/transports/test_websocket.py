@@ -33,12 +33,18 @@ from websockets.sync.client import ClientConnection, connect
 from constellation_otel.delivery import Position, Record, Source, SourceItem, Unreadable
 from constellation_otel.dialects import decode_frame, encode_frame
 from constellation_otel.errors import ConfigurationError, MissingExtraError, UnavailableError
-from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleFailed
-from constellation_otel.transports import websocket
+from constellation_otel.events import ErrorInfo, ExecutionCompleted, ExecutionStarted, ModuleFailed, ModuleStarted
+from constellation_otel.transports import _websocket_connection, websocket
 from constellation_otel.transports._websocket_connection import Connection, OversizeError, failure_of, is_answer
 from constellation_otel.transports._websocket_connection import connected as connection_to
-from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState, _Loss
-from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, recorded
+from constellation_otel.transports.websocket import (
+    WebSocketCounters,
+    WebSocketSource,
+    WebSocketState,
+    _Executions,
+    _Loss,
+)
+from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, Request, recorded
 from support import DEADLINE, eventually, self_signed
 
 if TYPE_CHECKING:
@@ -142,6 +148,10 @@ def reason_of(source: WebSocketSource) -> str:
 
 def started(number: int, execution_id: UUID = ONE) -> ExecutionStarted:
     return ExecutionStarted(execution_id, f"dag-{number}", number * 1_000_000)
+
+
+def completed(execution_id: UUID) -> ExecutionCompleted:
+    return ExecutionCompleted(execution_id, "dag-1", True, 5.0, 9_000_000)
 
 
 def frame_of(event: ExecutionStarted) -> str:
@@ -323,6 +333,7 @@ def test_every_recorded_frame_is_read_in_the_order_in_which_it_came(
         connections=1,
         disconnections=0,
         failures=0,
+        health_failures=0,
         connected=True,
     )
 
@@ -395,6 +406,7 @@ def test_what_finds_no_room_is_dropped_the_newest_first_counted_and_told(
         connections=1,
         disconnections=0,
         failures=0,
+        health_failures=0,
         connected=True,
     )
     assert source.dropped == 2
@@ -449,6 +461,7 @@ def test_of_a_message_of_more_than_16_mib_the_beginning_is_given_as_unreadable_a
         connections=1,
         disconnections=0,
         failures=0,
+        health_failures=0,
         connected=True,
     )
 
@@ -723,6 +736,7 @@ def test_a_connection_that_ends_is_told_of_and_made_anew(
         connections=2,
         disconnections=1,
         failures=0,
+        health_failures=0,
         connected=True,
     )
     (lost,) = messages_of(caplog, logging.WARNING)
@@ -751,12 +765,202 @@ def test_an_engine_that_is_killed_and_started_again_is_found_again(
     assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
 
 
-def test_an_engine_that_stops_in_order_still_sends_what_was_in_flight(make_source: MakeSource) -> None:
-    with EngineStandIn(gap=0.005) as engine:
-        source = connected(make_source(engine.url))
-        engine.play([Line(0, {"number": number}) for number in range(20)], speed=math.inf)
+# An engine that shuts down
+
+
+@pytest.fixture
+def _soon_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that tests need not wait for the two seconds."""
+    monkeypatch.setattr(websocket, "_QUIET", 0.05)
+
+
+def health_checks(engine: EngineStandIn) -> list[Request]:
+    return [request for request in list(engine.requests) if request.target == "/health"]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_a_quiet_engine_is_asked_for_its_health_without_the_key_and_never_at_the_events_path(
+    make_source: MakeSource,
+) -> None:
+    with EngineStandIn(api_key=KEY) as engine:
+        source = connected(make_source(engine.url, api_key=KEY))
+        engine.wait_until(lambda: len(health_checks(engine)) >= 3, "three questions for its health")
+        for request in health_checks(engine):
+            assert (request.method, request.headers["host"]) == ("GET", f"127.0.0.1:{engine.port}")
+            assert sorted(request.headers) == ["connection", "host", "user-agent"]
+        assert (engine.connections, engine.ghosts, source.state) == (1, 0, CONNECTED)
+        assert (source.counters.health_failures, source.counters.disconnections) == (0, 0)
+
+
+def test_an_engine_that_sends_is_not_asked(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_QUIET", 0.5)
+    source = connected(make_source(engine.url))
+    engine.play([Line(number * 20_000_000, {"number": number}) for number in range(50)], speed=1)
+    assert health_checks(engine) == []
+    engine.wait_until(lambda: health_checks(engine), "a question, now that nothing comes")
+    assert source.state == CONNECTED
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+@pytest.mark.parametrize("status", [200, 401, 404, 503])
+def test_an_answer_of_any_status_says_that_the_engine_is_there(
+    status: int, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    engine.health = status
+    source = connected(make_source(engine.url))
+    engine.wait_until(lambda: len(health_checks(engine)) >= 2, "two questions")
+    assert (source.state, source.counters.health_failures, source.counters.disconnections) == (CONNECTED, 0, 0)
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_an_engine_that_does_not_say_how_it_is_is_read_all_the_same(
+    engine: EngineStandIn,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_websocket_connection, "HEALTH_TIMEOUT", 0.05)
+    monkeypatch.setattr(websocket, "HEALTH_TIMEOUT", 0.05)
+    engine.health = None
+    source = connected(make_source(engine.url))
+    eventually(lambda: source.counters.health_failures >= 2, "two questions without an answer")
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+    assert (source.state, source.counters.disconnections) == (CONNECTED, 0)
+    reason = "the engine took more than 0.05 s to answer"
+    assert messages_of(caplog, logging.WARNING) == [
+        f"{source.name}: GET /health has no answer: {reason}; the events are read all the same"
+    ]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_a_question_that_is_hung_up_on_is_counted_and_no_shutdown(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.health = 0
+    source = connected(make_source(engine.url))
+    eventually(lambda: source.counters.health_failures >= 1, "a question that was hung up on")
+    eventually(lambda: messages_of(caplog, logging.WARNING), "a warning")
+    assert "GET /health has no answer: Connection reset by peer; " in messages_of(caplog, logging.WARNING)[0]
+    assert source.state == CONNECTED
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_an_engine_that_shuts_down_is_let_go_at_once_where_nothing_runs(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It once took the 30 s for which the engine waits for its clients."""
+    caplog.set_level(logging.INFO)
+    source = connected(make_source(engine.url))
+    engine.play(recorded())
+    read_count(source, len(recorded()))
+    before = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - before < 3
+    assert engine.goodbyes == [1000]
+    eventually(lambda: source.counters.failures, "tries to connect again")
+    assert any("shutting down, and was let go so that it can end; trying again" in m for m in messages_of(caplog, 30))
+    engine.start()
+    connected(source)
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_what_still_comes_of_what_is_open_is_taken_before_the_engine_is_let_go(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = connected(make_source(engine.url))
+    engine.send(frame_of(started(1)))
+    items = read_count(source, 1)
+    engine.refuse()
+    eventually(lambda: "it is shutting down; it is let go when" in caplog.text, "the shutdown to be seen")
+    for frame in (encode_frame(ModuleStarted(ONE, TWO, "trim", 2_000_000)), encode_frame(completed(ONE))):
+        engine.send(frame.decode())
+    items += read_count(source, 2)
+    assert [item.position.offset for item in items if isinstance(item, Record)] == [1, 2, 3]
+    engine.wait_until(lambda: engine.clients == 0, "the source to let go")
+    assert engine.goodbyes == [1000]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_what_never_ends_is_waited_for_four_seconds_at_most(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With shorter ones; an execution that the engine has timed out has no end."""
+    monkeypatch.setattr(websocket, "_LAST_FRAMES", 0.3)
+    source = connected(make_source(engine.url))
+    for _, frame in recorded("global-time-out.jsonl"):
+        engine.send(frame)
+    read_count(source, 5)
+    before = time.monotonic()
+    engine.stop()
+    assert 0.3 <= time.monotonic() - before < 3
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_frames_that_nobody_reads_are_waited_for_too(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_LAST_FRAMES", 0.3)
+    source = connected(make_source(engine.url))
+    engine.send(frame_of(started(1)))
+    engine.flush()
+    before = time.monotonic()
+    engine.stop()
+    assert 0.3 <= time.monotonic() - before < 3
+    assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_a_wss_engine_that_shuts_down_is_let_go_too(make_source: MakeSource, tls_files: tuple[str, str]) -> None:
+    with EngineStandIn(tls=server_tls(tls_files)) as engine:
+        source = connected(make_source(engine.url, ssl=client_tls(tls_files)))
+        engine.wait_until(lambda: health_checks(engine), "a question for its health")
+        before = time.monotonic()
         engine.stop()
-        assert len(read_count(source, 20)) == 20
+        assert time.monotonic() - before < 3
+        assert (engine.goodbyes, source.counters.health_failures) == ([1000], 0)
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_what_nobody_expected_of_the_question_for_the_health_is_logged(
+    engine: EngineStandIn,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = threading.Event()
+
+    async def fail(*_: object) -> None:
+        asked.set()
+        raise RuntimeError("what nobody expected")
+
+    monkeypatch.setattr(websocket, "ask_for_health", fail)
+    source = connected(make_source(engine.url))
+    assert asked.wait(DEADLINE)
+    engine.cut()
+    eventually(lambda: source.counters.connections >= 2, "another connection")
+    assert f"{source.name}: an unexpected error; the source goes on" in messages_of(caplog, logging.ERROR)
+
+
+def test_which_executions_are_open_is_known_in_whatever_order_frames_come() -> None:
+    executions = _Executions()
+    for event in (started(1), started(1, TWO), completed(ONE), ModuleStarted(ONE, TWO, "late", 3)):
+        executions.see(event)
+    assert executions.open == 1
+    executions.see(completed(TWO))
+    executions.see(started(1, TWO))
+    assert executions.open == 0
+
+
+def test_of_many_executions_the_first_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_MAX_FOLLOWED", 2)
+    executions = _Executions()
+    for number in range(5):
+        executions.see(started(1, UUID(int=number)))
+    assert executions.open == 2
 
 
 # Connections that are refused, or do not come about

@@ -24,6 +24,7 @@ from websockets.exceptions import InvalidState, InvalidStatus, PayloadTooBig
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
+from constellation_otel._version import SCOPE_VERSION
 from constellation_otel.errors import MisconfiguredError, UnavailableError
 from constellation_otel.events import clean_message
 
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
 
     from websockets.uri import WebSocketURI
 
-__all__ = ["Connection", "Message", "OversizeError", "connected", "failure_of", "is_answer"]
+__all__ = [
+    "HEALTH_TIMEOUT",
+    "Connection",
+    "Message",
+    "OversizeError",
+    "ask_for_health",
+    "connected",
+    "failure_of",
+    "is_answer",
+]
 
 # outside the loggers' tree, where nobody can set it to DEBUG: it would then print the key
 _PROTOCOL_LOGGER: Final = logging.Logger(f"{__name__}.protocol", logging.INFO)  # noqa: LOG001 - as the line above says
@@ -48,6 +58,8 @@ _BUFFER: Final = 2**20
 _CHUNK: Final = 65_536
 _GOODBYE: Final = 0.5
 """Seconds that the engine has to answer a close frame."""
+HEALTH_TIMEOUT: Final = 2.0
+"""Seconds that it has to answer when it is asked for its health."""
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 _TRIED_LATER: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _NO_HOST: Final = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN})
@@ -85,6 +97,40 @@ async def connected(
         writer.transport.abort()
         with suppress(OSError):
             await writer.wait_closed()
+
+
+async def ask_for_health(uri: WebSocketURI, tls: SSLContext | None, address: str) -> None:
+    """Sees whether the engine takes connections: asks for ``/health``, which is open without a key.
+
+    The events' path is not asked: the engine would take that for a client, which never leaves.
+
+    Args:
+        uri: As for :func:`connected`.
+        tls: Likewise.
+        address: Where the engine is, as :attr:`Connection.address` has it; nothing is looked up.
+
+    Raises:
+        ConnectionRefusedError: It takes none any more.
+        OSError: There is no answer within two seconds; one of any status would be one.
+    """
+    async with asyncio.timeout(HEALTH_TIMEOUT):
+        reader, writer = await _open(address, uri, tls)
+        try:
+            host = f"[{uri.host}]" if ":" in uri.host else uri.host
+            lines = (
+                "GET /health HTTP/1.1",
+                f"Host: {host}:{uri.port}",
+                f"User-Agent: constellation-otel/{SCOPE_VERSION}",
+                "Connection: close",
+            )
+            writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode())
+            if not await reader.read(_CHUNK):
+                # what took the connection lives, and is not what was asked for
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        finally:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 def failure_of(error: OSError, host: str, open_timeout: float) -> UnavailableError:
@@ -137,6 +183,9 @@ class Connection:
         reader: What comes.
         writer: What goes.
         timeout: Seconds that the far side may take to take what is written.
+
+    Attributes:
+        heard_at: When something came from it last, by the loop's clock.
     """
 
     def __init__(
@@ -149,6 +198,13 @@ class Connection:
         self._message = bytearray()
         self._length = 0
         self._is_text = True
+        self._clock = asyncio.get_running_loop().time
+        self.heard_at = self._clock()
+
+    @property
+    def address(self) -> str:
+        """The engine's address."""
+        return str(self._writer.get_extra_info("peername")[0])
 
     async def shake_hands(self, headers: Mapping[str, str]) -> None:
         """Asks for the WebSocket; raises as :func:`connected` does."""
@@ -230,6 +286,7 @@ class Connection:
             if not waiting.expired():
                 raise
         else:
+            self.heard_at = self._clock()
             self._feed(data)
 
     async def send_text(self, data: bytes) -> None:
@@ -238,14 +295,14 @@ class Connection:
         await self._flush()
 
     async def say_goodbye(self) -> None:
-        """Closes as the protocol wants it, without waiting long for an answer."""
+        """Closes as the protocol wants it, without waiting long for an answer; takes what comes until then."""
         with suppress(OSError, InvalidState):
             self._protocol.send_close(1000)
             async with asyncio.timeout(_GOODBYE):
                 await self._flush()
                 # what is left unread would make a reset of our leaving, which may overtake the close frame
-                while await self._reader.read(_CHUNK):
-                    pass
+                while data := await self._reader.read(_CHUNK):
+                    self._feed(data)
 
     def _feed(self, data: bytes) -> None:
         if data:
@@ -273,12 +330,17 @@ async def _dial(
         try:
             # one that does not answer leaves time for the others
             async with asyncio.timeout(open_timeout / len(found)):
-                return await asyncio.open_connection(
-                    address, uri.port, ssl=tls, server_hostname=uri.host if tls else None, limit=_BUFFER
-                )
+                return await _open(address, uri, tls)
         except OSError as error:
             failures.append(error)
     raise failures[-1]
+
+
+async def _open(
+    address: str, uri: WebSocketURI, tls: SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    server_hostname = uri.host if tls else None
+    return await asyncio.open_connection(address, uri.port, ssl=tls, server_hostname=server_hostname, limit=_BUFFER)
 
 
 def _watch(sock: socket.socket) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import closing, suppress
 from ssl import SSLContext, create_default_context
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
@@ -28,6 +28,7 @@ from constellation_otel.errors import (
     MissingExtraError,
     UnavailableError,
 )
+from constellation_otel.events import Event, ExecutionCancelled, ExecutionCompleted
 from constellation_otel.lane import Backoff
 
 try:
@@ -36,7 +37,15 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("websockets", "websocket") from error
 
 from constellation_otel.transports._websocket_address import headers_of, name_of, uri_of
-from constellation_otel.transports._websocket_connection import Message, OversizeError, connected, failure_of, is_answer
+from constellation_otel.transports._websocket_connection import (
+    HEALTH_TIMEOUT,
+    Message,
+    OversizeError,
+    ask_for_health,
+    connected,
+    failure_of,
+    is_answer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +63,14 @@ _FIRST_WAIT: Final = 0.1
 """Seconds before the second try to connect, at most."""
 _LONGEST_WAITS: Final = {True: 5.0, False: 30.0}
 """Seconds between two tries, at most, by whether the host answers."""
+_QUIET: Final = 2.0
+"""Seconds in which nothing came, after which the engine is asked for its health, again and again."""
+_LAST_FRAMES: Final = 4.0
+"""Seconds that an engine that is shutting down has for executions to end, before it is let go."""
+_LOOK_AGAIN: Final = 0.05
 _MAX_READ: Final = 512
+_MAX_FOLLOWED: Final = 65_536
+"""Executions of which it is known whether they have ended, at most."""
 _MAX_HELD_BYTES: Final = 64 * 2**20
 """Bytes of all frames that wait; a single one may have a quarter of it."""
 
@@ -87,6 +103,8 @@ class WebSocketCounters(Struct, frozen=True):
         connections: Connections that were made.
         disconnections: Connections that were lost.
         failures: Tries that made no connection.
+        health_failures: Questions for the engine's health that had no answer, without those
+            by which it was seen to be shutting down.
         connected: Whether there is a connection now.
     """
 
@@ -98,6 +116,7 @@ class WebSocketCounters(Struct, frozen=True):
     connections: int
     disconnections: int
     failures: int
+    health_failures: int
     connected: bool
 
 
@@ -115,6 +134,11 @@ class WebSocketSource:
 
     A message of up to 16 MiB is read. Of one of up to 64 MiB the beginning is given, as
     unreadable; a longer one costs the connection, which is made again at once.
+
+    An engine does not end while somebody is connected. So while nothing comes for two
+    seconds, it is asked for its health, at ``/health``; where it refuses the connection, it
+    is shutting down: what still comes is taken until no execution is open, for four
+    seconds at most, then this side closes, and connects again as ever.
 
     Args:
         url: ``ws://host:port`` or ``wss://host:port``. The port is 8080, or 443 for ``wss``,
@@ -196,6 +220,10 @@ class WebSocketSource:
         self._connections = 0
         self._disconnections = 0
         self._failures = 0
+        self._health_failures = 0
+        self._executions = _Executions()
+        # frames that were taken and not looked at yet
+        self._decoding = 0
 
     @property
     def state(self) -> WebSocketState:
@@ -227,6 +255,7 @@ class WebSocketSource:
                 connections=self._connections,
                 disconnections=self._disconnections,
                 failures=self._failures,
+                health_failures=self._health_failures,
                 connected=self.state.status == "connected",
             )
 
@@ -250,13 +279,19 @@ class WebSocketSource:
             self._condition.wait_for(lambda: self._held or self._closed, timeout)
             taken = [self._held.popleft() for _ in range(min(len(self._held), _MAX_READ))]
             self._held_bytes -= sum(len(held.message.data) for held in taken)
+            self._decoding = len(taken)
             dropped, self._dropped_untold = self._dropped_untold, 0
         if dropped:
             # told here, not where it happens: a log's handler may be slow, and that thread may not be
             message = "%s: %d frames were dropped, since %d others, or %d bytes, waited; what reads them is too slow"
             most = self._max_held, _MAX_HELD_BYTES
             self._log.write(_LOGGER, logging.WARNING, "dropped", message, self.name, dropped, *most)
-        return [_item_of(held) for held in taken]
+        items = [_item_of(held) for held in taken]
+        for item in items:
+            if isinstance(item, Record):
+                self._executions.see(item.event)
+        self._decoding = 0
+        return items
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
         """Does nothing: the engine keeps nothing to be acknowledged."""
@@ -314,7 +349,7 @@ class WebSocketSource:
             async with connected(self._uri, self._tls, self._headers, self._open_timeout) as connection:
                 opened_at = clock()
                 self._note_connection()
-                await self._read_all(connection)
+                await self._read_while_it_runs(connection)
         except OversizeError as error:
             failure = error
             self._hold([Message(b"", str(error), is_oversize=True)])
@@ -328,6 +363,65 @@ class WebSocketSource:
             message = "%s: an unexpected error; the source goes on"
             self._log.write(_LOGGER, logging.ERROR, str(failure), message, self.name, error=error)
         return _Loss(failure, None if opened_at is None else clock() - opened_at, is_answered)
+
+    async def _read_while_it_runs(self, connection: Connection) -> NoReturn:
+        """Reads until the connection is lost, the engine let go, or the source closed, any of which is raised."""
+        try:
+            async with asyncio.timeout(None) as reading:
+                watching = asyncio.create_task(self._watch(connection, reading))
+                try:
+                    await self._read_all(connection)
+                finally:
+                    watching.cancel()
+                    await asyncio.wait({watching})
+                    if not watching.cancelled():
+                        watching.result()
+        except TimeoutError:
+            if not reading.expired():
+                raise
+            message = "the engine is shutting down, and was let go so that it can end"
+            raise UnavailableError(message) from None
+
+    async def _watch(self, connection: Connection, reading: asyncio.Timeout) -> None:
+        """Ends the reading of an engine that is shutting down, once no execution is open, or in four seconds."""
+        clock = asyncio.get_running_loop().time
+        asked_at = connection.heard_at
+        while True:
+            left = max(asked_at, connection.heard_at) + _QUIET - clock()
+            if left > 0:
+                await asyncio.sleep(left)
+            elif await self._is_shutting_down(connection):
+                break
+            else:
+                asked_at = clock()
+        reading.reschedule(clock() + _LAST_FRAMES)
+        message = (
+            "%s: the engine takes no connections any more, so it is shutting down;"
+            " it is let go when no execution is open, in %g s at most"
+        )
+        self._log.write(_LOGGER, logging.INFO, "shutting down", message, self.name, _LAST_FRAMES)
+        while self._has_open:  # noqa: ASYNC110 - what ends them is another thread, which no event of this loop tells
+            await asyncio.sleep(_LOOK_AGAIN)
+        reading.reschedule(clock())
+
+    async def _is_shutting_down(self, connection: Connection) -> bool:
+        try:
+            await ask_for_health(self._uri, self._tls, connection.address)
+        except ConnectionRefusedError:
+            return True
+        except OSError as error:
+            with self._condition:
+                self._health_failures += 1
+            why = str(failure_of(error, self._uri.host, HEALTH_TIMEOUT))
+            message = "%s: GET /health has no answer: %s; the events are read all the same"
+            self._log.write(_LOGGER, logging.WARNING, ("health", why), message, self.name, why)
+        return False
+
+    @property
+    def _has_open(self) -> bool:
+        """Whether any execution is open, as far as is known, or may be, since frames have not been looked at."""
+        with self._condition:
+            return bool(self._held or self._decoding or self._executions.open)
 
     async def _read_all(self, connection: Connection) -> NoReturn:
         """Reads until the connection is lost or the source closed, either of which is raised."""
@@ -344,6 +438,7 @@ class WebSocketSource:
                 await connection.receive(ping_at)
         except asyncio.CancelledError:
             await connection.say_goodbye()
+            self._hold(connection.messages())
             raise
 
     def _hold(self, messages: Sequence[Message]) -> None:
@@ -398,6 +493,29 @@ class WebSocketSource:
                 " is lost, and executions that are open now will be abandoned unless their end still comes"
             )
             self._log.write(_LOGGER, logging.WARNING, ("lost", reason), message, self.name, lasted, reason, wait)
+
+
+class _Executions:
+    """Which executions are open; past 65,536, those that were first told of are forgotten.
+
+    Attributes:
+        open: How many are.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
+        # an execution that has ended stays, since a frame of it may come late
+        self._is_open: OrderedDict[int, bool] = OrderedDict()
+
+    def see(self, event: Event) -> None:
+        """Takes note of what an event says."""
+        execution_id = event.execution_id.int
+        was_open = self._is_open.get(execution_id)
+        is_open = was_open is not False and not isinstance(event, ExecutionCompleted | ExecutionCancelled)
+        self._is_open[execution_id] = is_open
+        self.open += is_open - bool(was_open)
+        if len(self._is_open) > _MAX_FOLLOWED:
+            self.open -= self._is_open.popitem(last=False)[1]
 
 
 class _Loss(NamedTuple):
