@@ -66,7 +66,7 @@ _START_PATIENCE: Final = 30
 _ModuleEnd: TypeAlias = ModuleCompleted | ModuleFailed
 _ExecutionEnd: TypeAlias = ExecutionCompleted | ExecutionCancelled
 _Outcome: TypeAlias = Literal["success", "failure", "cancelled", "abandoned", "unknown"]
-_Reason: TypeAlias = Literal["idle", "age", "capacity", "closed"]
+_Reason: TypeAlias = Literal["idle", "age", "capacity", "closed", "engine_restarted"]
 _KIND: Final = {ModuleCompleted: 0, ModuleFailed: 1, ExecutionCompleted: 0, ExecutionCancelled: 1}
 
 _E = TypeVar("_E", bound=Event)
@@ -282,6 +282,21 @@ class Assembler:
         for execution_id, execution in list(self._open.items()):
             if abandon or execution.end is not None:
                 spans += self._evict(execution_id, "closed")
+        return spans
+
+    def abandon(self, execution_ids: Iterable[UUID]) -> list[Span]:
+        """Lets executions leave that can never end, since their engine was restarted.
+
+        Args:
+            execution_ids: Those that are open; one that has an end leaves by itself.
+
+        Returns:
+            Their spans.
+        """
+        spans: list[Span] = []
+        for execution_id in execution_ids:
+            if self._open[execution_id].end is None:
+                spans += self._evict(execution_id, "engine_restarted")
         return spans
 
     def evict(self) -> list[Span]:
@@ -633,6 +648,7 @@ _REASONS: Final[dict[_Reason, str]] = {
     "age": "open beyond the maximum age",
     "capacity": "too many were open",
     "closed": "the source ended",
+    "engine_restarted": "the engine was restarted",
 }
 
 

@@ -30,13 +30,15 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from constellation_otel.delivery import Position, Record, Source, SourceItem, Unreadable
+from constellation_otel.bridge import Bridge
+from constellation_otel.delivery import Position, Record, Restarted, Source, SourceItem, Unreadable
 from constellation_otel.dialects import decode_frame, encode_frame
 from constellation_otel.errors import ConfigurationError, MissingExtraError, UnavailableError
 from constellation_otel.events import ErrorInfo, ExecutionCompleted, ExecutionStarted, ModuleFailed, ModuleStarted
 from constellation_otel.transports import _websocket_connection, websocket
 from constellation_otel.transports._websocket_connection import Connection, OversizeError, failure_of, is_answer
 from constellation_otel.transports._websocket_connection import connected as connection_to
+from constellation_otel.transports.journal import Journal
 from constellation_otel.transports.websocket import (
     WebSocketCounters,
     WebSocketSource,
@@ -44,11 +46,13 @@ from constellation_otel.transports.websocket import (
     _Executions,
     _Loss,
 )
+from deliveries import ListSink
 from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, Request, recorded
 from support import DEADLINE, eventually, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     MakeSource = Callable[..., WebSocketSource]
 
@@ -762,7 +766,76 @@ def test_an_engine_that_is_killed_and_started_again_is_found_again(
     )
     engine.start()
     engine.send(frame_of(started(1)))
+    assert read_count(source, 2) == [Restarted(Position(None, 1)), Record(started(1), Position(None, 2))]
+
+
+# An engine that was restarted
+
+
+def restart(engine: EngineStandIn, source: WebSocketSource) -> None:
+    """Restarts an engine, which the source notices."""
+    before = source.counters
+    engine.kill()
+    eventually(lambda: source.counters.failures > before.failures, "a refusal")
+    engine.start()
+    eventually(lambda: source.counters.connections > before.connections, "another connection")
+
+
+def test_a_connection_that_is_lost_and_made_again_without_a_refusal_is_no_restart(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.cut()
+    eventually(lambda: source.counters.connections == 2, "another connection")
+    engine.send(frame_of(started(1)))
     assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+
+
+def test_of_two_restarts_with_nothing_in_between_one_is_given_and_no_counter_has_it(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    for _ in range(2):
+        restart(engine, source)
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 2) == [Restarted(Position(None, 2)), Record(started(1), Position(None, 3))]
+    counters = source.counters
+    assert (counters.frames, counters.delivered, counters.held) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("with_journal", [True, False])
+@pytest.mark.parametrize("case", ["global-time-out", "scheduler-queue-full"])
+def test_executions_of_the_engine_that_can_never_end_are_abandoned_when_it_was_restarted(
+    case: str, with_journal: bool, engine: EngineStandIn, make_source: MakeSource, tmp_path: Path
+) -> None:
+    """They once stayed open for an hour; what the new engine runs stays open, and has its own end."""
+    frames = [frame for _, frame in recorded(f"{case}.jsonl")]
+    executions = {UUID(frame["executionId"]) for frame in frames}
+    sink = ListSink(takes="spans")
+    journal = Journal(tmp_path / "journal.db", sinks=["list"]) if with_journal else None
+    source = make_source(engine.url)
+    bridge = Bridge(source, [sink], journal=journal, settle=0.1)
+    thread = threading.Thread(target=bridge.run)
+    thread.start()
+    try:
+        for frame in frames:
+            engine.send(frame)
+        eventually(lambda: bridge.report.events == len(frames), "the frames to be read")
+        restart(engine, source)
+        engine.send(frame_of(started(1)))
+        eventually(lambda: bridge.report.abandoned == len(executions), "all of them to be abandoned")
+        engine.send(encode_frame(completed(ONE)).decode())
+        eventually(lambda: any(span.name == "dag-1" for span in sink.items), "the new engine's execution")
+    finally:
+        bridge.stop()
+        thread.join(DEADLINE)
+    reason = "constellation.abandoned.reason"
+    found = {
+        UUID(str(span.attributes["constellation.execution.id"])): span.attributes.get(reason)
+        for span in sink.items
+        if span.parent_span_id is None
+    }
+    assert found == {**dict.fromkeys(executions, "engine_restarted"), ONE: None}
 
 
 # An engine that shuts down
@@ -948,10 +1021,10 @@ def test_what_nobody_expected_of_the_question_for_the_health_is_logged(
 def test_which_executions_are_open_is_known_in_whatever_order_frames_come() -> None:
     executions = _Executions()
     for event in (started(1), started(1, TWO), completed(ONE), ModuleStarted(ONE, TWO, "late", 3)):
-        executions.see(event)
+        executions.see(Record(event, Position(None, 1)))
     assert executions.open == 1
-    executions.see(completed(TWO))
-    executions.see(started(1, TWO))
+    executions.see(Record(completed(TWO), Position(None, 1)))
+    executions.see(Record(started(1, TWO), Position(None, 1)))
     assert executions.open == 0
 
 
@@ -959,7 +1032,7 @@ def test_of_many_executions_the_first_are_forgotten(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(websocket, "_MAX_FOLLOWED", 2)
     executions = _Executions()
     for number in range(5):
-        executions.see(started(1, UUID(int=number)))
+        executions.see(Record(started(1, UUID(int=number)), Position(None, 1)))
     assert executions.open == 2
 
 

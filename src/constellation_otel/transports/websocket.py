@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 from msgspec import Struct
 
 from constellation_otel._log import RateLimitedLog
-from constellation_otel.delivery import Position, SourceItem, Unreadable
+from constellation_otel.delivery import Position, Record, Restarted, SourceItem, Unreadable
 from constellation_otel.dialects import frame_item
 from constellation_otel.errors import (
     ConfigurationError,
@@ -28,7 +28,7 @@ from constellation_otel.errors import (
     MissingExtraError,
     UnavailableError,
 )
-from constellation_otel.events import Event, ExecutionCancelled, ExecutionCompleted
+from constellation_otel.events import ExecutionCancelled, ExecutionCompleted
 from constellation_otel.lane import Backoff
 
 try:
@@ -131,6 +131,8 @@ class WebSocketSource:
 
     What the engine sends while no connection is there is lost, and the engine says
     nothing of what it drops: an execution may lack its start, its end or any module.
+    Where its port has refused a connection before it takes one, it was restarted:
+    :meth:`read` then gives a :class:`~constellation_otel.delivery.Restarted`.
 
     A message of up to 16 MiB is read. Of one of up to 64 MiB the beginning is given, as
     unreadable; a longer one costs the connection, which is made again at once.
@@ -207,13 +209,16 @@ class WebSocketSource:
         self._waited = 0.0
         self._log = RateLimitedLog()
         self._condition = threading.Condition(threading.Lock())
-        self._held: deque[_Held] = deque()
+        self._held: deque[_Held | Restarted] = deque()
+        self._number = 0
+        self._is_refused = False
         self._held_bytes = 0
         self._running: _Running | None = None
         self._closed = False
         self._hinted = False
         self._state = WebSocketState("connecting", None)
         self._frames = 0
+        self._delivered = 0
         self._dropped = 0
         self._dropped_untold = 0
         self._oversize = 0
@@ -245,10 +250,10 @@ class WebSocketSource:
     def counters(self) -> WebSocketCounters:
         """What has become of frames and connections so far."""
         with self._condition:
-            held = len(self._held)
+            held = self._frames - self._delivered - self._dropped
             return WebSocketCounters(
                 frames=self._frames,
-                delivered=self._frames - self._dropped - held,
+                delivered=self._delivered,
                 dropped=self._dropped,
                 oversize=self._oversize,
                 held=held,
@@ -266,9 +271,10 @@ class WebSocketSource:
             timeout: Seconds to wait for the first one.
 
         Returns:
-            A record for each frame, positioned by its number since the source was made, in
-            which dropped ones are counted; none where none came in time, where there is
-            no connection, and once the source is closed and all is read.
+            A record for each frame, and what says that the engine was restarted, positioned by
+            its number since the source was made, in which dropped ones are counted; none where
+            none came in time, where there is no connection, and once the source is closed and
+            all is read.
 
         Raises:
             UnavailableError: The process has no file left to connect with.
@@ -278,18 +284,19 @@ class WebSocketSource:
                 self._running = self._start()
             self._condition.wait_for(lambda: self._held or self._closed, timeout)
             taken = [self._held.popleft() for _ in range(min(len(self._held), _MAX_READ))]
-            self._held_bytes -= sum(len(held.message.data) for held in taken)
-            self._decoding = len(taken)
+            frames = [held for held in taken if isinstance(held, _Held)]
+            self._held_bytes -= sum(len(held.message.data) for held in frames)
+            self._delivered += len(frames)
+            self._decoding = len(frames)
             dropped, self._dropped_untold = self._dropped_untold, 0
         if dropped:
             # told here, not where it happens: a log's handler may be slow, and that thread may not be
             message = "%s: %d frames were dropped, since %d others, or %d bytes, waited; what reads them is too slow"
             most = self._max_held, _MAX_HELD_BYTES
             self._log.write(_LOGGER, logging.WARNING, "dropped", message, self.name, dropped, *most)
-        items = [_item_of(held) for held in taken]
+        items = [_item_of(held) if isinstance(held, _Held) else held for held in taken]
         for item in items:
-            if isinstance(item, Record):
-                self._executions.see(item.event)
+            self._executions.see(item)
         self._decoding = 0
         return items
 
@@ -358,6 +365,7 @@ class WebSocketSource:
         except OSError as error:
             failure = failure_of(error, self._uri.host, self._open_timeout)
             is_answered = is_answer(error)
+            self._is_refused = self._is_refused or isinstance(error, ConnectionRefusedError)
         except Exception as error:  # noqa: BLE001 - nothing may end the one thread that reads; it is logged
             failure = UnavailableError(f"an unexpected {type(error).__name__}")
             message = "%s: an unexpected error; the source goes on"
@@ -408,6 +416,7 @@ class WebSocketSource:
         try:
             await ask_for_health(self._uri, self._tls, connection.address)
         except ConnectionRefusedError:
+            self._is_refused = True
             return True
         except OSError as error:
             with self._condition:
@@ -447,10 +456,11 @@ class WebSocketSource:
         with self._condition:
             for message in messages:
                 self._frames += 1
+                self._number += 1
                 self._oversize += message.is_oversize
                 held_bytes = self._held_bytes + len(message.data)
                 if len(self._held) < self._max_held and held_bytes <= _MAX_HELD_BYTES:
-                    self._held.append(_Held(self._frames, message))
+                    self._held.append(_Held(self._number, message))
                     self._held_bytes = held_bytes
                 else:
                     self._dropped += 1
@@ -469,6 +479,14 @@ class WebSocketSource:
 
     def _note_connection(self) -> None:
         with self._condition:
+            if self._is_refused:
+                self._is_refused = False
+                if self._held and isinstance(self._held[-1], Restarted):
+                    # nothing has come in between
+                    self._held.pop()
+                self._number += 1
+                self._held.append(Restarted(Position(None, self._number)))
+                self._condition.notify_all()
             self._connections += 1
             self._state = WebSocketState("connected", None)
         self._log.write(_LOGGER, logging.INFO, "connected", "%s: connected", self.name)
@@ -507,8 +525,14 @@ class _Executions:
         # an execution that has ended stays, since a frame of it may come late
         self._is_open: OrderedDict[int, bool] = OrderedDict()
 
-    def see(self, event: Event) -> None:
-        """Takes note of what an event says."""
+    def see(self, item: SourceItem) -> None:
+        """Takes note of what an item says."""
+        if isinstance(item, Restarted):
+            self.open = 0
+            self._is_open.clear()
+        if not isinstance(item, Record):
+            return
+        event = item.event
         execution_id = event.execution_id.int
         was_open = self._is_open.get(execution_id)
         is_open = was_open is not False and not isinstance(event, ExecutionCompleted | ExecutionCancelled)
