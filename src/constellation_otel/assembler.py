@@ -559,7 +559,7 @@ class Assembler:
                 outcome = "failure"
                 if failure is None:
                     attributes[ERROR_TYPE] = OTHER_ERROR
-                    description = "failed, and no failed module is known"
+                    description = "failed, and no failed module is known; a time-out in the engine looks like this"
                 else:
                     attributes[ERROR_TYPE] = failure.error_type
                     description = failure.said

@@ -454,6 +454,9 @@ class Bridge:
     def _notify_lanes_of(self, item: Restarted) -> None:
         # of several, the last one says all
         self._unnotified = dict.fromkeys(self._deliveries, item)
+        if self._waits:
+            for delivery in self._deliveries.values():
+                self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT))
         self._notify_lanes()
 
     def _notify_lanes(self) -> None:
