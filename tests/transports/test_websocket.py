@@ -1004,18 +1004,39 @@ def test_what_nobody_expected_of_the_question_for_the_health_is_logged(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = threading.Event()
-
     async def fail(*_: object) -> None:
-        asked.set()
         raise RuntimeError("what nobody expected")
 
     monkeypatch.setattr(websocket, "ask_for_health", fail)
     source = connected(make_source(engine.url))
-    assert asked.wait(DEADLINE)
-    engine.cut()
-    eventually(lambda: source.counters.connections >= 2, "another connection")
-    assert f"{source.name}: an unexpected error; the source goes on" in messages_of(caplog, logging.ERROR)
+    eventually(lambda: source.counters.health_failures >= 2, "it is asked again")
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    why = "GET /health has no answer: an unexpected RuntimeError; the events are read all the same"
+    assert record.getMessage() == f"{source.name}: {why}"
+    assert record.exc_info is not None
+    assert source.state == CONNECTED
+
+
+def test_a_source_that_is_closed_while_it_asks_for_the_health_keeps_nobody(
+    engine: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_QUIET", 0.01)
+    engine.health = None
+    source = connected(WebSocketSource(engine.url))
+    engine.wait_until(lambda: health_checks(engine), "a question for its health")
+    before = time.monotonic()
+    source.close()
+    assert time.monotonic() - before < 2
+    assert source.name not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_an_engine_that_shuts_down_and_does_not_answer_the_goodbye_is_let_go(make_source: MakeSource) -> None:
+    with EngineStandIn(deaf=True) as engine:
+        connected(make_source(engine.url))
+        before = time.monotonic()
+        engine.stop()
+        assert time.monotonic() - before < 4
 
 
 def test_which_executions_are_open_is_known_in_whatever_order_frames_come() -> None:

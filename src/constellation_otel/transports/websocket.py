@@ -382,8 +382,6 @@ class WebSocketSource:
                 finally:
                     watching.cancel()
                     await asyncio.wait({watching})
-                    if not watching.cancelled():
-                        watching.result()
         except TimeoutError:
             if not reading.expired():
                 raise
@@ -418,12 +416,16 @@ class WebSocketSource:
         except ConnectionRefusedError:
             self._is_refused = True
             return True
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - nothing may end the watch, or the engine would not be let go
             with self._condition:
                 self._health_failures += 1
-            why = str(failure_of(error, self._uri.host, HEALTH_TIMEOUT))
+            is_known = isinstance(error, OSError)
+            why = f"an unexpected {type(error).__name__}"
+            if isinstance(error, OSError):
+                why = str(failure_of(error, self._uri.host, HEALTH_TIMEOUT))
             message = "%s: GET /health has no answer: %s; the events are read all the same"
-            self._log.write(_LOGGER, logging.WARNING, ("health", why), message, self.name, why)
+            key, shown = ("health", why), None if is_known else error
+            self._log.write(_LOGGER, logging.WARNING, key, message, self.name, why, error=shown)
         return False
 
     @property
