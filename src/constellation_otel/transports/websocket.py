@@ -382,24 +382,26 @@ class WebSocketSource:
                 finally:
                     watching.cancel()
                     await asyncio.wait({watching})
-        except TimeoutError:
-            if not reading.expired():
-                raise
+        except TimeoutError as error:
             message = "the engine is shutting down, and was let go so that it can end"
-            raise UnavailableError(message) from None
+            # or one of the connection's own
+            raise UnavailableError(message) if reading.expired() else error from None
 
-    async def _watch(self, connection: Connection, reading: asyncio.Timeout) -> None:
-        """Ends the reading of an engine that is shutting down, once no execution is open, or in four seconds."""
+    async def _watch(self, connection: Connection, reading: asyncio.Timeout) -> NoReturn:
+        """Sees when the engine is shutting down, and lets it go then, by which this is cancelled."""
         clock = asyncio.get_running_loop().time
         asked_at = connection.heard_at
         while True:
             left = max(asked_at, connection.heard_at) + _QUIET - clock()
             if left > 0:
                 await asyncio.sleep(left)
-            elif await self._is_shutting_down(connection):
-                break
             else:
+                await self._ask_for_health(connection, reading)
                 asked_at = clock()
+
+    async def _let_go(self, reading: asyncio.Timeout) -> None:
+        """Ends the reading once no execution is open, or in four seconds."""
+        clock = asyncio.get_running_loop().time
         reading.reschedule(clock() + _LAST_FRAMES)
         message = (
             "%s: the engine takes no connections any more, so it is shutting down;"
@@ -410,12 +412,13 @@ class WebSocketSource:
             await asyncio.sleep(_LOOK_AGAIN)
         reading.reschedule(clock())
 
-    async def _is_shutting_down(self, connection: Connection) -> bool:
+    async def _ask_for_health(self, connection: Connection, reading: asyncio.Timeout) -> None:
+        """Asks an engine how it is; one that refuses the connection is shutting down."""
         try:
             await ask_for_health(self._uri, self._tls, connection.address)
         except ConnectionRefusedError:
             self._is_refused = True
-            return True
+            await self._let_go(reading)
         except Exception as error:  # noqa: BLE001 - nothing may end the watch, or the engine would not be let go
             with self._condition:
                 self._health_failures += 1
@@ -426,7 +429,6 @@ class WebSocketSource:
             message = "%s: GET /health has no answer: %s; the events are read all the same"
             key, shown = ("health", why), None if is_known else error
             self._log.write(_LOGGER, logging.WARNING, key, message, self.name, why, error=shown)
-        return False
 
     @property
     def _has_open(self) -> bool:
