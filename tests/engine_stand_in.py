@@ -20,9 +20,9 @@ What it has of the engine:
 - a plain GET of the events' path answers 426 and leaves a ghost; ``GET /health`` is open;
 - with an ``api_key``, anything else wants it as ``Authorization: Bearer``, and not in the
   query; what does not have it gets 401 and JSON;
-- :meth:`EngineStandIn.stop` lets frames in flight arrive, :meth:`~EngineStandIn.kill` does
-  not, and both end without a close frame; :meth:`~EngineStandIn.start` begins again on the
-  same port.
+- :meth:`EngineStandIn.stop` refuses connections, lets frames in flight arrive, and then
+  waits for its clients to leave, for 30 s; :meth:`~EngineStandIn.kill` does not wait, and
+  neither sends a close frame; :meth:`~EngineStandIn.start` begins again on the same port.
 
 No method waits without a deadline, and no thread or socket outlives the ``with``.
 """
@@ -41,6 +41,7 @@ from collections import deque
 from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -88,8 +89,10 @@ class Request(NamedTuple):
 
 
 def recorded(name: str = "engine-frames.jsonl") -> list[Line]:
-    """The frames of a recording that is in the package, in the order in which they came."""
-    text = files("constellation_otel").joinpath("data", name).read_text()
+    """The frames of a recording, in the order in which they came; it is in the package, or beside the tests."""
+    beside = Path(__file__).with_name("recordings") / name
+    path = beside if beside.exists() else files("constellation_otel").joinpath("data", name)
+    text = path.read_text()
     return [Line(line["received_ns"], line["frame"]) for line in map(json.loads, text.splitlines())]
 
 
@@ -105,6 +108,7 @@ class EngineStandIn:
         tls: A server's context makes it ``wss``.
 
     Attributes:
+        health: The status that ``/health`` is answered with; ``None``: never, 0: by hanging up.
         port: Where it listens, the same for as long as it lives.
         requests: Every HTTP request so far.
         connections: WebSockets opened so far.
@@ -133,6 +137,7 @@ class EngineStandIn:
         self.gap = gap
         self.queue_size = queue_size
         self.deaf = deaf
+        self.health: int | None = 200
         self.port = 0
         self.requests: list[Request] = []
         self.connections = 0
@@ -182,7 +187,7 @@ class EngineStandIn:
 
     def kill(self) -> None:
         """Stops at once, as SIGKILL does: frames in flight are lost, and there is no close frame."""
-        self._stop_listening()
+        self.refuse()
         until = time.monotonic() + DEADLINE
         while self._threads:
             with self.changed:
@@ -195,10 +200,24 @@ class EngineStandIn:
             with self.changed:
                 self._threads = [thread for thread in self._threads if thread.is_alive()]
 
-    def stop(self) -> None:
-        """Stops as SIGTERM does: what is queued still arrives, then clients are cut without a close frame."""
-        self._stop_listening()
+    def refuse(self) -> None:
+        """Refuses connections, as half a second after SIGTERM; what is connected stays so."""
+        # wakes the thread that accepts, which closing alone does not
+        if self._listener is not None:
+            _shut(self._listener, socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+
+    def stop(self, linger: float = 30.0) -> None:
+        """Stops as SIGTERM does: refuses connections, sends what is queued, and ends when the clients have left.
+
+        Args:
+            linger: Seconds after which those that have not left are cut without a close frame.
+        """
+        self.refuse()
         self.flush()
+        with self.changed:
+            self.changed.wait_for(lambda: not self._clients, linger)
         self.kill()
 
     def cut(self, *, reset: bool = False) -> None:
@@ -216,6 +235,10 @@ class EngineStandIn:
     def close(self, code: int, reason: str = "") -> None:
         """Sends every client a close frame, which this engine never does and a proxy in front of it may."""
         self.send_raw(_header(CLOSE, 2 + len(reason)) + struct.pack("!H", code) + reason.encode())
+
+    def announce(self, length: int) -> None:
+        """Writes the header of a text frame of so many bytes, and none of them."""
+        self.send_raw(_header(TEXT, length))
 
     def answer(self, status: int, headers: str = "", body: str = "") -> None:
         """Has the next handshake answered with an HTTP status; several calls, several handshakes.
@@ -303,13 +326,6 @@ class EngineStandIn:
     def _has_room(self) -> bool:
         return all(len(client.queue) < self.queue_size for client in self._clients)
 
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            # wakes the thread that accepts, which closing alone does not
-            _shut(self._listener, socket.SHUT_RDWR)
-            self._listener.close()
-            self._listener = None
-
     def _spawn(self, target: Any, *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, name=f"stand-in {target.__name__}", daemon=True)
         with self.changed:
@@ -341,8 +357,11 @@ class EngineStandIn:
             with self.changed:
                 self.requests.append(request)
                 self.changed.notify_all()
-            refusal = self._refusal_of(request)
-            if refusal is None:
+            if request.target == "/health" and not self.health:
+                # until the client leaves, or not at all
+                if self.health is None:
+                    sock.recv(1)
+            elif (refusal := self._refusal_of(request)) is None:
                 self._serve_client(sock, request, rest)
             else:
                 sock.sendall(refusal)
@@ -353,7 +372,7 @@ class EngineStandIn:
         """The answer to a request that makes no WebSocket."""
         path = urlsplit(request.target).path
         if path == "/health":
-            return _response(200, b'{"status":"ok"}', "Content-Type: application/json\r\n")
+            return _response(self.health or 0, b'{"status":"ok"}', "Content-Type: application/json\r\n")
         if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":
             self.count("refusals")
             return _response(401, b'{"error":"Unauthorized"}', "Content-Type: application/json\r\n")

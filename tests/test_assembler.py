@@ -229,7 +229,10 @@ def test_a_trace_context_that_is_no_trace_context_is_left_out_and_counted() -> N
 def test_a_failure_without_a_known_failed_module_says_so() -> None:
     execution = the_execution([STORY[0], STORY[-1]])
     assert execution.attributes["error.type"] == "_OTHER"
-    assert execution.status_description == "failed, and no failed module is known"
+    assert (
+        execution.status_description
+        == "failed, and no failed module is known; a time-out in the engine looks like this"
+    )
 
 
 def test_a_failure_names_the_module_that_failed_first() -> None:

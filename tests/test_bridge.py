@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from constellation_otel.bridge import Bridge, BridgeReport, _place, sink_names
 from constellation_otel.dead_letters import DeadLetters
-from constellation_otel.delivery import Position, Record, Rejection, Revoked, Unreadable
+from constellation_otel.delivery import Position, Record, Rejection, Restarted, Revoked, SourceItem, Unreadable
 from constellation_otel.errors import (
     ConfigurationError,
     GoneError,
@@ -440,7 +440,8 @@ def test_a_source_of_bare_events_is_told_what_is_wrong() -> None:
     bare: Any = events_of(1)[:1]
     source = ListSource(bare)
     sink = ListSink()
-    with pytest.raises(TypeError, match=r"gave ExecutionStarted\(.*\), which is no Record, Unreadable or Revoked"):
+    message = r"gave ExecutionStarted\(.*\), which is no Record, Unreadable, Restarted or Revoked"
+    with pytest.raises(TypeError, match=message):
         Bridge(source, [sink]).run()
     assert (source.closed.is_set(), sink.closed) == (True, 1)
 
@@ -634,7 +635,8 @@ class FullJournal:
         return taken
 
     def read(self, sink: str, after: int, limit: int) -> list[Any]:
-        found = [Record(event, Position(None, number)) for number, event in enumerate(self.kept)]
+        positions = [Position(None, number) for number in range(len(self.kept))]
+        found = [Record(event, at) if event else Restarted(at) for event, at in zip(self.kept, positions, strict=True)]
         return found[after + 1 :][:limit]
 
     def acknowledge(self, sink: str, positions: Any) -> None:
@@ -843,3 +845,101 @@ def test_a_close_timeout_without_an_end_is_taken() -> None:
 def test_a_rejected_event_is_in_the_report() -> None:
     report = Bridge(ListSource(records(events_of(1))), [ListSink([Rejection(0, 1, "no")])]).run()
     assert (report.rejected, report.is_delivered) == (1, True)
+
+
+# What an engine that was restarted has left open
+
+
+def reasons(sink: ListSink) -> dict[str, object]:
+    """Why executions were abandoned, by the DAG's name, where they were."""
+    reason = "constellation.abandoned.reason"
+    return {span.name: span.attributes[reason] for span in sink.items if reason in span.attributes}
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_what_was_open_when_an_engine_was_restarted_is_abandoned_in_every_sink(is_durable: bool) -> None:
+    restarted = Restarted(Position(None, 5))
+    before = records([*events_of(1)[:3], *events_of(2)[:1]])
+    source = ListSource([*before, restarted, *records(events_of(3)[:1], first=6)], ends=False, is_durable=is_durable)
+    sinks = [ListSink(takes="spans", name="one"), ListSink(takes="spans", name="two"), ListSink()]
+    bridge = Bridge(source, sinks)
+    with running(bridge):
+        eventually(lambda: bridge.report.abandoned == 2, "two are abandoned")
+        eventually(lambda: all(len(reasons(sink)) == 2 for sink in sinks[:2]), "in both sinks")
+        assert bridge.open_executions == 1
+        if is_durable:
+            eventually(lambda: len(source.acknowledged) == 5, "they are acknowledged, and so is that")
+    assert reasons(sinks[0]).items() >= {("dag-1", "engine_restarted"), ("dag-2", "engine_restarted")}
+    assert len(source.acknowledged) == (5 if is_durable else 0)
+    assert sinks[2].items == [*events_of(1)[:3], *events_of(2)[:1], *events_of(3)[:1]]
+
+
+def test_a_lane_without_room_is_notified_of_a_restart_when_it_has_some_and_what_came_later_stays_open() -> None:
+    gate = Gate()
+    sink = away(gate, takes="spans")
+    source = ListSource(
+        records([*events_of(1), *events_of(2)[:1]]),
+        *[records(events_of(number), first=4 * number) for number in range(3, 30)],
+        [Restarted(Position(None, 200))],
+        ends=False,
+        is_durable=False,
+    )
+    bridge = Bridge(source, [sink], max_held=6)
+    with running(bridge):
+        eventually(lambda: bridge.report.dropped, "there is no room")
+        eventually(lambda: bridge._unnotified, "the restart has found none")
+        gate.opened.set()
+        eventually(lambda: not bridge._unnotified, "there is room")
+        eventually(lambda: "dag-2" in reasons(sink), "it is abandoned")
+    assert reasons(sink)["dag-2"] == "engine_restarted"
+
+
+def test_that_an_engine_was_restarted_survives_in_the_journal_until_what_was_open_is_safe(tmp_path: Path) -> None:
+    """Across an outage of the sink and an end of the bridge; what came after it stays open."""
+    path = tmp_path / "journal.db"
+    items: list[SourceItem] = [
+        *records(events_of(1)[:3]),
+        Restarted(Position(None, 5)),
+        *records(events_of(2)[:1], first=6),
+    ]
+    first = Bridge(
+        ListSource(items, is_durable=False),
+        [ListSink(*[UnavailableError("away")] * 10_000, takes="spans")],
+        journal=Journal(path, sinks=["list"]),
+        close_timeout=0.2,
+    )
+    assert not first.run().is_delivered
+    sink = ListSink(takes="spans")
+    source = ListSource(ends=False, is_durable=False)
+    bridge = Bridge(source, [sink], journal=Journal(path, sinks=["list"]))
+    with running(bridge):
+        eventually(lambda: reasons(sink), "it is abandoned")
+        eventually(lambda: bridge.open_executions == 1, "the other is open")
+    assert reasons(sink) == {"dag-1": "engine_restarted"}
+    left = Journal(path, sinks=["list"])
+    assert [item.event for item in left.read("list", 0, 9) if isinstance(item, Record)] == events_of(2)[:1]
+    assert left.held("list") == 1
+    left.close()
+
+
+def test_a_restart_that_found_no_room_in_the_journal_is_written_before_what_comes_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what the lanes had from memory before it is abandoned without the journal."""
+    monkeypatch.setattr("constellation_otel.bridge._WAIT", 0.0)
+
+    class LaterJournal(FullJournal):
+        """It has room from the third time on that it is asked."""
+
+        def append(self, events: Any) -> int:
+            self.room = 9 if self.asked == 2 else 0
+            return super().append(events)
+
+    journal = LaterJournal()
+    one, two = (records(events_of(number)[:1], first=number) for number in (1, 3))
+    source = ListSource([*one, Restarted(Position(None, 2))], two, is_durable=False)
+    sink = ListSink(takes="spans")
+    report = Bridge(source, [sink], journal=journal).run()
+    assert journal.kept == [None, two[0].event]
+    assert reasons(sink) == {"dag-1": "engine_restarted"}
+    assert (report.abandoned, report.dropped) == (1, 0)

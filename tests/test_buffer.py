@@ -16,7 +16,7 @@ import pytest
 
 from constellation_otel.buffer import BufferCounters, BufferedListener, Feed
 from constellation_otel.dead_letters import DeadLetters
-from constellation_otel.delivery import Position, Record, Rejection, Unreadable
+from constellation_otel.delivery import Position, Record, Rejection, Restarted, Unreadable
 from constellation_otel.errors import JournalError, UnavailableError
 from constellation_otel.events import ExecutionStarted, ModuleFailed, ModuleStarted
 from constellation_otel.lane import Lane
@@ -287,7 +287,7 @@ class Store:
     """A journal in memory, whose calls fail on order: for faults that a disk does not produce when asked."""
 
     def __init__(self) -> None:
-        self.items: list[Record | Unreadable] = []
+        self.items: list[Record | Unreadable | Restarted] = []
         self.append_faults: list[Any] = []
         self.read_faults: list[Exception] = []
         self.acknowledge_fault: Exception | None = None
@@ -295,16 +295,19 @@ class Store:
         self.closed = False
         self.offsets = iter(range(1_000_000))
 
-    def append(self, events: Sequence[Event]) -> int:
+    def append(self, events: Sequence[Event | None]) -> int:
         fault = self.append_faults.pop(0) if self.append_faults else len(events)
         if callable(fault):
             fault = fault(events) or len(events)
         if isinstance(fault, Exception):
             raise fault
-        self.items += [Record(event, Position(None, next(self.offsets))) for event in events[:fault]]
+        positions = [Position(None, next(self.offsets)) for _ in events[:fault]]
+        self.items += [
+            Record(event, at) if event else Restarted(at) for event, at in zip(events, positions, strict=False)
+        ]
         return int(fault)
 
-    def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable]:
+    def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable | Restarted]:
         if self.read_faults:
             raise self.read_faults.pop(0)
         return [item for item in list(self.items) if item.position.offset > after][:limit]

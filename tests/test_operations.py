@@ -449,6 +449,7 @@ def test_a_replay_that_loses_something_says_so_by_its_exit_code(receiver: Receiv
         (["replay", "journal:missing.db", "--dry-run"], 1, "missing.db"),
         (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 1, "a later --until"),
         (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 1, "use replay"),
+        (["bridge", "ws://h:1", "--to", "jsonl:-", "--max-reconnect-wait", "inf"], 1, "max_reconnect_wait=inf must be"),
         (["replay", "jsonl:x"], 2, "Missing option '--to'; without one there is --dry-run."),
         (["replay", "jsonl:x", "--dry-run", "--since", "soon"], 2, "'soon' is no time; 2026-11-24 or"),
         (["schema", "mysql:"], 1, "there is no schema for 'mysql'; give postgresql: or sqlite:"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 
 from constellation_otel import OpenTelemetryListener, span_id_of, trace_id_of
 from constellation_otel.dialects import decode_frame
+from engine_stand_in import recorded
 from support import DEADLINE
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ RUNS = ("engine-frames.jsonl", "engine-frames-50.jsonl", "engine-frames-50-lossy
 
 
 def frames_of(run: str) -> list[dict[str, Any]]:
-    text = files("constellation_otel").joinpath("data", run).read_text()
-    return [json.loads(line)["frame"] for line in text.splitlines()]
+    return [line.frame for line in recorded(run)]
 
 
 def play(frames: list[dict[str, Any]], application: Any) -> tuple[OpenTelemetryListener, list[Span]]:
@@ -151,3 +150,59 @@ def test_what_was_lost_shows(application: Any) -> None:
     assert len({span.trace_id for span in spans}) == 29
     assert lacking == {("abandoned", ("end",)): 4, ("unknown", ("end",)): 5}
     assert listener.counters.abandoned == 4
+
+
+# What the engine tells otherwise than one expects; docs/trace-model.md has the table
+
+
+def described_by_name(spans: list[Span]) -> dict[str, tuple[object, str | None]]:
+    return {span.name: (span.attributes["constellation.outcome"], span.status_description) for span in spans}
+
+
+def test_a_time_out_in_the_engine_is_an_execution_that_failed_with_no_failed_module(application: Any) -> None:
+    """And the module below the one that timed out, which never ran, has completed as well."""
+    _, spans = play(frames_of("module-times-out-with-downstream.jsonl"), application)
+    why = "failed, and no failed module is known; a time-out in the engine looks like this"
+    assert described_by_name(spans) == {
+        "SlowDefault": ("success", None),
+        "Uppercase": ("success", None),
+        "ephemeral": ("failure", why),
+    }
+    (failed,) = [span for span in spans if span.parent_span_id is None]
+    assert failed.attributes["error.type"] == "_OTHER"
+
+
+def test_of_two_failed_modules_the_first_is_in_the_executions_description(application: Any) -> None:
+    _, spans = play(frames_of("two-modules-fail.jsonl"), application)
+    assert described_by_name(spans) == {
+        "FailNoMessage": ("failure", "IllegalStateException"),
+        "FailAlways": ("failure", "boom: hello"),
+        "ephemeral": ("failure", "FailNoMessage failed: IllegalStateException"),
+    }
+
+
+def test_a_run_from_the_dashboard_is_two_traces_of_which_the_one_with_the_modules_says_how_it_went(
+    application: Any,
+) -> None:
+    """Three runs: a good one, a failing one, and one that lacks an input, which has a start only."""
+    _, spans = play(frames_of("dashboard-runs.jsonl"), application)
+    modules = Counter(span.trace_id for span in spans if span.parent_span_id is not None)
+    roots = [span for span in spans if span.parent_span_id is None]
+    assert {span.name for span in roots} == {"dashboard_exec"}
+    assert Counter((modules[span.trace_id], span.attributes["constellation.outcome"]) for span in roots) == {
+        (0, "success"): 2,
+        (3, "success"): 1,
+        (1, "failure"): 1,
+        (0, "abandoned"): 1,
+    }
+
+
+def test_a_dag_of_150_modules_says_which_of_its_events_did_not_come(application: Any) -> None:
+    frames = frames_of("150-modules-one-run.jsonl")
+    _, spans = play(frames, application)
+    assert len({span.trace_id for span in spans}) == 1
+    told = Counter(frame["type"] for frame in frames if frame["type"].startswith("module:"))
+    lacking = Counter(missing_of(span) for span in spans if span.parent_span_id is not None)
+    assert lacking[()] + lacking["end",] == told["module:start"]
+    assert lacking[()] + lacking["start",] == told["module:complete"]
+    assert lacking["end",] + lacking["start",] > 0

@@ -24,6 +24,7 @@ def test_an_event_is_a_parcel_of_its_own_and_nothing_ever_waits() -> None:
     (record,) = records(execution(1)[:1], first=7)
     assert stage.add(record) == (Parcel(record.event, Group([Position(None, 7)], 1, is_complete=True)),)
     assert (stage.advance(), stage.make_room(), stage.finish(abandon=True), stage.revoke(None)) == ((), (), (), ())
+    assert stage.abandon(Position(None, 9)) == ()
     assert stage.wake_in() is None
 
 
@@ -95,6 +96,28 @@ def test_what_is_open_is_counted_in_records() -> None:
     assert stage.open_records == 1
     stage.revoke("a")
     assert stage.open_records == 0
+
+
+def test_what_is_open_and_came_before_a_restart_is_abandoned_and_nothing_else() -> None:
+    """Neither what has an end and settles, nor what came later, if in part, nor what is of another part."""
+    stage = AssemblyStage(Assembler(settle=60.0))
+    for record in (
+        *records(execution(1)[:2]),
+        *records(execution(2), first=2),
+        *records(execution(3)[:1], first=6),
+        *records(execution(4)[:1], origin="a"),
+        *records(execution(3)[1:2], first=9),
+    ):
+        stage.add(record)
+    parcels = stage.abandon(Position(None, 8))
+    assert [parcel.item.name for parcel in parcels if parcel.item] == ["trim", "dag-1"]
+    assert {parcel.group.is_complete for parcel in parcels} == {True}
+    own = parcels[-1].item
+    assert own is not None
+    assert own.attributes["constellation.abandoned.reason"] == "engine_restarted"
+    assert own.status_description == "abandoned without an end: the engine was restarted"
+    assert (stage.open_executions, stage.counters.abandoned) == (3, 1)
+    assert stage.abandon(Position(None, 8)) == []
 
 
 def test_a_span_that_is_not_to_be_sent_is_a_parcel_without_an_item() -> None:

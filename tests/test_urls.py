@@ -59,6 +59,11 @@ def made_sink(url: str) -> Any:
     return sink
 
 
+def test_how_long_the_engines_source_waits_between_tries_is_passed_on() -> None:
+    with pytest.raises(ConfigurationError, match=r"^max_reconnect_wait=-1 must be more than 0 and finite$"):
+        made_source("ws://engine", follow=True, max_reconnect_wait=-1)
+
+
 def refusal(url: str, *, follow: bool | None = None) -> str:
     """What is said of a source's URL, where it is said whether to follow, or of a sink's."""
     with pytest.raises(ConfigurationError) as raised:

@@ -66,7 +66,7 @@ _START_PATIENCE: Final = 30
 _ModuleEnd: TypeAlias = ModuleCompleted | ModuleFailed
 _ExecutionEnd: TypeAlias = ExecutionCompleted | ExecutionCancelled
 _Outcome: TypeAlias = Literal["success", "failure", "cancelled", "abandoned", "unknown"]
-_Reason: TypeAlias = Literal["idle", "age", "capacity", "closed"]
+_Reason: TypeAlias = Literal["idle", "age", "capacity", "closed", "engine_restarted"]
 _KIND: Final = {ModuleCompleted: 0, ModuleFailed: 1, ExecutionCompleted: 0, ExecutionCancelled: 1}
 
 _E = TypeVar("_E", bound=Event)
@@ -287,6 +287,21 @@ class Assembler:
     def finish_one(self, execution_id: UUID) -> list[Span]:
         """Lets one open execution leave, as :meth:`finish` does; its spans."""
         return self._evict(execution_id, "closed")
+
+    def abandon(self, execution_ids: Iterable[UUID]) -> list[Span]:
+        """Lets executions leave that can never end, since their engine was restarted.
+
+        Args:
+            execution_ids: Those that are open; one that has an end leaves by itself.
+
+        Returns:
+            Their spans.
+        """
+        spans: list[Span] = []
+        for execution_id in execution_ids:
+            if self._open[execution_id].end is None:
+                spans += self._evict(execution_id, "engine_restarted")
+        return spans
 
     def evict(self) -> list[Span]:
         """Lets an execution leave, to make room: one that has ended, or that was silent longest.
@@ -548,7 +563,7 @@ class Assembler:
                 outcome = "failure"
                 if failure is None:
                     attributes[ERROR_TYPE] = OTHER_ERROR
-                    description = "failed, and no failed module is known"
+                    description = "failed, and no failed module is known; a time-out in the engine looks like this"
                 else:
                     attributes[ERROR_TYPE] = failure.error_type
                     description = failure.said
@@ -637,6 +652,7 @@ _REASONS: Final[dict[_Reason, str]] = {
     "age": "open beyond the maximum age",
     "capacity": "too many were open",
     "closed": "the source ended",
+    "engine_restarted": "the engine was restarted",
 }
 
 

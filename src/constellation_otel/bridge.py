@@ -23,7 +23,7 @@ from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Delivery, Feed, NotJournaled, isolate
-from constellation_otel.delivery import InMemory, Record, Revoked, Unreadable
+from constellation_otel.delivery import InMemory, Record, Restarted, Revoked, Unreadable
 from constellation_otel.errors import (
     ConfigurationError,
     JournalError,
@@ -196,6 +196,9 @@ class Bridge:
         self._stages: list[AssemblyStage] = []
         self._deliveries: dict[str, Delivery[Any]] = {}
         self._feeds: list[Feed] = []
+        # lanes that had no room for being notified of a restart, and the restart that the journal had none for
+        self._unnotified: dict[str, Restarted] = {}
+        self._unwritten: Restarted | None = None
         if settle is None:
             settle = 0.0 if source.is_ordered else _SETTLE
         for number, (name, sink) in enumerate(zip(sink_names(sinks), sinks, strict=True)):
@@ -333,6 +336,7 @@ class Bridge:
         while not self._is_stopped:
             self._looped = time.monotonic()
             items = self._read()
+            self._notify_lanes()
             self._pass_on(items)
             self._tell_source()
             if (not items and self._source.has_ended) or any(it.lane.is_gone for it in self._deliveries.values()):
@@ -378,16 +382,20 @@ class Bridge:
                 records.append(item)
             elif isinstance(item, Unreadable):
                 self._skip(item)
-            elif not isinstance(item, Revoked):
+            elif not isinstance(item, Restarted | Revoked):
                 message = (
-                    f"{self._source.name} gave {item!r}, which is no Record, Unreadable or Revoked; mend the source"
+                    f"{self._source.name} gave {item!r}, which is no Record, Unreadable, Restarted or Revoked;"
+                    " mend the source"
                 )
                 raise TypeError(message)
             else:
-                # in order: what was read before belonged to us then
+                # in order: it is about what was read before
                 self._deliver(records)
                 records = []
-                self._revoke(item)
+                if isinstance(item, Restarted):
+                    self._restart(item)
+                else:
+                    self._revoke(item)
         self._deliver(records)
 
     def _skip(self, item: Unreadable) -> None:
@@ -407,7 +415,7 @@ class Bridge:
         if not records:
             return
         if self._journal is not None:
-            self._write(self._journal, records)
+            self._write(self._journal, [*records])
             return
         self._give(records)
 
@@ -434,6 +442,31 @@ class Bridge:
             # for good: it is not waited for
             self._safe.heard_by(number)(dropped)
 
+    def _restart(self, item: Restarted) -> None:
+        """Has what is open be abandoned, by way of the journal where there is one."""
+        if self._journal is not None:
+            self._write(self._journal, [item])
+            return
+        if self._safe is not None:
+            self._safe.expect([item.position])
+        self._notify_lanes_of(item)
+
+    def _notify_lanes_of(self, item: Restarted) -> None:
+        # of several, the last one says all
+        self._unnotified = dict.fromkeys(self._deliveries, item)
+        if self._waits:
+            for delivery in self._deliveries.values():
+                self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT))
+        self._notify_lanes()
+
+    def _notify_lanes(self) -> None:
+        """Notifies lanes of a restart, those without room some other time: what came after it is not abandoned."""
+        for name, item in list(self._unnotified.items()):
+            delivery = self._deliveries[name]
+            in_turn = item if self._journal is None else NotJournaled(item, delivery.written)
+            if delivery.worker.wait_for_room(1, 0) and delivery.put(in_turn):
+                del self._unnotified[name]
+
     def _revoke(self, item: Revoked) -> None:
         if self._safe is not None:
             self._safe.forget(item.origin)
@@ -444,9 +477,11 @@ class Bridge:
             if self._wait_for(partial(delivery.worker.wait_for_room, 1, _WAIT)):
                 delivery.put(item)
 
-    def _write(self, journal: Store, records: list[Record]) -> None:
+    def _write(self, journal: Store, items: list[Record | Restarted]) -> None:
         """Puts records into the journal; where that cannot be, gives them to the sinks from memory, or waits."""
-        left = records
+        # a restart that was not written is still about what is before these
+        left = items if self._unwritten is None else [self._unwritten, *items]
+        self._unwritten = None
 
         def is_done() -> bool:
             if not seconds_left(self._journal_not_before):
@@ -458,17 +493,23 @@ class Bridge:
 
         self._wait_for(is_done)
         if left and (self._has_taker() or not self._source.is_durable):
-            self._not_durable += len(left)
-            self._give([Record(record.event, InMemory(*record.position)) for record in left])
+            records = [Record(it.event, InMemory(*it.position)) for it in left if isinstance(it, Record)]
+            for item in left:
+                if isinstance(item, Restarted):
+                    self._unwritten = item
+                    # and of what is in memory the lanes know without the journal
+                    self._notify_lanes_of(Restarted(InMemory(*item.position)))
+            self._not_durable += len(records)
+            self._give(records)
 
-    def _append(self, journal: Store, left: list[Record]) -> None:
+    def _append(self, journal: Store, left: list[Record | Restarted]) -> None:
         """Writes records down, which are not left then."""
         why: str | None = None
-        taken: list[Record] = []
+        taken: list[Record | Restarted] = []
 
-        def append(records: list[Record]) -> int:
-            count = self._appended(journal, [record.event for record in records])
-            taken.extend(records[:count])
+        def append(items: list[Record | Restarted]) -> int:
+            count = self._appended(journal, [item.event if isinstance(item, Record) else None for item in items])
+            taken.extend(items[:count])
             return count
 
         try:
@@ -481,7 +522,7 @@ class Bridge:
             why = self._append_in_parts(append, left, error)
         if taken:
             if self._source.is_durable:
-                self._acknowledge([record.position for record in taken])
+                self._acknowledge([item.position for item in taken])
             for delivery in self._deliveries.values():
                 delivery.written += len(taken)
             self._nudge()
@@ -498,19 +539,20 @@ class Bridge:
         self._log.write(_LOGGER, logging.ERROR, "journal", message, self._journal_trouble, len(left))
 
     def _append_in_parts(
-        self, append: Callable[[list[Record]], int], left: list[Record], error: Exception
+        self, append: Callable[[list[Record | Restarted]], int], left: list[Record | Restarted], error: Exception
     ) -> str | None:
         """Writes down what the journal does not raise for; says why it takes nothing, where that is all of it."""
         try:
             _, faulty = isolate(append, left, error)
         except Exception as raised:  # noqa: BLE001 - it is raised for every record
             return f"{type(raised).__name__}: {said(raised)}"
-        for record, fault in faulty:
+        for item, fault in faulty:
             reason = f"the journal raised {type(fault).__name__}: {said(fault)}"
-            self._skip(Unreadable(shown(record.event).encode(), reason, record.position))
+            data = shown(item.event if isinstance(item, Record) else item).encode()
+            self._skip(Unreadable(data, reason, item.position))
         return None
 
-    def _appended(self, journal: Store, events: list[Event]) -> int:
+    def _appended(self, journal: Store, events: list[Event | None]) -> int:
         """Appends in a thread, so that a bridge which is stopped need not wait for a disk that hangs.
 
         Returns:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog
-from constellation_otel.delivery import InMemory, Position, Record, Revoked
+from constellation_otel.delivery import InMemory, Position, Record, Restarted, Revoked
 from constellation_otel.errors import JournalError, MisconfiguredError, UnavailableError
 from constellation_otel.events import Event, EventListener
 from constellation_otel.lane import Backoff, Lane, Trouble
@@ -200,6 +200,8 @@ class Feed:
                 self._after = item.position.offset
                 if isinstance(item, Record):
                     lane.add(item)
+                elif isinstance(item, Restarted):
+                    lane.abandon(item.position)
                 else:
                     self._skip(item.reason, item.data, item.position)
                     lane.skip(item.position)
@@ -219,11 +221,11 @@ class NotJournaled(Struct, frozen=True):
     """A record that the journal could not take, for the sink to have it from memory.
 
     Attributes:
-        record: The record; its position is an :class:`~constellation_otel.delivery.InMemory`.
+        record: The record, or a restart; its position is an :class:`~constellation_otel.delivery.InMemory`.
         after: How many of the journal's records come before it, counted as :class:`Feed` does.
     """
 
-    record: Record
+    record: Record | Restarted
     after: int
 
 
@@ -286,7 +288,7 @@ class Delivery(Generic[T]):
         self._fetched = 0
         # what the journal could not take, until its turn comes; one batch of the worker's at most, until it is closed
         self._not_journaled: deque[NotJournaled] = deque()
-        self.worker = Worker[Record | NotJournaled | Revoked | Ended | Event](
+        self.worker = Worker[Record | NotJournaled | Restarted | Revoked | Ended | Event](
             self._add,
             name=name,
             max_queue=max_queue,
@@ -366,12 +368,14 @@ class Delivery(Generic[T]):
 
     # these two look the lane up each time: a forked child has another one
 
-    def _add(self, item: Record | NotJournaled | Revoked | Ended | Event) -> None:
+    def _add(self, item: Record | NotJournaled | Restarted | Revoked | Ended | Event) -> None:
         if isinstance(item, Record):
             self.lane.add(item)
         elif isinstance(item, NotJournaled):
             self._given += 1
             self._not_journaled.append(item)
+        elif isinstance(item, Restarted):
+            self.lane.abandon(item.position)
         elif isinstance(item, Revoked):
             self.lane.revoke(item.origin)
         elif isinstance(item, Ended):
@@ -401,7 +405,10 @@ class Delivery(Generic[T]):
             # a journal that cannot be read either holds nothing up
             if not (is_unreadable or feed.is_at_end or feed.records >= first.after):
                 break
-            self.lane.add(first.record)
+            if isinstance(first.record, Record):
+                self.lane.add(first.record)
+            else:
+                self.lane.abandon(first.record.position)
             self._not_journaled.popleft()
         self._has_all = False
         if self._not_journaled or self.worker.counters.held:

@@ -139,6 +139,12 @@ it again. Executions that have not ended are left for the next run."""
     metavar="FILE",
     help="The engine's API key.  [default: what CONSTELLATION_API_KEY is]",
 )
+@click.option(
+    "--max-reconnect-wait",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Wait this long at most before connecting to the engine again.  [default: 5 while its host answers, else 30]",
+)
 @_DEAD_LETTERS
 @click.option("--health", metavar="HOST:PORT", help="Serve /livez, /readyz and counters there.")
 @click.option(
@@ -160,6 +166,7 @@ def bridge(
     max_held: int,
     execution: UUID | None,
     api_key_file: Path | None,
+    max_reconnect_wait: float | None,
     dead_letters: str | None,
     health: str | None,
     close_timeout: float,
@@ -188,6 +195,7 @@ def bridge(
             max_held=max_held,
             execution_id=execution,
             api_key=None if api_key_file is None else _key_in(api_key_file),
+            max_reconnect_wait=max_reconnect_wait,
             dead_letters=dead_letters,
             health=health,
             close_timeout=close_timeout,

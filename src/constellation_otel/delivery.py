@@ -19,6 +19,7 @@ __all__ = [
     "Position",
     "Record",
     "Rejection",
+    "Restarted",
     "Revoked",
     "Sink",
     "Source",
@@ -95,7 +96,20 @@ class Revoked(Struct, frozen=True):
     origin: Hashable
 
 
-SourceItem: TypeAlias = Record | Unreadable | Revoked
+class Restarted(Struct, frozen=True):
+    """What produced the records was restarted: executions that are open will never end.
+
+    Those of which every record has an earlier position in the same part are abandoned. A
+    journal keeps it among its events, in order, until every sink has the spans.
+
+    Attributes:
+        position: A position of its own, as if it were a record; it is acknowledged likewise.
+    """
+
+    position: Position
+
+
+SourceItem: TypeAlias = Record | Unreadable | Revoked | Restarted
 """What :meth:`Source.read` gives."""
 
 
@@ -162,8 +176,10 @@ class Source(Protocol):
 class Store(Protocol):
     """What keeps events on disk until sinks have them; :class:`~constellation_otel.transports.journal.Journal`."""
 
-    def append(self, events: Sequence[Event]) -> int:
+    def append(self, events: Sequence[Event | None]) -> int:
         """Keeps events; when this returns they survive the process. From one thread only.
+
+        ``None`` stands for a :class:`Restarted`, whose position it is given like an event.
 
         Returns:
             How many were taken, the first ones: fewer than all where it is full.
@@ -172,7 +188,7 @@ class Store(Protocol):
             UnavailableError: It cannot be written now; none was taken.
         """
 
-    def read(self, sink: str, after: int, limit: int) -> Sequence[Record | Unreadable]:
+    def read(self, sink: str, after: int, limit: int) -> Sequence[Record | Unreadable | Restarted]:
         """What a sink has not acknowledged, behind an offset, in order.
 
         Raises:

@@ -197,6 +197,8 @@ class Lane(Generic[T]):
         self._is_gone = False
         self._not_before = 0.0
         self._safe: list[Position] = []
+        # where an engine was restarted, and what had to be abandoned for it
+        self._restarts: deque[tuple[Position, list[Group]]] = deque()
         self._finish_by: float | None = None
         self._trouble: Trouble | None = None
         self._received = self._delivered = self._rejected = self._revoked = 0
@@ -305,6 +307,12 @@ class Lane(Generic[T]):
         """Drops what is open of a part of the source, since somebody else reads it from now on."""
         for group in self.stage.revoke(origin):
             self._revoked += len(group.positions)
+
+    def abandon(self, before: Position) -> None:
+        """Has executions leave that are open and came before a position, which is acknowledged when they are safe."""
+        parcels = self.stage.abandon(before)
+        self._take(parcels)
+        self._restarts.append((before, [parcel.group for parcel in parcels]))
 
     def tick(self) -> float | None:
         """Does what is due: sends, sends again, acknowledges.
@@ -550,6 +558,8 @@ class Lane(Generic[T]):
 
     def _acknowledge_all(self) -> float | None:
         """Says which records are safe; in how many seconds to say it again, ``None`` where it was heard."""
+        while self._restarts and all(group.is_safe for group in self._restarts[0][1]):
+            self._safe.append(self._restarts.popleft()[0])
         if not self._safe:
             return None
         try:

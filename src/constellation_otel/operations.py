@@ -74,6 +74,7 @@ def run_bridge(
     max_held: int = 65_536,
     execution_id: UUID | None = None,
     api_key: str | None = None,
+    max_reconnect_wait: float | None = None,
     dead_letters: str | None = None,
     health: str | None = None,
     close_timeout: float = 30.0,
@@ -91,6 +92,7 @@ def run_bridge(
         max_held: Events.
         execution_id: The only execution to be followed.
         api_key: For the engine.
+        max_reconnect_wait: Seconds between two tries to connect to the engine, at most.
         dead_letters: A file for what cannot be read or is refused.
         health: ``host:port`` to serve the health on.
         close_timeout: Seconds for delivering what is held, at the end.
@@ -118,7 +120,13 @@ def run_bridge(
     console = Console(stderr=True, highlight=False)
     with ExitStack() as stack:
         stack.enter_context(_logging(console))
-        source = source_of(source_url, follow=True, execution_id=execution_id, api_key=api_key)
+        source = source_of(
+            source_url,
+            follow=True,
+            execution_id=execution_id,
+            api_key=api_key,
+            max_reconnect_wait=max_reconnect_wait,
+        )
         if execution_id is not None:
             source = Selection(source, execution_id=execution_id)
         sinks = [sink_of(url, resource=resource) for url in sink_urls]

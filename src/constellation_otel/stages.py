@@ -15,7 +15,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from constellation_otel.delivery import Position, Record
+from constellation_otel.delivery import InMemory, Position, Record
 from constellation_otel.spans import EXECUTION_ID, MODULE_NAME, Span
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ class Stage(Protocol[T]):
     def finish(self, *, abandon: bool) -> Sequence[Parcel[T]]:
         """The source has ended; what leaves by it."""
 
+    def abandon(self, before: Position) -> Sequence[Parcel[T]]:
+        """Lets go of what is open and came before a position in its part; what leaves by it."""
+
     def revoke(self, origin: Hashable) -> Sequence[Group]:
         """Drops what is open of a part of the source; the groups that are dropped."""
 
@@ -116,6 +119,9 @@ class EventStage:
         return ()
 
     def finish(self, *, abandon: bool) -> Sequence[Parcel[Event]]:  # noqa: ARG002 - nothing is ever open here
+        return ()
+
+    def abandon(self, before: Position) -> Sequence[Parcel[Event]]:  # noqa: ARG002 - nothing is ever open here
         return ()
 
     def revoke(self, origin: Hashable) -> Sequence[Group]:  # noqa: ARG002 - as above
@@ -258,6 +264,16 @@ class AssemblyStage:
                 group.outstanding, group.rejected, group.is_complete = on_their_way, len(group.positions), True
                 parcels.append(Parcel(None, group))
         return parcels
+
+    def abandon(self, before: Position) -> Sequence[Parcel[Span]]:
+        gone = []
+        for execution_id, group in self._groups.items():
+            last = group.positions[-1]
+            # what a journal could not take has other offsets than what it has
+            is_comparable = last.origin == before.origin and isinstance(last, InMemory) is isinstance(before, InMemory)
+            if is_comparable and last.offset < before.offset:
+                gone.append(execution_id)
+        return self._parcels(self._assembler.abandon(gone))
 
     def revoke(self, origin: Hashable) -> Sequence[Group]:
         # an execution's records are in one part of a source, where it has parts

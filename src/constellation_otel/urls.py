@@ -28,7 +28,14 @@ _SINKS: Final = (
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
-def source_of(url: str, *, follow: bool, execution_id: UUID | None = None, api_key: str | None = None) -> Source:
+def source_of(
+    url: str,
+    *,
+    follow: bool,
+    execution_id: UUID | None = None,
+    api_key: str | None = None,
+    max_reconnect_wait: float | None = None,
+) -> Source:
     """Makes the source that a URL names.
 
     Args:
@@ -38,6 +45,8 @@ def source_of(url: str, *, follow: bool, execution_id: UUID | None = None, api_k
         follow: Whether to go on with what comes, or to end with what there is.
         execution_id: The only execution to be read, where the source can choose; others give all.
         api_key: For the engine.
+        max_reconnect_wait: Seconds between two tries to connect to the engine, at most; what
+            :class:`~constellation_otel.transports.websocket.WebSocketSource` has where it is ``None``.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -50,7 +59,9 @@ def source_of(url: str, *, follow: bool, execution_id: UUID | None = None, api_k
         case "ws" | "wss" if follow:
             from constellation_otel.transports.websocket import WebSocketSource  # noqa: PLC0415 - needs an extra
 
-            return WebSocketSource(url, api_key=api_key, execution_id=execution_id)
+            return WebSocketSource(
+                url, api_key=api_key, execution_id=execution_id, max_reconnect_wait=max_reconnect_wait
+            )
         case "ws" | "wss":
             message = "an engine's WebSocket has no past to be replayed; constellation-otel bridge follows it"
             raise ConfigurationError(message)

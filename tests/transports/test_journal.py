@@ -27,7 +27,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constellation_otel.delivery import Position, Record, Rejection, Sink, Source, Unreadable
+from constellation_otel.delivery import Position, Record, Rejection, Restarted, Sink, Source, Unreadable
 from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.events import (
     ErrorInfo,
@@ -65,11 +65,11 @@ def of_execution(execution_id: UUID, modules: int) -> list[Event]:
     return [ModuleStarted(execution_id, uuid4(), "Trim", NS + number) for number in range(modules)]
 
 
-def numbers_of(items: list[Record | Unreadable]) -> list[int]:
+def numbers_of(items: list[Record | Unreadable | Restarted]) -> list[int]:
     return [item.event.timestamp_ns for item in items if isinstance(item, Record)]
 
 
-def positions_of(items: list[Record | Unreadable]) -> list[Position]:
+def positions_of(items: list[Record | Unreadable | Restarted]) -> list[Position]:
     return [item.position for item in items]
 
 
@@ -1377,3 +1377,23 @@ def test_the_events_of_one_execution_are_shown_while_others_have_the_journal(
     assert caplog.messages == [
         f"{path}: event 51 is left out: the journal's event is damaged: Expected `array`, got `int`"
     ]
+
+
+def test_that_an_engine_was_restarted_is_kept_among_the_events_until_every_sink_has_acknowledged_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.db"
+    first, second = numbered(1, 2)
+    with closing(Journal(path, sinks=["a", "b"])) as journal:
+        assert journal.append([first, None, second]) == 3
+    with closing(Journal(path, sinks=["a", "b"])) as journal:
+        items = journal.read("a", 0, 10)
+        assert items == journal.read("b", 0, 10)
+        assert items == [
+            Record(first, Position(None, 1)), Restarted(Position(None, 2)), Record(second, Position(None, 3)),
+        ]  # fmt: skip
+        journal.acknowledge("a", positions(1, 2, 3))
+        assert (journal.held("a"), journal.held("b")) == (0, 3)
+        journal.acknowledge("b", positions(1, 2, 3))
+    assert offsets_in(path) == []
+    assert events_of(path, EXECUTION) == []

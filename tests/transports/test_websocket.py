@@ -30,26 +30,36 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from constellation_otel.delivery import Position, Record, Source, SourceItem, Unreadable
+from constellation_otel.bridge import Bridge
+from constellation_otel.delivery import Position, Record, Restarted, Source, SourceItem, Unreadable
 from constellation_otel.dialects import decode_frame, encode_frame
-from constellation_otel.errors import ConfigurationError, MisconfiguredError, MissingExtraError, UnavailableError
-from constellation_otel.events import ExecutionStarted
-from constellation_otel.transports import websocket
-from constellation_otel.transports._websocket_connection import Connection, failure_of
+from constellation_otel.errors import ConfigurationError, MissingExtraError, UnavailableError
+from constellation_otel.events import ErrorInfo, ExecutionCompleted, ExecutionStarted, ModuleFailed, ModuleStarted
+from constellation_otel.transports import _websocket_connection, websocket
+from constellation_otel.transports._websocket_connection import Connection, OversizeError, failure_of, is_answer
 from constellation_otel.transports._websocket_connection import connected as connection_to
-from constellation_otel.transports.websocket import WebSocketCounters, WebSocketSource, WebSocketState
-from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, recorded
+from constellation_otel.transports.journal import Journal
+from constellation_otel.transports.websocket import (
+    WebSocketCounters,
+    WebSocketSource,
+    WebSocketState,
+    _Executions,
+    _Loss,
+)
+from deliveries import ListSink
+from engine_stand_in import EVENTS_PATH, EngineStandIn, Line, Request, recorded
 from support import DEADLINE, eventually, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     MakeSource = Callable[..., WebSocketSource]
 
 LOGGER = "constellation_otel.transports.websocket"
 KEY = "a-key-of-twenty-four-chars"
-SOON = (0.01, 0.05)
-"""Seconds between tries, so that tests need not wait."""
+SOON = 0.05
+"""Seconds between tries, at most, so that tests need not wait."""
 ONE = UUID("00000000-0000-4000-8000-000000000001")
 TWO = UUID("00000000-0000-4000-8000-000000000002")
 CONNECTED = WebSocketState("connected", None)
@@ -86,12 +96,18 @@ def make_source() -> Iterator[MakeSource]:
     made: list[WebSocketSource] = []
 
     def make(url: str, **options: Any) -> WebSocketSource:
-        made.append(WebSocketSource(url, **{"backoff": SOON, **options}))
+        made.append(WebSocketSource(url, **{"max_reconnect_wait": SOON, **options}))
         return made[-1]
 
     yield make
     for source in made:
         source.close()
+
+
+@pytest.fixture
+def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long between tries that a test sees the first one only."""
+    monkeypatch.setattr(websocket, "_FIRST_WAIT", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +152,10 @@ def reason_of(source: WebSocketSource) -> str:
 
 def started(number: int, execution_id: UUID = ONE) -> ExecutionStarted:
     return ExecutionStarted(execution_id, f"dag-{number}", number * 1_000_000)
+
+
+def completed(execution_id: UUID) -> ExecutionCompleted:
+    return ExecutionCompleted(execution_id, "dag-1", True, 5.0, 9_000_000)
 
 
 def frame_of(event: ExecutionStarted) -> str:
@@ -228,14 +248,16 @@ def test_no_message_has_what_a_url_hides(secret: str, port: str) -> None:
         {"ping_interval": 600},
         {"open_timeout": 0},
         {"open_timeout": math.inf},
-        {"backoff": (0, 1)},
-        {"backoff": (2, 1)},
-        {"backoff": (1, math.inf)},
+        {"open_timeout": math.nan},
+        {"max_reconnect_wait": 0},
+        {"max_reconnect_wait": -1},
+        {"max_reconnect_wait": math.inf},
+        {"max_reconnect_wait": math.nan},
     ],
     ids=str,
 )
 def test_a_number_that_cannot_be_used_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="^" + next(iter(options)) + "=|and " + next(iter(options)) + "="):
+    with pytest.raises(ConfigurationError, match="^" + next(iter(options)) + "="):
         WebSocketSource("ws://engine", **options)
 
 
@@ -310,10 +332,12 @@ def test_every_recorded_frame_is_read_in_the_order_in_which_it_came(
         frames=len(lines),
         delivered=len(lines),
         dropped=0,
+        oversize=0,
         held=0,
         connections=1,
         disconnections=0,
         failures=0,
+        health_failures=0,
         connected=True,
     )
 
@@ -378,17 +402,118 @@ def test_what_finds_no_room_is_dropped_the_newest_first_counted_and_told(
         engine.send(frame_of(started(number)))
     eventually(lambda: source.counters.frames == 4, "all to have come")
     assert source.counters == WebSocketCounters(
-        frames=4, delivered=0, dropped=2, held=2, connections=1, disconnections=0, failures=0, connected=True
+        frames=4,
+        delivered=0,
+        dropped=2,
+        oversize=0,
+        held=2,
+        connections=1,
+        disconnections=0,
+        failures=0,
+        health_failures=0,
+        connected=True,
     )
     assert source.dropped == 2
     assert source.read(0) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
     engine.send(frame_of(started(5)))
     assert read_count(source, 1) == [Record(started(5), Position(None, 5))]
     assert messages_of(caplog, logging.WARNING) == [
-        f"{source.name}: 2 frames found 2 others waiting and were dropped; what reads them is too slow"
+        f"{source.name}: 2 frames were dropped, since 2 others, or 67108864 bytes, waited; what reads them is too slow"
     ]
     counters = source.counters
     assert counters.frames == counters.delivered + counters.dropped + counters.held
+
+
+def failed(message: str) -> dict[str, Any]:
+    """The frame of a module that failed with a message."""
+    fields = {"moduleId": str(TWO), "moduleName": "trim", "error": message, "timestamp": 1}
+    return {"type": "module:failed", "executionId": str(ONE), **fields}
+
+
+def test_the_message_of_a_failed_module_is_read_however_long(engine: EngineStandIn, make_source: MakeSource) -> None:
+    """A frame of 16 MiB, which came as one of 1.2 MB did from the engine: it once cost the connection."""
+    source = connected(make_source(engine.url))
+    overhead = len(json.dumps(failed(""), separators=(",", ":")))
+    message = "m" * (16 * 2**20 - overhead)
+    engine.send(failed(message))
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 2) == [
+        Record(ModuleFailed(ONE, TWO, "trim", ErrorInfo(None, message), 1_000_000), Position(None, 1)),
+        Record(started(1), Position(None, 2)),
+    ]
+    assert (source.counters.oversize, source.counters.disconnections) == (0, 0)
+
+
+def test_of_a_message_of_more_than_16_mib_the_beginning_is_given_as_unreadable_and_the_next_one_is_read(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.send("x" * (16 * 2**20 + 1))
+    engine.send("y" * 64 * 2**20)
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 3) == [
+        Unreadable(b"x" * 65_536, "a message of 16777217 bytes; no more than 16777216 are read", Position(None, 1)),
+        Unreadable(b"y" * 65_536, "a message of 67108864 bytes; no more than 16777216 are read", Position(None, 2)),
+        Record(started(1), Position(None, 3)),
+    ]
+    assert source.counters == WebSocketCounters(
+        frames=3,
+        delivered=3,
+        dropped=0,
+        oversize=2,
+        held=0,
+        connections=1,
+        disconnections=0,
+        failures=0,
+        health_failures=0,
+        connected=True,
+    )
+
+
+def test_a_message_in_fragments_is_too_long_as_a_whole(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = connected(make_source(engine.url))
+    engine.send_raw(bytes([0x01, 127]) + (16 * 2**20).to_bytes(8) + b"x" * (16 * 2**20))
+    engine.send_raw(b"\x00\x02yy" + b"\x80\x01z")
+    reason = "a message of 16777219 bytes; no more than 16777216 are read"
+    assert read_count(source, 1) == [Unreadable(b"x" * 65_536, reason, Position(None, 1))]
+    assert source.counters.disconnections == 0
+
+
+@pytest.mark.usefixtures("_one_try")
+def test_a_message_of_more_than_64_mib_costs_the_connection_which_is_made_again_at_once(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.announce(64 * 2**20 + 1)
+    eventually(lambda: source.counters.connections == 2, "another connection")
+    engine.wait_for_clients()
+    engine.send(frame_of(started(1)))
+    reason = "a message has more than 67108864 bytes, the most that is received"
+    assert read_count(source, 2) == [Unreadable(b"", reason, Position(None, 1)), Record(started(1), Position(None, 2))]
+    counters = source.counters
+    assert (counters.frames, counters.oversize, counters.disconnections, counters.connections) == (2, 1, 1, 2)
+    (lost,) = messages_of(caplog, logging.WARNING)
+    assert f" s: {reason}; trying again in 0.0 s; " in lost
+
+
+def test_an_engine_that_sends_nothing_but_such_messages_is_not_tried_at_once_for_ever() -> None:
+    source = WebSocketSource("ws://engine")
+    oversize = OversizeError("too long")
+    assert source._wait_after(_Loss(oversize, 100, is_answered=True)) == 0
+    assert source._wait_after(_Loss(oversize, 0.001, is_answered=True)) > 0
+    assert source._wait_after(_Loss(oversize, 100, is_answered=True)) == 0
+
+
+def test_what_waits_is_bounded_in_bytes_too(engine: EngineStandIn, make_source: MakeSource) -> None:
+    source = connected(make_source(engine.url))
+    for _ in range(5):
+        engine.send("x" * 16 * 2**20)
+    engine.send(frame_of(started(1)))
+    eventually(lambda: source.counters.frames == 6, "all to have come")
+    assert (source.counters.held, source.counters.dropped) == (4, 2)
+    assert len(source.read(0)) == 4
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 1) == [Record(started(1), Position(None, 7))]
 
 
 def test_acknowledging_is_taken_and_does_nothing(engine: EngineStandIn, make_source: MakeSource) -> None:
@@ -577,10 +702,6 @@ def going_away(engine: EngineStandIn) -> None:
     engine.close(1001, "for lunch")
 
 
-def oversize(engine: EngineStandIn) -> None:
-    engine.send("x" * (2**20 + 1))
-
-
 def reserved_opcode(engine: EngineStandIn) -> None:
     engine.send_raw(b"\x83\x00")
 
@@ -591,7 +712,6 @@ def reserved_opcode(engine: EngineStandIn) -> None:
         (cut, "it was cut without a close frame (1006)"),
         (reset, "Connection reset by peer"),
         (going_away, "the engine closed it: 1001 (going away) for lunch"),
-        (oversize, "what came breaks the protocol: frame with 1048577 bytes exceeds limit of 1048576 bytes"),
         (reserved_opcode, "what came breaks the protocol: invalid opcode"),
     ],
 )
@@ -612,7 +732,16 @@ def test_a_connection_that_ends_is_told_of_and_made_anew(
     engine.send(frame_of(started(2)))
     assert read_count(source, 2) == [Record(started(1), Position(None, 1)), Record(started(2), Position(None, 2))]
     assert source.counters == WebSocketCounters(
-        frames=2, delivered=2, dropped=0, held=0, connections=2, disconnections=1, failures=0, connected=True
+        frames=2,
+        delivered=2,
+        dropped=0,
+        oversize=0,
+        held=0,
+        connections=2,
+        disconnections=1,
+        failures=0,
+        health_failures=0,
+        connected=True,
     )
     (lost,) = messages_of(caplog, logging.WARNING)
     assert lost.startswith(f"{source.name}: lost the connection after ")
@@ -637,15 +766,295 @@ def test_an_engine_that_is_killed_and_started_again_is_found_again(
     )
     engine.start()
     engine.send(frame_of(started(1)))
+    assert read_count(source, 2) == [Restarted(Position(None, 1)), Record(started(1), Position(None, 2))]
+
+
+# An engine that was restarted
+
+
+def restart(engine: EngineStandIn, source: WebSocketSource) -> None:
+    """Restarts an engine, which the source notices."""
+    before = source.counters
+    engine.kill()
+    eventually(lambda: source.counters.failures > before.failures, "a refusal")
+    engine.start()
+    eventually(lambda: source.counters.connections > before.connections, "another connection")
+
+
+def test_a_connection_that_is_lost_and_made_again_without_a_refusal_is_no_restart(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    engine.cut()
+    eventually(lambda: source.counters.connections == 2, "another connection")
+    engine.send(frame_of(started(1)))
     assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
 
 
-def test_an_engine_that_stops_in_order_still_sends_what_was_in_flight(make_source: MakeSource) -> None:
-    with EngineStandIn(gap=0.005) as engine:
-        source = connected(make_source(engine.url))
-        engine.play([Line(0, {"number": number}) for number in range(20)], speed=math.inf)
+def test_of_two_restarts_with_nothing_in_between_one_is_given_and_no_counter_has_it(
+    engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    source = connected(make_source(engine.url))
+    for _ in range(2):
+        restart(engine, source)
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 2) == [Restarted(Position(None, 2)), Record(started(1), Position(None, 3))]
+    counters = source.counters
+    assert (counters.frames, counters.delivered, counters.held) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("with_journal", [True, False])
+@pytest.mark.parametrize("case", ["global-time-out", "scheduler-queue-full"])
+def test_executions_of_the_engine_that_can_never_end_are_abandoned_when_it_was_restarted(
+    case: str, with_journal: bool, engine: EngineStandIn, make_source: MakeSource, tmp_path: Path
+) -> None:
+    """They once stayed open for an hour; what the new engine runs stays open, and has its own end."""
+    frames = [frame for _, frame in recorded(f"{case}.jsonl")]
+    executions = {UUID(frame["executionId"]) for frame in frames}
+    sink = ListSink(takes="spans")
+    journal = Journal(tmp_path / "journal.db", sinks=["list"]) if with_journal else None
+    source = make_source(engine.url)
+    bridge = Bridge(source, [sink], journal=journal, settle=0.1)
+    thread = threading.Thread(target=bridge.run)
+    thread.start()
+    try:
+        for frame in frames:
+            engine.send(frame)
+        eventually(lambda: bridge.report.events == len(frames), "the frames to be read")
+        restart(engine, source)
+        engine.send(frame_of(started(1)))
+        eventually(lambda: bridge.report.abandoned == len(executions), "all of them to be abandoned")
+        engine.send(encode_frame(completed(ONE)).decode())
+        eventually(lambda: any(span.name == "dag-1" for span in sink.items), "the new engine's execution")
+    finally:
+        bridge.stop()
+        thread.join(DEADLINE)
+    reason = "constellation.abandoned.reason"
+    found = {
+        UUID(str(span.attributes["constellation.execution.id"])): span.attributes.get(reason)
+        for span in sink.items
+        if span.parent_span_id is None
+    }
+    assert found == {**dict.fromkeys(executions, "engine_restarted"), ONE: None}
+
+
+# An engine that shuts down
+
+
+@pytest.fixture
+def _soon_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that tests need not wait for the two seconds."""
+    monkeypatch.setattr(websocket, "_QUIET", 0.05)
+
+
+def health_checks(engine: EngineStandIn) -> list[Request]:
+    return [request for request in list(engine.requests) if request.target == "/health"]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_a_quiet_engine_is_asked_for_its_health_without_the_key_and_never_at_the_events_path(
+    make_source: MakeSource,
+) -> None:
+    with EngineStandIn(api_key=KEY) as engine:
+        source = connected(make_source(engine.url, api_key=KEY))
+        engine.wait_until(lambda: len(health_checks(engine)) >= 3, "three questions for its health")
+        for request in health_checks(engine):
+            assert (request.method, request.headers["host"]) == ("GET", f"127.0.0.1:{engine.port}")
+            assert sorted(request.headers) == ["connection", "host", "user-agent"]
+        assert (engine.connections, engine.ghosts, source.state) == (1, 0, CONNECTED)
+        assert (source.counters.health_failures, source.counters.disconnections) == (0, 0)
+
+
+def test_an_engine_that_sends_is_not_asked(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_QUIET", 0.5)
+    source = connected(make_source(engine.url))
+    engine.play([Line(number * 20_000_000, {"number": number}) for number in range(50)], speed=1)
+    assert health_checks(engine) == []
+    engine.wait_until(lambda: health_checks(engine), "a question, now that nothing comes")
+    assert source.state == CONNECTED
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+@pytest.mark.parametrize("status", [200, 401, 404, 503])
+def test_an_answer_of_any_status_says_that_the_engine_is_there(
+    status: int, engine: EngineStandIn, make_source: MakeSource
+) -> None:
+    engine.health = status
+    source = connected(make_source(engine.url))
+    engine.wait_until(lambda: len(health_checks(engine)) >= 2, "two questions")
+    assert (source.state, source.counters.health_failures, source.counters.disconnections) == (CONNECTED, 0, 0)
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_an_engine_that_does_not_say_how_it_is_is_read_all_the_same(
+    engine: EngineStandIn,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_websocket_connection, "HEALTH_TIMEOUT", 0.05)
+    monkeypatch.setattr(websocket, "HEALTH_TIMEOUT", 0.05)
+    engine.health = None
+    source = connected(make_source(engine.url))
+    eventually(lambda: source.counters.health_failures >= 2, "two questions without an answer")
+    engine.send(frame_of(started(1)))
+    assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+    assert (source.state, source.counters.disconnections) == (CONNECTED, 0)
+    reason = "the engine took more than 0.05 s to answer"
+    assert messages_of(caplog, logging.WARNING) == [
+        f"{source.name}: GET /health has no answer: {reason}; the events are read all the same"
+    ]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_a_question_that_is_hung_up_on_is_counted_and_no_shutdown(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.health = 0
+    source = connected(make_source(engine.url))
+    eventually(lambda: source.counters.health_failures >= 1, "a question that was hung up on")
+    eventually(lambda: messages_of(caplog, logging.WARNING), "a warning")
+    assert "GET /health has no answer: Connection reset by peer; " in messages_of(caplog, logging.WARNING)[0]
+    assert source.state == CONNECTED
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_an_engine_that_shuts_down_is_let_go_at_once_where_nothing_runs(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It once took the 30 s for which the engine waits for its clients."""
+    caplog.set_level(logging.INFO)
+    source = connected(make_source(engine.url))
+    engine.play(recorded())
+    read_count(source, len(recorded()))
+    before = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - before < 3
+    assert engine.goodbyes == [1000]
+    eventually(lambda: source.counters.failures, "tries to connect again")
+    assert any("shutting down, and was let go so that it can end; trying again" in m for m in messages_of(caplog, 30))
+    engine.start()
+    connected(source)
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_what_still_comes_of_what_is_open_is_taken_before_the_engine_is_let_go(
+    engine: EngineStandIn, make_source: MakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = connected(make_source(engine.url))
+    engine.send(frame_of(started(1)))
+    items = read_count(source, 1)
+    engine.refuse()
+    eventually(lambda: "it is shutting down; it is let go when" in caplog.text, "the shutdown to be seen")
+    for frame in (encode_frame(ModuleStarted(ONE, TWO, "trim", 2_000_000)), encode_frame(completed(ONE))):
+        engine.send(frame.decode())
+    items += read_count(source, 2)
+    assert [item.position.offset for item in items if isinstance(item, Record)] == [1, 2, 3]
+    engine.wait_until(lambda: engine.clients == 0, "the source to let go")
+    assert engine.goodbyes == [1000]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_what_never_ends_is_waited_for_four_seconds_at_most(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With shorter ones; an execution that the engine has timed out has no end."""
+    monkeypatch.setattr(websocket, "_LAST_FRAMES", 0.3)
+    source = connected(make_source(engine.url))
+    for _, frame in recorded("global-time-out.jsonl"):
+        engine.send(frame)
+    read_count(source, 5)
+    before = time.monotonic()
+    engine.stop()
+    assert 0.3 <= time.monotonic() - before < 3
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_frames_that_nobody_reads_are_waited_for_too(
+    engine: EngineStandIn, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_LAST_FRAMES", 0.3)
+    source = connected(make_source(engine.url))
+    engine.send(frame_of(started(1)))
+    engine.flush()
+    before = time.monotonic()
+    engine.stop()
+    assert 0.3 <= time.monotonic() - before < 3
+    assert read_count(source, 1) == [Record(started(1), Position(None, 1))]
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_a_wss_engine_that_shuts_down_is_let_go_too(make_source: MakeSource, tls_files: tuple[str, str]) -> None:
+    with EngineStandIn(tls=server_tls(tls_files)) as engine:
+        source = connected(make_source(engine.url, ssl=client_tls(tls_files)))
+        engine.wait_until(lambda: health_checks(engine), "a question for its health")
+        before = time.monotonic()
         engine.stop()
-        assert len(read_count(source, 20)) == 20
+        assert time.monotonic() - before < 3
+        assert (engine.goodbyes, source.counters.health_failures) == ([1000], 0)
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_what_nobody_expected_of_the_question_for_the_health_is_logged(
+    engine: EngineStandIn,
+    make_source: MakeSource,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("what nobody expected")
+
+    monkeypatch.setattr(websocket, "ask_for_health", fail)
+    source = connected(make_source(engine.url))
+    eventually(lambda: source.counters.health_failures >= 2, "it is asked again")
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    why = "GET /health has no answer: an unexpected RuntimeError; the events are read all the same"
+    assert record.getMessage() == f"{source.name}: {why}"
+    assert record.exc_info is not None
+    assert source.state == CONNECTED
+
+
+def test_a_source_that_is_closed_while_it_asks_for_the_health_keeps_nobody(
+    engine: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_QUIET", 0.01)
+    engine.health = None
+    source = connected(WebSocketSource(engine.url))
+    engine.wait_until(lambda: health_checks(engine), "a question for its health")
+    before = time.monotonic()
+    source.close()
+    assert time.monotonic() - before < 2
+    assert source.name not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.usefixtures("_soon_quiet")
+def test_an_engine_that_shuts_down_and_does_not_answer_the_goodbye_is_let_go(make_source: MakeSource) -> None:
+    with EngineStandIn(deaf=True) as engine:
+        connected(make_source(engine.url))
+        before = time.monotonic()
+        engine.stop()
+        assert time.monotonic() - before < 4
+
+
+def test_which_executions_are_open_is_known_in_whatever_order_frames_come() -> None:
+    executions = _Executions()
+    for event in (started(1), started(1, TWO), completed(ONE), ModuleStarted(ONE, TWO, "late", 3)):
+        executions.see(Record(event, Position(None, 1)))
+    assert executions.open == 1
+    executions.see(Record(completed(TWO), Position(None, 1)))
+    executions.see(Record(started(1, TWO), Position(None, 1)))
+    assert executions.open == 0
+
+
+def test_of_many_executions_the_first_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_MAX_FOLLOWED", 2)
+    executions = _Executions()
+    for number in range(5):
+        executions.see(Record(started(1, UUID(int=number)), Position(None, 1)))
+    assert executions.open == 2
 
 
 # Connections that are refused, or do not come about
@@ -666,6 +1075,7 @@ def test_a_refused_key_is_an_alarm_and_is_tried_until_somebody_mends_it(
         connected(source)
 
 
+@pytest.mark.usefixtures("_one_try")
 @pytest.mark.parametrize(
     ("status", "expected", "reason"),
     [
@@ -703,11 +1113,12 @@ def test_a_refusal_says_what_it_means(
     status: int, expected: str, reason: str, engine: EngineStandIn, make_source: MakeSource
 ) -> None:
     engine.answer(status, "Location: ws://elsewhere/\r\n" if status == 301 else "")
-    source = make_source(engine.url, backoff=(30, 30))
+    source = make_source(engine.url)
     assert (reason_of(source), source.state.status) == (reason, expected)
     assert source.counters.failures == 1
 
 
+@pytest.mark.usefixtures("_one_try")
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -723,7 +1134,7 @@ def test_an_answer_that_is_no_handshake_is_told_of(
     answer: bytes, reason: str, engine: EngineStandIn, make_source: MakeSource
 ) -> None:
     engine.answer_raw(answer)
-    source = make_source(engine.url, backoff=(30, 30))
+    source = make_source(engine.url)
     assert reason_of(source).startswith(reason)
     assert source.state.status == "connecting"
 
@@ -859,9 +1270,10 @@ def test_tls_with_an_engine_that_speaks_none_is_told_of(engine: EngineStandIn, m
     assert source.state.status == "connecting"
 
 
+@pytest.mark.usefixtures("_one_try")
 def test_an_engine_that_hangs_up_during_the_tls_handshake_is_told_of(make_source: MakeSource) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging_up:
-        source = make_source(f"wss://127.0.0.1:{hanging_up.getsockname()[1]}", backoff=(30, 30))
+        source = make_source(f"wss://127.0.0.1:{hanging_up.getsockname()[1]}")
         source.read(0)
         accepted, _ = hanging_up.accept()
         with accepted:
@@ -919,16 +1331,65 @@ def test_a_process_without_files_left_is_told_of_by_the_read_and_the_next_one_ma
 # How long it waits between tries
 
 
-def test_a_connection_that_lasted_longer_than_the_wait_before_it_starts_the_waits_again_and_a_refusal_the_longest() -> (
-    None
-):
-    source = WebSocketSource("ws://engine", backoff=(1, 32))
-    lost = UnavailableError("lost")
-    waits = [source._wait_after(lost, 0) for _ in range(4)]
-    assert [0.5 <= waits[0] <= 1, 1 <= waits[1] <= 2, 2 <= waits[2] <= 4, 4 <= waits[3] <= 8] == [True] * 4
-    assert 8 <= source._wait_after(lost, waits[3] / 2) <= 16
-    assert 0.5 <= source._wait_after(lost, 17) <= 1
-    assert source._wait_after(MisconfiguredError("refused"), 0) == 32
+LOST = UnavailableError("lost")
+
+
+def test_the_waits_begin_with_a_tenth_of_a_second_and_double_and_a_part_of_each_is_random() -> None:
+    source = WebSocketSource("ws://engine")
+    waits = [source._wait_after(_Loss(LOST, None, is_answered=True)) for _ in range(10)]
+    most = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5]
+    assert [limit / 2 <= wait <= limit for limit, wait in zip(most, waits, strict=True)] == [True] * 10
+    assert len(set(waits)) == 10
+
+
+def test_a_connection_that_lasted_longer_than_the_wait_before_it_starts_the_waits_again() -> None:
+    source = WebSocketSource("ws://engine")
+    waited = [source._wait_after(_Loss(LOST, None, is_answered=answered)) for answered in (True, False) * 6][-2]
+    assert source._wait_after(_Loss(LOST, waited / 2, is_answered=True)) > 1
+    for answered in (True, False):
+        assert source._wait_after(_Loss(LOST, 31, is_answered=answered)) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("longest", "answered", "most"), [(None, True, 5), (None, False, 30), (1.5, True, 1.5), (1.5, False, 1.5)]
+)
+def test_how_long_it_waits_at_most_depends_on_whether_the_host_answers_unless_it_is_given(
+    longest: float | None, answered: bool, most: float
+) -> None:
+    source = WebSocketSource("ws://engine", max_reconnect_wait=longest)
+    waits = [source._wait_after(_Loss(LOST, None, is_answered=answered)) for _ in range(64)][16:]
+    assert most / 2 <= min(waits) < max(waits) <= most
+
+
+@pytest.mark.parametrize(
+    ("error", "answered"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), True),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (ConnectionError(), True),
+        (ssl.SSLError(1, "no TLS"), True),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True),
+        (TimeoutError(), False),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), False),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), False),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), False),
+    ],
+)
+def test_a_refusal_is_an_answer_and_silence_is_none(error: OSError, answered: bool) -> None:
+    assert is_answer(error) is answered
+
+
+def test_an_engine_that_is_back_after_a_second_is_connected_to_within_another(engine: EngineStandIn) -> None:
+    source = connected(WebSocketSource(engine.url))
+    try:
+        engine.kill()
+        eventually(lambda: source.counters.failures >= 3, "three tries, which are refused")
+        engine.start()
+        before = time.monotonic()
+        connected(source)
+        assert time.monotonic() - before < 2
+    finally:
+        source.close()
 
 
 # The stand-in's own habits

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._fork import after_fork_in_child
-from constellation_otel.delivery import Position, Record, Unreadable
+from constellation_otel.delivery import Position, Record, Restarted, Unreadable
 from constellation_otel.errors import DecodeError, JournalError, MisconfiguredError, UnavailableError
 from constellation_otel.events import (
     Event,
@@ -166,12 +166,14 @@ class Appender:
         self._max_bytes = max_bytes
         self._mask = mask
 
-    def append(self, events: Sequence[Event], timeout: float | None = None) -> int:
+    def append(self, events: Sequence[Event | None], timeout: float | None = None) -> int:
         """Appends events that were :func:`~constellation_otel.validation.validated`; answers how many, the first.
+
+        ``None`` stands for a :class:`~constellation_otel.delivery.Restarted`.
 
         ``timeout`` is in seconds; the usual ones where none is given.
         """
-        rows = [_row(event) for event in events]
+        rows = [_RESTARTED if event is None else _row(event) for event in events]
         with self._database.transaction(_TIMEOUT if timeout is None else timeout) as connection:
             used_bytes, free_bytes = connection.execute(_USED_AND_FREE_BYTES).fetchone()
             taken = rows[: _fitting(rows, self._max_bytes - used_bytes)]
@@ -204,7 +206,7 @@ class Reader:
         # between these two offsets nothing is pending, nor will be: other sinks' rows, which need no second look
         self._gap = (0, 0)
 
-    def read(self, after: int, limit: int) -> list[Record | Unreadable]:
+    def read(self, after: int, limit: int) -> list[Record | Unreadable | Restarted]:
         start, end = self._gap
         if not start <= after <= end:
             start = end = after
@@ -283,7 +285,8 @@ def drop_sink(database: Database, sink: str) -> int:
 def items_of(database: Database, execution_id: UUID) -> list[Record | Unreadable]:
     """The rows of one execution, in order."""
     sql = "SELECT id, CAST(data AS BLOB) FROM events WHERE execution_id = ? ORDER BY id"
-    return [_item(*row) for row in database.rows(sql, execution_id.bytes, timeout=_TIMEOUT)]
+    items = (_item(*row) for row in database.rows(sql, execution_id.bytes, timeout=_TIMEOUT))
+    return [item for item in items if not isinstance(item, Restarted)]
 
 
 def _settle(connection: sqlite3.Connection, bit: int, ranges: Sequence[tuple[int, int]]) -> int:
@@ -369,13 +372,19 @@ _ENVELOPE: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 _DECODERS: Final = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in _TYPES.items()}
 
 
+# an event of a kind that other versions do not know, and of no execution
+_RESTARTED: Final = _Row(b"", _ENCODER.encode(("engine.restarted", {})))
+
+
 def _row(event: Event) -> _Row:
     """A pair in MessagePack: the event's kind, and its fields by name, so that they may become more."""
     return _Row(event.execution_id.bytes, _ENCODER.encode((_KINDS[type(event)], event)))
 
 
-def _item(offset: int, data: bytes) -> Record | Unreadable:
+def _item(offset: int, data: bytes) -> Record | Unreadable | Restarted:
     position = Position(None, offset)
+    if data == _RESTARTED.data:
+        return Restarted(position)
     try:
         return Record(_event(data), position)
     except DecodeError as error:

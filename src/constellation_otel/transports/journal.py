@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
-from constellation_otel.delivery import Position, Record, Rejection, Unreadable
+from constellation_otel.delivery import Position, Record, Rejection, Restarted, Unreadable
 from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.transports._journal_file import (
     DEFAULT_SINK,
@@ -110,11 +110,12 @@ class Journal:
         """Bytes in use in the file: what ``max_bytes`` bounds."""
         return self._database.size_bytes()
 
-    def append(self, events: Sequence[Event]) -> int:
+    def append(self, events: Sequence[Event | None]) -> int:
         """Writes events down, in one transaction.
 
         Args:
-            events: In the order in which they are to be read. What no encoder could write
+            events: In the order in which they are to be read; ``None`` is read as a
+                :class:`~constellation_otel.delivery.Restarted`. What no encoder could write
                 of one is replaced or left out.
 
         Returns:
@@ -130,9 +131,9 @@ class Journal:
                 was moved, or may not be written any more.
             JournalError: The journal is closed, or this is a forked child.
         """
-        return self._appender.append([validated(event).event for event in events])
+        return self._appender.append([event and validated(event).event for event in events])
 
-    def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable]:
+    def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable | Restarted]:
         """Reads what a sink has not acknowledged.
 
         Args:
@@ -339,7 +340,7 @@ class JournalSource:
         """Whether all was read, where it does not follow."""
         return self._has_ended
 
-    def read(self, timeout: float) -> list[Record | Unreadable]:
+    def read(self, timeout: float) -> list[Record | Unreadable | Restarted]:
         """Reads what was appended; looks again about every 50 ms while there is nothing.
 
         Args:
