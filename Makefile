@@ -4,8 +4,8 @@
 # pip is to install there: make test PYTHON=python3.13 VENV=.venv-3.13 WITH="'sqlalchemy<2.1'"
 
 PYTHON ?= python3
-VENV ?= .venv
-WITH ?=
+VENV := .venv
+WITH :=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
