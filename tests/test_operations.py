@@ -203,7 +203,7 @@ def _failed_record() -> Any:
 
 def test_a_journal_before_kafka_is_refused_with_the_reason() -> None:
     done = command("bridge", "kafka://127.0.0.1:1/t?group=g", "--to", "jsonl:-", "--journal", "x.db")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("constellation-otel bridge: a journal is of no use between Kafka and its sinks")
 
 
@@ -329,7 +329,7 @@ def test_a_summary_says_what_the_journal_could_not_take(tmp_path: Path) -> None:
 def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", events_of(1))
     done = command(command_name, source, "--to", "jsonl:-", "--to", f"jsonl:{tmp_path}/./events.jsonl")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "sink 2 is the source itself, which would be fed with what it gives; name another one" in done.stderr
 
 
@@ -347,7 +347,7 @@ def test_an_api_key_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"\xff\xfe")
     done = command("bridge", "ws://127.0.0.1:1", "--to", "jsonl:-", "--api-key-file", str(key))
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "has no API key: it is not all ASCII" in done.stderr
 
 
@@ -444,14 +444,14 @@ def test_a_replay_that_loses_something_says_so_by_its_exit_code(receiver: Receiv
     ("arguments", "code", "said"),
     [
         (["replay", "jsonl:missing.jsonl", "--dry-run"], 1, "missing.jsonl cannot be read: No such file or directory"),
-        (["replay", "ws://h:1", "--dry-run"], 1, "has no past to be replayed"),
-        (["replay", "nonsense", "--dry-run"], 1, "what has no scheme is no source"),
+        (["replay", "ws://h:1", "--dry-run"], 2, "has no past to be replayed"),
+        (["replay", "nonsense", "--dry-run"], 2, "what has no scheme is no source"),
         (["replay", "journal:missing.db", "--dry-run"], 1, "missing.db"),
-        (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 1, "a later --until"),
-        (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 1, "use replay"),
+        (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 2, "a later --until"),
+        (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 2, "use replay"),
         (["replay", "jsonl:x"], 2, "Missing option '--to'; without one there is --dry-run."),
         (["replay", "jsonl:x", "--dry-run", "--since", "soon"], 2, "'soon' is no time; 2026-11-24 or"),
-        (["schema", "mysql:"], 1, "there is no schema for 'mysql'; give postgresql: or sqlite:"),
+        (["schema", "mysql:"], 2, "there is no schema for 'mysql'; give postgresql: or sqlite:"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], code: int, said: str) -> None:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from opentelemetry.sdk.trace import TracerProvider
 
 from constellation_otel._deadline import deadline_of, seconds_left
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Delivery, Feed, NotJournaled, isolate
 from constellation_otel.delivery import InMemory, Record, Revoked, Unreadable
@@ -646,7 +646,7 @@ class Bridge:
         abandon_open = None if self._source.is_durable or self._journal is not None else True
         deliveries = self._deliveries.values()
         if self._is_stopped and any(it.waiting for it in deliveries):
-            _LOGGER.info("stopped; what is held is delivered now, in %.0f s at most", self._close_timeout)
+            log(_LOGGER, logging.INFO, "stopped; what is held is delivered now, in %.0f s at most", self._close_timeout)
         is_gone = any(it.lane.is_gone for it in deliveries)
         if self._source.has_ended and not self._is_stopped and not is_gone:
             abandon_open = None

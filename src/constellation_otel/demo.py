@@ -33,6 +33,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
+from constellation_otel._text import printable
 from constellation_otel.demo_pipelines import ARCHIVE, FAILING, TEXT, WORD_COUNT, page, slow_index
 from constellation_otel.dialects import decode_frame
 from constellation_otel.errors import (
@@ -105,7 +106,8 @@ def run_demo(endpoint: str | None, jaeger: str, console: Console | None = None) 
         if receiver is None:
             for shown in (*recorded, *ran):
                 trace_id = format(shown.trace_id, "032x")
-                console.print(f"{trace_id}  {shown.name}  {jaeger.rstrip('/')}/trace/{trace_id}", soft_wrap=True)
+                line = printable(f"{trace_id}  {shown.name}  {jaeger.rstrip('/')}/trace/{trace_id}")
+                console.print(line, soft_wrap=True, markup=False, emoji=False)
         else:
             arrived = receiver.spans
             for shown in (*recorded, *ran):

@@ -18,6 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 
 from constellation_otel._deadline import deadline_of, seconds_left
+from constellation_otel._log import log
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import BufferedListener
 from constellation_otel.dead_letters import DeadLetters
@@ -145,7 +146,7 @@ class OtlpListener(BufferedListener):
 
         store = None
         if not self._is_enabled:
-            _LOGGER.info("OTEL_SDK_DISABLED is set: nothing is sent, and a journal stays as it is")
+            log(_LOGGER, logging.INFO, "OTEL_SDK_DISABLED is set: nothing is sent, and a journal stays as it is")
         elif journal is not None:
             store = Journal(Path(journal), sinks=[_SINK], max_bytes=max_journal_bytes)
         try:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import math
 import os
 import re
+from base64 import b64encode
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from msgspec import Struct
 
+from constellation_otel._text import printable
 from constellation_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Compression", "FarSide", "WireProtocol", "endpoint_of_url", "far_side_of"]
+__all__ = ["Compression", "FarSide", "Proxy", "WireProtocol", "endpoint_of_url", "far_side_of"]
 
 WireProtocol: TypeAlias = Literal["grpc", "http/protobuf"]
 Compression: TypeAlias = Literal["none", "gzip"]
@@ -31,6 +36,43 @@ _SHORTEST_SECRET: Final = 4
 """Characters of a header's value, at least, for it to be one; a tenant's number would be part of everything."""
 _MAX_SAID: Final = 300
 """Characters of the far side's words, at most, in an error's message."""
+
+
+class Proxy(Struct, frozen=True):
+    """An HTTP proxy of the environment.
+
+    Attributes:
+        url: Where it is, without its credentials.
+        credentials: ``user:password`` as its URL has them, percent-encoded; empty where there are none.
+    """
+
+    url: str
+    credentials: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What says to the proxy who asks."""
+        return {"proxy-authorization": f"Basic {self._token}"} if self.credentials else {}
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Everything that may not be repeated, as it may be written."""
+        user, _, password = self.credentials.partition(":")
+        found = (self.credentials, password, self._decoded, unquote(password), self._token)
+        # a user without a password is a token
+        return found if password else (*found, user, unquote(user))
+
+    @property
+    def _decoded(self) -> str:
+        return unquote(self.credentials)
+
+    @property
+    def _token(self) -> str:
+        # undecodable bytes of the variable as they were
+        return b64encode(self._decoded.encode(errors="surrogateescape")).decode()
+
+    def __repr__(self) -> str:
+        return f"Proxy({self.url!r})"
 
 
 class FarSide(Struct, frozen=True):
@@ -44,19 +86,29 @@ class FarSide(Struct, frozen=True):
     certificate: str | None
     client_key: str | None
     client_certificate: str | None
+    proxy: Proxy | None
 
     @property
     def url(self) -> str:
         return self.endpoint.geturl()
 
+    def __repr__(self) -> str:
+        # no headers and no proxy, which have secrets
+        return f"FarSide({self.protocol!r}, {self.url!r})"
+
     def quoted(self, said: str) -> str:
         """The far side's words on one line, cut, and without what it repeats of our headers' values."""
-        for value in self.headers.values():
-            # of "Bearer token", the token alone is secret, too
-            for secret in (value, value.rpartition(" ")[2]):
-                if len(secret) >= _SHORTEST_SECRET:
-                    said = said.replace(secret, "***")
-        return " ".join(said.split())[:_MAX_SAID]
+        return printable(" ".join(self.hidden(said).split()))[:_MAX_SAID]
+
+    def hidden(self, text: str) -> str:
+        """A text without what it has of our headers' values and of the proxy's credentials."""
+        # of "Bearer token", the token alone is secret, too
+        secrets = [secret for value in self.headers.values() for secret in (value, value.rpartition(" ")[2])]
+        secrets += self.proxy.secrets if self.proxy else ()
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+        return text
 
 
 def far_side_of(
@@ -76,15 +128,17 @@ def far_side_of(
         ConfigurationError: An argument, or a variable, cannot be used.
     """
     protocol = _chosen_protocol(protocol)
+    url = _chosen_endpoint(endpoint, protocol)
     far_side = FarSide(
         protocol=protocol,
-        endpoint=_chosen_endpoint(endpoint, protocol),
+        endpoint=url,
         headers=_chosen_headers(headers, protocol),
         is_zipped=_chosen_compression(compression) == "gzip",
         timeout=_chosen_timeout(timeout),
         certificate=_chosen_file("certificate", certificate),
         client_key=_chosen_file("client_key", client_key),
         client_certificate=_chosen_file("client_certificate", client_certificate),
+        proxy=_chosen_proxy(url, protocol),
     )
     if far_side.client_key is not None and far_side.client_certificate is None:
         message = "client_key is given without client_certificate; give both, or neither"
@@ -185,6 +239,57 @@ def _chosen_endpoint(given: str | None, protocol: WireProtocol) -> SplitResult:
     return url._replace(path=base if is_whole else base + _PATH)
 
 
+def _chosen_proxy(endpoint: SplitResult, protocol: WireProtocol) -> Proxy | None:
+    """The proxy of the environment: gRPC's variables as gRPC reads them, else as the standard library does."""
+    if protocol == "grpc":
+        found = {name: os.environ[name].strip() for name in _GRPC_PROXIES if os.environ.get(name, "").strip()}
+    else:
+        proxies = getproxies()
+        found = {
+            f"{kind}_proxy": proxies[kind].strip() for kind in (endpoint.scheme, "all") if proxies.get(kind, "").strip()
+        }
+    if not found or _is_direct(endpoint, protocol):
+        return None
+    what, text = next(iter(found.items()))
+    what = next((name for name in (what, what.upper()) if os.environ.get(name)), what)
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        url = urlsplit(text)
+        port, host = url.port, url.hostname or ""
+    except ValueError:
+        host = ""
+    if not _HOST.fullmatch(host):
+        message = f"{what} is not the URL of a proxy; use http://host:port or http://user:password@host:port"
+        raise ConfigurationError(message)
+    if url.scheme not in (("http",) if protocol == "grpc" else ("http", "https")):
+        message = (
+            f"{what} names a proxy of a kind that OTLP over {protocol} cannot use; use http://host:port, or list"
+            " the endpoint's host in no_proxy"
+        )
+        raise ConfigurationError(message)
+    credentials, _, host = url.netloc.rpartition("@")
+    return Proxy(f"{url.scheme}://{host if port else host.removesuffix(':')}", credentials)
+
+
+def _is_direct(endpoint: SplitResult, protocol: WireProtocol) -> bool:
+    """Whether an endpoint is among those that are connected to without a proxy."""
+    host = str(endpoint.hostname)
+    if proxy_bypass(f"{host}:{endpoint.port}" if endpoint.port else host):
+        return True
+    listed = getproxies().get("no", "")
+    if protocol == "grpc":
+        listed = os.environ.get(_GRPC_DIRECT, "") or listed
+    for entry in listed.split(","):
+        # the standard library knows no networks
+        with suppress(ValueError):
+            if ip_address(host) in ip_network(entry.strip(), strict=False):
+                return True
+    return False
+
+
+_GRPC_DIRECT: Final = "no_grpc_proxy"
+_GRPC_PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 _ENDPOINT_SCHEMES: Final = ("http", "https")
 _URL_SCHEMES: Final[dict[str, tuple[WireProtocol, str, int]]] = {
     "otlp": ("grpc", "http", 4317),
