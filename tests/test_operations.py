@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import logging
 import os
 import pty
 import re
@@ -18,7 +20,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from constellation_otel import operations, trace_id_of
 from constellation_otel.bridge import Bridge
@@ -537,3 +541,73 @@ def test_the_operations_need_rich() -> None:
     program = "import sys; sys.modules['rich'] = None\nimport constellation_otel.operations"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.endswith("rich is not installed; run: pip install 'constellation-otel[cli]'\n")
+
+
+HOSTILE = "a\x1b[2J\x9b5n\u202e[red]b[/]"
+
+
+def test_what_others_say_does_nothing_to_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The names and messages of events, the words of an endpoint, the name of a file: on a console that is one."""
+    path = tmp_path / "[red]x[b]\x1b[31m.jsonl"
+    execution_id = str(UUID(int=1))
+    fields = {"executionId": execution_id, "dagName": HOSTILE, "durationMs": None, "error": None, "timestamp": 1}
+    kinds = ("execution.started", "execution.completed")
+    records = [{**fields, "eventType": kind, "moduleName": None, "succeeded": kind == kinds[1]} for kind in kinds]
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"eventType": HOSTILE}]))
+    console = Console(force_terminal=True, no_color=True, highlight=False, file=io.StringIO(), width=200)
+    assert operations.show(UUID(int=1), f"jsonl:{path}", console)
+    with operations._logging(console):
+        logging.getLogger("theirs").warning("%s", HOSTILE)
+        operations._LOGGER.warning("%s", HOSTILE)
+    report = Bridge(ListSource([]), [ListSink()]).report
+    (sent,) = report.sinks.values()
+    report = msgspec.structs.replace(report, source=HOSTILE, sinks={HOSTILE: sent})
+    operations._say(report, HOSTILE, console)
+    console.print(operations._status(report, {HOSTILE: HOSTILE}, None))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for harmful in ("\x1b[2J", "\x9b", "\u202e", "\x1b[31m"):
+        assert harmful not in shown
+    assert shown.count("[red]b[/]") >= 6
+    assert operations.run_replay(f"jsonl:{path}", [f"jsonl:{tmp_path}/out.jsonl"]) == operations.LOST
+    captured = capfd.readouterr()
+    assert all(text.replace("\n", "").isprintable() for text in captured)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["bridge", f"jsonl:{HOSTILE}/", "--to", "jsonl:-", "--health", HOSTILE], 2),
+        (["replay", f"{HOSTILE}:x", "--to", "jsonl:-"], 2),
+        (["replay", f"jsonl:{HOSTILE}.missing", "--to", "jsonl:-"], 1),
+        (["replay", "jsonl:-", "--to", f"otlp://h/{HOSTILE}"], 2),
+        (["show", HOSTILE, "--from", "jsonl:x"], 2),
+        (["show", str(UUID(int=1)), "--from", f"{HOSTILE}://x"], 2),
+        (["schema", f"{HOSTILE}:"], 2),
+        (["schema", f"sqlite:?table={HOSTILE}"], 2),
+        (["trace-id", HOSTILE], 2),
+        ([HOSTILE], 2),
+        ([f"--{HOSTILE}"], 2),
+        (["demo", f"--{HOSTILE}", "x"], 2),
+        (["demo", "--endpoint", f"http://me:s3cr3t@{HOSTILE}"], 2),
+        (["bridge", "kafka://h:1/t?group=%FF\udcff", "--to", "jsonl:-"], 2),
+        (["bridge", "kafka://h:1/t?group=g&client.id=\udcff", "--to", "jsonl:-"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://me:\udcff@h:1/t"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://\udcff:1/t"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://h:1/t?\udcff=1"], 2),
+        (["bridge", "jsonl:-", "--to", "postgresql://me:\udcff@127.0.0.1:1/d"], 2),
+        (["bridge", "ws://h\udcff:1", "--to", "jsonl:-"], 2),
+        (["bridge", "jsonl:-", "--to", "otlp+http://h:1/\udcff"], 2),
+        (["bridge", "jsonl:-", "--to", "otlp://h:1", "--service-name", "\udcff"], 2),
+    ],
+)
+def test_an_odd_word_of_the_command_line_is_one_error_without_a_trace(
+    arguments: list[str], code: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        line(*arguments), cwd=tmp_path, env=environment(), input=b"", capture_output=True, timeout=60, check=False
+    )
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (code, b""), said
+    assert "Traceback" not in said
+    assert "s3cr3t" not in said
+    assert said.replace("\n", "").replace("│", "").isprintable()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
-from opentelemetry.sdk.trace import TracerProvider
 
 from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog, log
@@ -34,7 +33,7 @@ from constellation_otel.errors import (
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
-from constellation_otel.tracing import Sampled
+from constellation_otel.tracing import Sampled, sampler_of_environment
 from constellation_otel.validation import said, shown, validated
 
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ class Bridge:
             if sink.takes == "spans":
                 assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
                 sampled = Sampled(
-                    sampler or TracerProvider(shutdown_on_exit=False).sampler,
+                    sampler or sampler_of_environment(),
                     # the first one observes: a span is one, however many endpoints it goes to
                     _unobserved if self._stages or telemetry is None else telemetry.observe,
                     max_remembered=max_open,

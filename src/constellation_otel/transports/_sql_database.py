@@ -61,6 +61,7 @@ _MIN_TIMEOUT: Final = 0.1
 # PostgreSQL's client takes one second for two
 _MIN_CONNECT_TIMEOUT: Final = 2
 
+_UNFIT: Final = re.compile(r"[\0\ud800-\udfff]|%00")
 _SHOWN: Final = ("host", "port", "table", "timezone")
 _NO_URL: Final = (
     "it has to be postgresql://user:password@host/database or sqlite:///file, "
@@ -200,6 +201,9 @@ class Address:
             raise ConfigurationError(message)
         if "@" in f"{parsed.host}{parsed.database}":
             raise ConfigurationError(_NO_URL)
+        if dialect is POSTGRESQL and _UNFIT.search(parsed.render_as_string(hide_password=False)):
+            message = f"the URL has characters that are not text: {_NO_URL}"
+            raise ConfigurationError(message)
         parameters = parsed.normalized_query
         self.table = table_of(parameters.get("table", (table,))[-1], dialect)
         zone = parameters.get("timezone", (timezone,))[-1]

@@ -62,6 +62,7 @@ from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCOPE_VERSION
 from constellation_otel.delivery import Rejection
 from constellation_otel.errors import (
+    ConfigurationError,
     DeliveryError,
     MisconfiguredError,
     RefusedError,
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     from constellation_otel.spans import Span
     from constellation_otel.transports._otlp_settings import Compression, WireProtocol
 
-__all__ = ["OtlpSink", "make_resource"]
+__all__ = ["OtlpSink", "credentials_of", "make_resource", "proxy_options"]
 
 _LOG: Final = logging.getLogger(__name__)
 _METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -115,6 +116,9 @@ def make_resource(service_name: str | None = None) -> Resource:
 
     Returns:
         What OTEL_RESOURCE_ATTRIBUTES has, ``service.name`` and ``telemetry.sdk.*``.
+
+    Raises:
+        ConfigurationError: One of these is not UTF-8.
     """
     attributes = {
         TELEMETRY_SDK_LANGUAGE: "python",
@@ -123,6 +127,11 @@ def make_resource(service_name: str | None = None) -> Resource:
         **OTELResourceDetector().detect().attributes,
     }
     attributes[SERVICE_NAME] = service_name or attributes.get(SERVICE_NAME) or _DEFAULT_SERVICE_NAME
+    try:
+        "".join(f"{name}{value}" for name, value in attributes.items()).encode()
+    except UnicodeEncodeError:
+        message = "the service's name, OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES is not UTF-8; correct it"
+        raise ConfigurationError(message) from None
     return Resource(attributes)
 
 
@@ -315,26 +324,35 @@ class _Grpc:
             ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
             # a shared one would be the parent's connection in a forked child
             ("grpc.use_local_subchannel_pool", 1),
-            *_proxy_options(self._far_side),
+            *proxy_options(self._far_side),
         ]
         target = self._far_side.endpoint.netloc
         if self._far_side.endpoint.scheme == "http":
             return grpc.insecure_channel(target, options)
-        certificate = self._far_side.client_certificate
         try:
-            credentials = grpc.ssl_channel_credentials(
-                _contents(self._far_side.certificate),
-                # gRPC would abort the process if it got one of the two without the other
-                _contents(self._far_side.client_key or certificate),
-                _contents(certificate),
-            )
+            credentials = credentials_of(self._far_side)
         except OSError as error:
             message = f"{self._far_side.url} cannot be connected to: {error}; {_LOOK_AT_CERTIFICATES}"
             raise MisconfiguredError(message) from None
         return grpc.secure_channel(target, credentials, options)
 
 
-def _proxy_options(far_side: FarSide) -> list[tuple[str, Any]]:
+def credentials_of(far_side: FarSide) -> grpc.ChannelCredentials:
+    """GRPC's credentials for an endpoint with TLS.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    certificate = far_side.client_certificate
+    return grpc.ssl_channel_credentials(
+        _contents(far_side.certificate),
+        # gRPC would abort the process if it got one of the two without the other
+        _contents(far_side.client_key or certificate),
+        _contents(certificate),
+    )
+
+
+def proxy_options(far_side: FarSide) -> list[tuple[str, Any]]:
     """Options of a channel, without which gRPC would read the variables itself, and print one that it cannot use."""
     proxy = far_side.proxy
     if proxy is None:
