@@ -47,6 +47,7 @@ from constellation_otel.errors import (
 )
 from constellation_otel.receiver import Delay, Drop, PartialSuccess, Receiver, Refuse
 from constellation_otel.spans import Span, SpanEvent
+from constellation_otel.transports._bounded_http import Clock
 from constellation_otel.transports.otlp import OtlpSink, make_resource
 from support import DEADLINE, eventually, self_signed
 
@@ -962,23 +963,28 @@ SIZED = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Len
 )
 
 
+def take_request(connection: socket.socket) -> None:
+    """Reads a whole HTTP request."""
+    connection.settimeout(DEADLINE)
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65_536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0])
+    while len(body) < length:
+        body += connection.recv(65_536)
+
+
 @contextmanager
-def answering(*answers: bytes | None) -> Iterator[str]:
-    """A server of a connection for each answer, which it closes after that; ``None`` closes without one."""
+def answering(*answers: bytes) -> Iterator[str]:
+    """A server of a connection for each answer, which it closes after that."""
 
     def serve() -> None:
         for answer in answers:
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(DEADLINE)
-                received = b""
-                while b"\r\n\r\n" not in received:
-                    received += connection.recv(65_536)
-                head, _, body = received.partition(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].split()[0])
-                while len(body) < length:
-                    body += connection.recv(65_536)
-                connection.sendall(answer or b"")
+                take_request(connection)
+                connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
         listener.settimeout(DEADLINE)
@@ -1019,13 +1025,12 @@ def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_failure() ->
         for _ in range(2):
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(DEADLINE)
-                connection.recv(65_536)
+                take_request(connection)
                 connection.sendall(kept)
                 served += 1
                 if served == 1:
                     # takes the next request and goes without an answer
-                    connection.recv(65_536)
+                    take_request(connection)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
         listener.settimeout(DEADLINE)
@@ -1036,6 +1041,11 @@ def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_failure() ->
         sink.close()
         serving.result(DEADLINE)
     assert served == 2
+
+
+def test_nothing_is_waited_for_after_the_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        Clock().remaining()
 
 
 def test_the_first_address_that_can_be_connected_to_is_used(
@@ -1244,6 +1254,7 @@ import os, sys
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 from constellation_otel.spans import Span
+from constellation_otel.transports._bounded_http import Clock
 from constellation_otel.transports.otlp import OtlpSink
 
 def send(name):

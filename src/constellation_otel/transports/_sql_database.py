@@ -191,6 +191,9 @@ class Address:
     """
 
     def __init__(self, url: str, table: str, timezone: str | None) -> None:
+        if _UNFIT.search(url):
+            message = f"the URL has characters that are not text: {_NO_URL}"
+            raise ConfigurationError(message)
         try:
             parsed = sqlalchemy.make_url(url)
         except (ArgumentError, ValueError):
@@ -201,9 +204,6 @@ class Address:
             raise ConfigurationError(message)
         if "@" in f"{parsed.host}{parsed.database}":
             raise ConfigurationError(_NO_URL)
-        if dialect is POSTGRESQL and _UNFIT.search(parsed.render_as_string(hide_password=False)):
-            message = f"the URL has characters that are not text: {_NO_URL}"
-            raise ConfigurationError(message)
         parameters = parsed.normalized_query
         self.table = table_of(parameters.get("table", (table,))[-1], dialect)
         zone = parameters.get("timezone", (timezone,))[-1]

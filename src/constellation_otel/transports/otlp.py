@@ -24,6 +24,11 @@ INTERNAL or 500. Such an answer may be about the data, but it is also what comes
 stream that was reset, from a server whose storage is away, and from a proxy whose
 collector is. So what got it is held.
 
+Only a whole answer is one. Over HTTP that is its head and the body that the head
+announces; with neither length nor chunks the body ends with the connection, as HTTP has
+it. What gRPC's client makes up itself, of an answer that it cannot read, is an
+UnavailableError.
+
 Where the endpoint is, and what else is configured, is found out in ``_otlp_settings``.
 """
 
