@@ -110,7 +110,7 @@ def test_what_does_not_work_is_named_with_its_reason_until_it_works_again() -> N
         assert (status, counters["troubles"]) == (200, troubles)
         assert answer(health.url, "/livez")[0] == 200
         source.faults.append(UnavailableError("connection to \udcff refused", retry_after=DEADLINE))
-        troubles = {"list://": "connection to \udcff refused", **troubles}
+        troubles = {"list://": "connection to \\udcff refused", **troubles}
         eventually(lambda: bridge.troubles == troubles, "the source's trouble")
         assert answer(health.url, "/readyz") == (503, {"status": "troubled", "troubles": troubles})
         mended.set()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import constellation_otel
 from constellation_otel import _log
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import CleanFormatter, RateLimitedLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,3 +166,44 @@ def test_where_stderr_is_gone_too_it_is_only_counted(
     refuse(ValueError())
     assert not write(log)
     assert log.failed == 1
+
+
+HOSTILE = "a\x1b[2J\x9b5n\u202e\udcff\nINFO [red]forged[/] \x7f"
+
+
+def test_no_text_of_others_does_anything_to_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("constellation_otel.test")
+    error = ValueError(HOSTILE)
+    RateLimitedLog().write(logger, logging.ERROR, "key", "%s: %d, %.1f", HOSTILE, 1, 2.0, error=error)
+    (record,) = caplog.records
+    escaped = "a\\x1b[2J\\x9b5n\\u202e\\udcff\\nINFO [red]forged[/] \\x7f"
+    assert record.getMessage() == f"{escaped}: 1, 2.0"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    assert all(line.replace("\t", " ").isprintable() for line in logging.Formatter().format(record).split("\n"))
+
+
+def test_a_clean_formatter_escapes_what_others_have_logged() -> None:
+    record = logging.LogRecord("theirs", logging.ERROR, "", 0, HOSTILE, (), None)
+    assert CleanFormatter().format(record).isprintable()
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert all(line.isprintable() for line in CleanFormatter().format(record).split("\n"))
+
+
+def test_nothing_is_logged_but_by_the_function_that_cleans_it() -> None:
+    """No module calls a logger's own methods."""
+    source = Path(constellation_otel.__file__).parent
+    methods = {"debug", "info", "warning", "error", "exception", "critical"}
+    found = [
+        (path.name, node.lineno)
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in methods
+        and "log" in ast.unparse(node.func.value).lower()
+    ]
+    assert found == []

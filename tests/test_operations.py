@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import logging
 import os
 import pty
 import re
@@ -18,7 +20,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from constellation_otel import operations, trace_id_of
 from constellation_otel.bridge import Bridge
@@ -203,7 +207,7 @@ def _failed_record() -> Any:
 
 def test_a_journal_before_kafka_is_refused_with_the_reason() -> None:
     done = command("bridge", "kafka://127.0.0.1:1/t?group=g", "--to", "jsonl:-", "--journal", "x.db")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("constellation-otel bridge: a journal is of no use between Kafka and its sinks")
 
 
@@ -329,7 +333,7 @@ def test_a_summary_says_what_the_journal_could_not_take(tmp_path: Path) -> None:
 def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", events_of(1))
     done = command(command_name, source, "--to", "jsonl:-", "--to", f"jsonl:{tmp_path}/./events.jsonl")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "sink 2 is the source itself, which would be fed with what it gives; name another one" in done.stderr
 
 
@@ -347,7 +351,7 @@ def test_an_api_key_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"\xff\xfe")
     done = command("bridge", "ws://127.0.0.1:1", "--to", "jsonl:-", "--api-key-file", str(key))
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "has no API key: it is not all ASCII" in done.stderr
 
 
@@ -444,15 +448,15 @@ def test_a_replay_that_loses_something_says_so_by_its_exit_code(receiver: Receiv
     ("arguments", "code", "said"),
     [
         (["replay", "jsonl:missing.jsonl", "--dry-run"], 1, "missing.jsonl cannot be read: No such file or directory"),
-        (["replay", "ws://h:1", "--dry-run"], 1, "has no past to be replayed"),
-        (["replay", "nonsense", "--dry-run"], 1, "what has no scheme is no source"),
+        (["replay", "ws://h:1", "--dry-run"], 2, "has no past to be replayed"),
+        (["replay", "nonsense", "--dry-run"], 2, "what has no scheme is no source"),
         (["replay", "journal:missing.db", "--dry-run"], 1, "missing.db"),
-        (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 1, "a later --until"),
-        (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 1, "use replay"),
-        (["bridge", "ws://h:1", "--to", "jsonl:-", "--max-reconnect-wait", "inf"], 1, "max_reconnect_wait=inf must be"),
+        (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 2, "a later --until"),
+        (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 2, "use replay"),
+        (["bridge", "ws://h:1", "--to", "jsonl:-", "--max-reconnect-wait", "inf"], 2, "max_reconnect_wait=inf must be"),
         (["replay", "jsonl:x"], 2, "Missing option '--to'; without one there is --dry-run."),
         (["replay", "jsonl:x", "--dry-run", "--since", "soon"], 2, "'soon' is no time; 2026-11-24 or"),
-        (["schema", "mysql:"], 1, "there is no schema for 'mysql'; give postgresql: or sqlite:"),
+        (["schema", "mysql:"], 2, "there is no schema for 'mysql'; give postgresql: or sqlite:"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], code: int, said: str) -> None:
@@ -538,3 +542,73 @@ def test_the_operations_need_rich() -> None:
     program = "import sys; sys.modules['rich'] = None\nimport constellation_otel.operations"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.endswith("rich is not installed; run: pip install 'constellation-otel[cli]'\n")
+
+
+HOSTILE = "a\x1b[2J\x9b5n\u202e[red]b[/]"
+
+
+def test_what_others_say_does_nothing_to_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The names and messages of events, the words of an endpoint, the name of a file: on a console that is one."""
+    path = tmp_path / "[red]x[b]\x1b[31m.jsonl"
+    execution_id = str(UUID(int=1))
+    fields = {"executionId": execution_id, "dagName": HOSTILE, "durationMs": None, "error": None, "timestamp": 1}
+    kinds = ("execution.started", "execution.completed")
+    records = [{**fields, "eventType": kind, "moduleName": None, "succeeded": kind == kinds[1]} for kind in kinds]
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"eventType": HOSTILE}]))
+    console = Console(force_terminal=True, no_color=True, highlight=False, file=io.StringIO(), width=200)
+    assert operations.show(UUID(int=1), f"jsonl:{path}", console)
+    with operations._logging(console):
+        logging.getLogger("theirs").warning("%s", HOSTILE)
+        operations._LOGGER.warning("%s", HOSTILE)
+    report = Bridge(ListSource([]), [ListSink()]).report
+    (sent,) = report.sinks.values()
+    report = msgspec.structs.replace(report, source=HOSTILE, sinks={HOSTILE: sent})
+    operations._say(report, HOSTILE, console)
+    console.print(operations._status(report, {HOSTILE: HOSTILE}, None))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for harmful in ("\x1b[2J", "\x9b", "\u202e", "\x1b[31m"):
+        assert harmful not in shown
+    assert shown.count("[red]b[/]") >= 6
+    assert operations.run_replay(f"jsonl:{path}", [f"jsonl:{tmp_path}/out.jsonl"]) == operations.LOST
+    captured = capfd.readouterr()
+    assert all(text.replace("\n", "").isprintable() for text in captured)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["bridge", f"jsonl:{HOSTILE}/", "--to", "jsonl:-", "--health", HOSTILE], 2),
+        (["replay", f"{HOSTILE}:x", "--to", "jsonl:-"], 2),
+        (["replay", f"jsonl:{HOSTILE}.missing", "--to", "jsonl:-"], 1),
+        (["replay", "jsonl:-", "--to", f"otlp://h/{HOSTILE}"], 2),
+        (["show", HOSTILE, "--from", "jsonl:x"], 2),
+        (["show", str(UUID(int=1)), "--from", f"{HOSTILE}://x"], 2),
+        (["schema", f"{HOSTILE}:"], 2),
+        (["schema", f"sqlite:?table={HOSTILE}"], 2),
+        (["trace-id", HOSTILE], 2),
+        ([HOSTILE], 2),
+        ([f"--{HOSTILE}"], 2),
+        (["demo", f"--{HOSTILE}", "x"], 2),
+        (["demo", "--endpoint", f"http://me:s3cr3t@{HOSTILE}"], 2),
+        (["bridge", "kafka://h:1/t?group=%FF\udcff", "--to", "jsonl:-"], 2),
+        (["bridge", "kafka://h:1/t?group=g&client.id=\udcff", "--to", "jsonl:-"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://me:\udcff@h:1/t"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://\udcff:1/t"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://h:1/t?\udcff=1"], 2),
+        (["bridge", "jsonl:-", "--to", "postgresql://me:\udcff@127.0.0.1:1/d"], 2),
+        (["bridge", "ws://h\udcff:1", "--to", "jsonl:-"], 2),
+        (["bridge", "jsonl:-", "--to", "otlp+http://h:1/\udcff"], 2),
+        (["bridge", "jsonl:-", "--to", "otlp://h:1", "--service-name", "\udcff"], 2),
+    ],
+)
+def test_an_odd_word_of_the_command_line_is_one_error_without_a_trace(
+    arguments: list[str], code: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        line(*arguments), cwd=tmp_path, env=environment(), input=b"", capture_output=True, timeout=60, check=False
+    )
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (code, b""), said
+    assert "Traceback" not in said
+    assert "s3cr3t" not in said
+    assert said.replace("\n", "").replace("│", "").isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import metadata, requires
@@ -18,7 +19,8 @@ MAY_IMPORT = {
     "_callbacks": {"errors"},
     "_deadline": set(),
     "_fork": set(),
-    "_log": {"_fork"},
+    "_environment": {"errors"},
+    "_log": {"_fork", "_text"},
     "_text": set(),
     "_version": set(),
     "errors": {"_text"},
@@ -33,7 +35,7 @@ MAY_IMPORT = {
     "delivery": {"events", "spans"},
     "dead_letters": {"_fork", "_log"},
     "otlp_encoding": {"_version", "spans"},
-    "stages": {"assembler", "delivery", "events", "spans"},
+    "stages": {"_log", "assembler", "delivery", "events", "spans"},
     "lane": {"_log", "dead_letters", "delivery", "dialects", "errors", "events", "spans", "stages", "validation"},
     "buffer": {
         "_deadline",
@@ -52,6 +54,7 @@ MAY_IMPORT = {
         "validation",
         "_fork",
         "_log",
+        "_text",
         "_version",
         "buffer",
         "dead_letters",
@@ -64,10 +67,11 @@ MAY_IMPORT = {
         "otlp_encoding",
         "spans",
     },
-    "exception_logs": {"_version", "spans"},
-    "signals": {"_deadline", "_log", "exception_logs", "instruments", "spans"},
+    "exception_logs": {"_log", "_version", "spans"},
+    "signals": {"_deadline", "_environment", "_log", "errors", "exception_logs", "instruments", "spans", "transports"},
     "otlp_listener": {
         "_deadline",
+        "_log",
         "assembler",
         "buffer",
         "dead_letters",
@@ -102,9 +106,9 @@ MAY_IMPORT = {
     "selection": {"delivery", "events"},
     "urls": {"delivery", "errors", "transports"},
     "health": {"_log", "bridge", "errors"},
-    "aio": {"_callbacks", "worker", "errors", "events", "listener"},
+    "aio": {"_callbacks", "_log", "errors", "events", "listener", "worker"},
     "instruments": {"_fork", "_version", "spans"},
-    "tracing": {"_log", "_version", "events", "ids", "spans"},
+    "tracing": {"_environment", "_log", "_version", "events", "ids", "spans"},
     "otel": {
         "validation",
         "_log",
@@ -121,23 +125,28 @@ MAY_IMPORT = {
     "dag": {"_text", "errors"},
     "runtime": {"_deadline", "_log", "_text", "dag", "errors", "listener"},
     "otlp_decoding": {"errors", "spans"},
-    "receiver": {"errors", "otlp_decoding", "spans"},
+    "receiver": {"_log", "errors", "otlp_decoding", "spans"},
     "testing": {"_text", "errors", "events", "listener", "spans"},
-    "waterfall": {"errors", "spans"},
+    "waterfall": {"_text", "errors", "spans"},
     "demo_pipelines": {"dag", "dialects", "errors", "events", "listener"},
     "demo": {
+        "_text",
         "demo_pipelines",
         "dialects",
-        "events",
         "errors",
+        "events",
         "ids",
         "listener",
         "otel",
         "receiver",
         "runtime",
         "waterfall",
+        "signals",
+        "transports",
     },
     "operations": {
+        "_log",
+        "_text",
         "assembler",
         "bridge",
         "dead_letters",
@@ -152,7 +161,7 @@ MAY_IMPORT = {
         "urls",
         "waterfall",
     },
-    "cli": {"demo", "errors", "ids", "operations"},
+    "cli": {"_text", "demo", "errors", "ids", "operations"},
     "__main__": {"cli", "errors"},
 }
 """Each module, and what of the package it may import: arrows point one way, and ``cli`` knows all."""
@@ -186,6 +195,45 @@ def test_imports_point_one_way() -> None:
     modules["transports"] = set().union(*map(imported_by, SOURCE.glob("transports/*.py"))) - {"transports"}
     assert modules.keys() == MAY_IMPORT.keys()
     assert {name: found - MAY_IMPORT[name] for name, found in modules.items() if found - MAY_IMPORT[name]} == {}
+
+
+HOMES = {
+    "click": "click",
+    "confluent_kafka": "confluent-kafka",
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "grpc": "grpcio",
+    "msgspec": "msgspec",
+    "opentelemetry": "opentelemetry-api",
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp",
+    "opentelemetry.instrumentation.sqlite3": "opentelemetry-instrumentation-sqlite3",
+    "opentelemetry.instrumentation.urllib": "opentelemetry-instrumentation-urllib",
+    "opentelemetry.proto": "opentelemetry-proto",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.semconv": "opentelemetry-semantic-conventions",
+    "rich": "rich",
+    "sqlalchemy": "sqlalchemy",
+    "urllib3": "urllib3",
+    "websockets": "websockets",
+}
+"""The distribution that brings a module, or a package with all of its modules."""
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    declared = {re.split(r"[ \[<>=;]", requirement)[0].lower() for requirement in requires("constellation-otel") or ()}
+    missing = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            for name in names:
+                if name.partition(".")[0] in {*sys.stdlib_module_names, "constellation_otel"}:
+                    continue
+                home = max((known for known in HOMES if f"{name}.".startswith(f"{known}.")), key=len, default=None)
+                if home is None or HOMES[home] not in declared:
+                    missing.add((path.name, name))
+    assert missing == set()
 
 
 def test_the_rule_of_imports_has_no_circle() -> None:
@@ -224,12 +272,18 @@ assert not [found for found in gc.get_objects() if isinstance(found, socket.sock
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_base_install_needs_four_distributions() -> None:
+def test_the_base_install_needs_opentelemetry_and_what_it_brings() -> None:
     needed = requires("constellation-otel") or []
     assert sorted(requirement.split(">=")[0] for requirement in needed if "extra ==" not in requirement) == [
+        "googleapis-common-protos",
+        "grpcio",
         "msgspec",
         "opentelemetry-api",
         "opentelemetry-exporter-otlp",
+        "opentelemetry-proto",
         "opentelemetry-sdk",
+        "opentelemetry-semantic-conventions",
+        "protobuf",
+        "urllib3",
     ]
     assert metadata("constellation-otel")["Requires-Python"] == ">=3.11"

@@ -18,6 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from constellation_otel.assembler import Assembler
+from constellation_otel.errors import ConfigurationError
 from constellation_otel.instruments import Published
 from constellation_otel.receiver import Delay
 from constellation_otel.signals import PrivateSignals
@@ -385,3 +386,16 @@ def test_signals_that_are_forgotten_are_let_go_of(receiver: Receiver, make: Call
     with started(text, receiver.grpc_endpoint, "grpc") as program:
         assert program.wait(DEADLINE) == 0
     assert receiver.metrics == []
+
+
+def test_a_variable_that_metrics_cannot_use_leaves_no_thread(
+    make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With logs or without."""
+    before = our_threads()
+    for opt_in in ("logs", ""):
+        monkeypatch.setenv(OPT_IN, opt_in)
+        monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "foo")
+        with pytest.raises(ConfigurationError, match=r"^OTEL_METRICS_EXEMPLAR_FILTER cannot be used: ValueError: "):
+            make("http://127.0.0.1:1")
+    eventually(lambda: our_threads() <= before, "the threads to end")

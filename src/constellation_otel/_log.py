@@ -11,16 +11,60 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from constellation_otel._fork import after_fork_in_child
+from constellation_otel._text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["RateLimitedLog"]
+__all__ = ["CleanFormatter", "RateLimitedLog", "log"]
 
 _MAX_KEYS = 1024
+_IN_TRACEBACKS = "\n\t"
+_FORMATTER = logging.Formatter()
+
+
+def log(
+    logger: logging.Logger, level: int, message: str, *args: object, error: BaseException | None = None, **extra: object
+) -> None:
+    """Writes a record, in which no text of others can do anything to a terminal or begin a line of its own.
+
+    Args:
+        logger: Where to.
+        level: The record's level.
+        message: In the logging module's % style, with %s for what is text.
+        *args: The message's values; all but numbers are logged as text.
+        error: Logged with its traceback.
+        **extra: The record's further attributes.
+
+    Raises:
+        Exception: What the logger, a handler, a filter or a value's ``__str__`` raise.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    cleaned = tuple(arg if isinstance(arg, (int, float)) else printable(str(arg)) for arg in args)
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    record = logger.makeRecord(logger.name, level, __file__, 0, message, cleaned, exc_info, "log", extra)
+    if exc_info is not None:
+        text = _FORMATTER.formatException(exc_info)
+        shown = printable(text, keep=_IN_TRACEBACKS)
+        if shown != text:
+            # a formatter takes this instead of making its own
+            record.exc_text = shown
+    logger.handle(record)
+
+
+class CleanFormatter(logging.Formatter):
+    """Formats records of others, too, so that nothing of them can do anything to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = printable(record.getMessage())
+        return f"{said}\n{self.formatException(record.exc_info)}" if record.exc_info else said
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's
+        return printable(super().formatException(ei), keep=_IN_TRACEBACKS)
 
 
 class RateLimitedLog:
@@ -86,7 +130,7 @@ class RateLimitedLog:
             message += " (%d more like it since the last such record)"
             args = (*args, held_back)
         try:
-            logger.log(level, message, *args, exc_info=error)
+            log(logger, level, message, *args, error=error)
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the application's; it may end neither a callback nor a worker
             self._tell_last_resort(logger.name, message, args, raised)
             return False

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel._callbacks import CALLBACKS, check_callbacks
+from constellation_otel._log import log
 from constellation_otel.errors import ListenerDefinitionError
 from constellation_otel.events import Event, EventListener
 from constellation_otel.listener import ExecutionListener
@@ -156,7 +157,12 @@ class _LoopThread:
         self._loop.call_soon_threadsafe(self._closing.set_result, None)
         self._thread.join(3 * self._timeout)  # tasks, generators, and what blocks the loop
         if self._thread.is_alive():
-            _LOGGER.warning("%s: the event loop has not ended; something of the listener blocks it", self._thread.name)
+            log(
+                _LOGGER,
+                logging.WARNING,
+                "%s: the event loop has not ended; something of the listener blocks it",
+                self._thread.name,
+            )
 
     def _run(self) -> None:
         try:
@@ -183,7 +189,9 @@ class _LoopThread:
     async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
         _, pending = await asyncio.wait(tasks, timeout=self._timeout)
         for task in pending:
-            _LOGGER.warning("%r: not ended within %.1f s of closing; it is abandoned", task, self._timeout)
+            log(
+                _LOGGER, logging.WARNING, "%s: not ended within %.1f s of closing; it is abandoned", task, self._timeout
+            )
 
 
 async def _contained(awaitable: Awaitable[object]) -> None:

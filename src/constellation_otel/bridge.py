@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
-from opentelemetry.sdk.trace import TracerProvider
 
 from constellation_otel._deadline import deadline_of, seconds_left
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import Delivery, Feed, NotJournaled, isolate
 from constellation_otel.delivery import InMemory, Record, Restarted, Revoked, Unreadable
@@ -34,7 +33,7 @@ from constellation_otel.errors import (
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
-from constellation_otel.tracing import Sampled
+from constellation_otel.tracing import Sampled, sampler_of_environment
 from constellation_otel.validation import said, shown, validated
 
 if TYPE_CHECKING:
@@ -207,7 +206,7 @@ class Bridge:
             if sink.takes == "spans":
                 assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
                 sampled = Sampled(
-                    sampler or TracerProvider(shutdown_on_exit=False).sampler,
+                    sampler or sampler_of_environment(),
                     # the first one observes: a span is one, however many endpoints it goes to
                     _unobserved if self._stages or telemetry is None else telemetry.observe,
                     max_remembered=max_open,
@@ -688,7 +687,7 @@ class Bridge:
         abandon_open = None if self._source.is_durable or self._journal is not None else True
         deliveries = self._deliveries.values()
         if self._is_stopped and any(it.waiting for it in deliveries):
-            _LOGGER.info("stopped; what is held is delivered now, in %.0f s at most", self._close_timeout)
+            log(_LOGGER, logging.INFO, "stopped; what is held is delivered now, in %.0f s at most", self._close_timeout)
         is_gone = any(it.lane.is_gone for it in deliveries)
         if self._source.has_ended and not self._is_stopped and not is_gone:
             abandon_open = None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from msgspec import Struct
 
 from constellation_otel._deadline import deadline_of, seconds_left
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel.delivery import InMemory, Position, Record, Restarted, Revoked
 from constellation_otel.errors import JournalError, MisconfiguredError, UnavailableError
 from constellation_otel.events import Event, EventListener
@@ -586,7 +586,13 @@ class BufferedListener(EventListener):
                 journal, self._delivery, self._end_writer, f"{name}-journal", max_queue, dead_letters
             )
             if self._recovered:
-                _LOGGER.info("%s: the journal holds %d events from before; they are delivered", name, self._recovered)
+                log(
+                    _LOGGER,
+                    logging.INFO,
+                    "%s: the journal holds %d events from before; they are delivered",
+                    name,
+                    self._recovered,
+                )
             self._delivery.worker.nudge()
 
     @property
@@ -694,7 +700,7 @@ class BufferedListener(EventListener):
     def _leave_the_journal_to_the_parent(self) -> None:
         if self._writer is not None:
             message = "%s: the journal is the parent process's; this child delivers from memory, without one"
-            _LOGGER.warning(message, type(self).__name__)
+            log(_LOGGER, logging.WARNING, message, type(self).__name__)
         self._owner = os.getpid()
         self._recovered = 0
         self._writer = self._journal = self._feed = None
@@ -810,7 +816,7 @@ class _Writer:
             away = time.monotonic() - self.trouble.since
             self._backoff.reset()
             self.trouble = None
-            _LOGGER.info("%s: the journal is written again, after %.1f s", self._name, away)
+            log(_LOGGER, logging.INFO, "%s: the journal is written again, after %.1f s", self._name, away)
 
     def _reject(self, faulty: Iterable[Faulty[Event]]) -> None:
         for event, error in faulty:

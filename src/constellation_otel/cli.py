@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from constellation_otel._text import printable
 from constellation_otel.errors import ConfigurationError, ConstellationOtelError, MissingExtraError
 from constellation_otel.ids import trace_id_of
 
@@ -16,11 +18,12 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("click", "cli") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from uuid import UUID
 
 __all__ = ["cli"]
 
+_USAGE = 2
 _OTLP_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -36,7 +39,28 @@ class _When(click.ParamType[datetime]):
             self.fail(f"{value!r} is no time; 2026-11-24 or 2026-11-24T12:30:00+01:00 would be", param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands whose errors have no control characters, whatever they repeat of the command line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _printable_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _printable_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        cast("Any", error).message = printable(error.message, keep="\n")
+        raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="constellation-otel")
 def cli() -> None:
     """Traces, metrics and logs from a pipeline engine's execution events."""
@@ -75,7 +99,7 @@ def demo(endpoint: str | None, jaeger: str) -> None:
 
         run_demo(endpoint, jaeger)
     except ConstellationOtelError as error:
-        sys.exit(f"constellation-otel demo: {error}")
+        _fail(error, "demo")
 
 
 _SOURCE = click.argument("source", metavar="SOURCE")
@@ -310,5 +334,12 @@ def _exit_with(run: Callable[[], int], command: str) -> None:
     try:
         code = run()
     except ConstellationOtelError as error:
-        sys.exit(f"constellation-otel {command}: {error}")
+        _fail(error, command)
     sys.exit(code)
+
+
+def _fail(error: ConstellationOtelError, command: str) -> NoReturn:
+    """Ends with an error in one line."""
+    click.echo(f"constellation-otel {command}: {error}", err=True)
+    # what is wrong with a URL, an option or a variable is wrong usage
+    sys.exit(_USAGE if isinstance(error, ConfigurationError) else 1)

@@ -13,26 +13,21 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc import _log_exporter as grpc_logs
-from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as grpc_metrics
 from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc_traces
-from opentelemetry.exporter.otlp.proto.http import _log_exporter as http_logs
-from opentelemetry.exporter.otlp.proto.http import metric_exporter as http_metrics
 from opentelemetry.exporter.otlp.proto.http import trace_exporter as http_traces
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
+from constellation_otel._text import printable
 from constellation_otel.demo_pipelines import ARCHIVE, FAILING, TEXT, WORD_COUNT, page, slow_index
 from constellation_otel.dialects import decode_frame
 from constellation_otel.errors import (
@@ -46,6 +41,8 @@ from constellation_otel.listener import ExecutionListener
 from constellation_otel.otel import OpenTelemetryListener
 from constellation_otel.receiver import Receiver
 from constellation_otel.runtime import Constellation
+from constellation_otel.signals import Exporters, grpc_options, http_options
+from constellation_otel.transports.otlp import make_resource
 from constellation_otel.waterfall import render_waterfall
 
 try:
@@ -57,15 +54,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from uuid import UUID
 
-    from opentelemetry.sdk._logs.export import LogRecordExporter
-    from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace import ReadableSpan
+
+    from constellation_otel.transports._otlp_settings import WireProtocol
 
 __all__ = ["DemoError", "run_demo"]
 
 _SERVICE: Final = "constellation-demo"
 _RECORDINGS: Final = ("engine-frames.jsonl", "engine-frames-50.jsonl")
-_HTTP_PORT: Final = 4318
+_HTTP_PORT: Final = ":4318"
 _TIMEOUT: Final = 20.0
 
 
@@ -91,6 +88,7 @@ def run_demo(endpoint: str | None, jaeger: str, console: Console | None = None) 
         console: Where to print; standard output where none is given.
 
     Raises:
+        ConfigurationError: The endpoint, or a variable, cannot be used.
         DemoError: Some of the telemetry could not be delivered.
     """
     console = console or Console(highlight=False)
@@ -105,7 +103,8 @@ def run_demo(endpoint: str | None, jaeger: str, console: Console | None = None) 
         if receiver is None:
             for shown in (*recorded, *ran):
                 trace_id = format(shown.trace_id, "032x")
-                console.print(f"{trace_id}  {shown.name}  {jaeger.rstrip('/')}/trace/{trace_id}", soft_wrap=True)
+                line = printable(f"{trace_id}  {shown.name}  {jaeger.rstrip('/')}/trace/{trace_id}")
+                console.print(line, soft_wrap=True, markup=False, emoji=False)
         else:
             arrived = receiver.spans
             for shown in (*recorded, *ran):
@@ -171,25 +170,25 @@ class _Application:
 
     Args:
         endpoint: gRPC, or HTTP where ``OTEL_EXPORTER_OTLP_PROTOCOL`` or the port, 4318, says so.
+
+    Raises:
+        ConfigurationError: The endpoint, or a variable, cannot be used.
     """
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        over_http = protocol.startswith("http") if protocol else urlsplit(endpoint).port == _HTTP_PORT
+        # what the variable says is for far_side_of to read
+        is_said = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip()
+        by_port: WireProtocol = "http/protobuf" if endpoint.rstrip("/").endswith(_HTTP_PORT) else "grpc"
+        exporters = Exporters(endpoint, None if is_said else by_port, None)
+        far_side = exporters.far_side("traces")
         spans: SpanExporter
-        metrics: MetricExporter
-        logs: LogRecordExporter
-        if over_http:
-            base = endpoint.rstrip("/")
-            spans = http_traces.OTLPSpanExporter(f"{base}/v1/traces")
-            metrics = http_metrics.OTLPMetricExporter(f"{base}/v1/metrics")
-            logs = http_logs.OTLPLogExporter(f"{base}/v1/logs")
+        if far_side.protocol == "grpc":
+            spans = grpc_traces.OTLPSpanExporter(**grpc_options(far_side))
         else:
-            spans = grpc_traces.OTLPSpanExporter(endpoint)
-            metrics = grpc_metrics.OTLPMetricExporter(endpoint)
-            logs = grpc_logs.OTLPLogExporter(endpoint)
-        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", _SERVICE)})
+            spans = http_traces.OTLPSpanExporter(**http_options(far_side))
+        metrics, logs = exporters.metrics(), exporters.logs()
+        resource = make_resource(os.environ.get("OTEL_SERVICE_NAME") or _SERVICE)
         self._spans = _Watched(spans)
         self.traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.traces.add_span_processor(BatchSpanProcessor(self._spans))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from constellation_otel._text import message_of
+from constellation_otel._text import message_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,13 @@ __all__ = [
 
 
 class ConstellationOtelError(Exception):
-    """The base of all of them."""
+    """The base of all of them.
+
+    As text they are one line without control characters, whatever they repeat of others' words.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ListenerDefinitionError(ConstellationOtelError, TypeError):
@@ -183,6 +189,10 @@ class ExecutionFailedError(ConstellationOtelError):
         self.outputs = outputs
         self.failure = failure
         self.__cause__ = failure
+
+    def __str__(self) -> str:
+        # the modules' own errors may have several lines
+        return printable(Exception.__str__(self), keep="\n\t")
 
     def __reduce__(self) -> tuple[type[ExecutionFailedError], tuple[Any, ...]]:
         args = (self.execution_id, self.dag_name, dict(self.errors), dict(self.outputs), self.failure)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry._logs import SeverityNumber
 
+from constellation_otel._log import log
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def exception_signals() -> tuple[bool, bool]:
         case "logs/dup":
             return True, True
         case _:
-            message = "%s=%r is unknown and ignored: exceptions are span events; use 'logs' or 'logs/dup'"
-            _LOGGER.warning(message, _EXCEPTION_SIGNAL, value)
+            message = "%s=%s is unknown and ignored: exceptions are span events; use 'logs' or 'logs/dup'"
+            log(_LOGGER, logging.WARNING, message, _EXCEPTION_SIGNAL, repr(value))
             return True, False
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel.delivery import Record
 from constellation_otel.dialects import encode_json
 from constellation_otel.errors import GoneError, MisconfiguredError, RefusedError, UnavailableError
@@ -533,7 +533,7 @@ class Lane(Generic[T]):
         trouble, self._trouble = self._trouble, None
         if trouble is not None:
             away = self._clock() - trouble.since
-            _LOGGER.info("%s: takes events again, after %.1f s", self.sink.name, away)
+            log(_LOGGER, logging.INFO, "%s: takes events again, after %.1f s", self.sink.name, away)
 
     def _done(self, parcels: Sequence[Parcel[T]]) -> None:
         self._sent += len(parcels)

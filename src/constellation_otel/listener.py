@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from constellation_otel._callbacks import check_callbacks
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -229,26 +229,52 @@ class LoggingListener(ExecutionListener):
         self._logger = logger if logger is not None else logging.getLogger("constellation_otel.executions")
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
-        self._logger.info("execution %s of %s started", execution_id, dag_name)
+        log(self._logger, logging.INFO, "execution %s of %s started", execution_id, dag_name)
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
-        self._logger.info("execution %s: module %s (%s) started", execution_id, module_name, module_id)
+        log(self._logger, logging.INFO, "execution %s: module %s (%s) started", execution_id, module_name, module_id)
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
-        self._logger.info(
-            "execution %s: module %s (%s) completed in %.3f ms", execution_id, module_name, module_id, duration_ms
+        log(
+            self._logger,
+            logging.INFO,
+            "execution %s: module %s (%s) completed in %.3f ms",
+            execution_id,
+            module_name,
+            module_id,
+            duration_ms,
         )
 
     def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
-        self._logger.warning(
-            "execution %s: module %s (%s) failed", execution_id, module_name, module_id, exc_info=error
+        log(
+            self._logger,
+            logging.WARNING,
+            "execution %s: module %s (%s) failed",
+            execution_id,
+            module_name,
+            module_id,
+            error=error,
         )
 
     def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
         if succeeded:
-            self._logger.info("execution %s of %s completed in %.3f ms", execution_id, dag_name, duration_ms)
+            log(
+                self._logger,
+                logging.INFO,
+                "execution %s of %s completed in %.3f ms",
+                execution_id,
+                dag_name,
+                duration_ms,
+            )
         else:
-            self._logger.warning("execution %s of %s failed after %.3f ms", execution_id, dag_name, duration_ms)
+            log(
+                self._logger,
+                logging.WARNING,
+                "execution %s of %s failed after %.3f ms",
+                execution_id,
+                dag_name,
+                duration_ms,
+            )
 
     def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
-        self._logger.info("execution %s of %s was cancelled", execution_id, dag_name)
+        log(self._logger, logging.INFO, "execution %s of %s was cancelled", execution_id, dag_name)

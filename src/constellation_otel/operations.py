@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from constellation_otel._log import CleanFormatter, log
+from constellation_otel._text import printable
 from constellation_otel.assembler import Assembler
 from constellation_otel.bridge import Bridge, BridgeReport, sink_names
 from constellation_otel.dead_letters import DeadLetters
@@ -145,10 +147,10 @@ def run_bridge(
             dead_letters=None if dead_letters is None else DeadLetters(dead_letters),
             close_timeout=close_timeout,
         )
-        _LOGGER.info("from %s to %s", source.name, ", ".join(sink_names(sinks)))
+        log(_LOGGER, logging.INFO, "from %s to %s", source.name, ", ".join(sink_names(sinks)))
         if health is not None:
             served = stack.enter_context(Health(health, bridge))
-            _LOGGER.info("health is served on %s", served.url)
+            log(_LOGGER, logging.INFO, "health is served on %s", served.url)
         if telemetry is not None:
             telemetry.watch(bridge)
         with _stopping(bridge):
@@ -160,7 +162,7 @@ def run_bridge(
         if console.is_terminal:
             _say(report, "bridged", console)
         else:
-            _LOGGER.info("%d events bridged", report.events, extra={"report": msgspec.to_builtins(report)})
+            log(_LOGGER, logging.INFO, "%d events bridged", report.events, report=msgspec.to_builtins(report))
         return _exit_code(report)
 
 
@@ -349,7 +351,7 @@ def _exit_code(report: BridgeReport) -> int:
 
 def _say(report: BridgeReport, verb: str, console: Console, *, with_sinks: bool = True) -> None:
     for line in _summary(report, verb, with_sinks=with_sinks):
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True, markup=False, emoji=False)
 
 
 @contextmanager
@@ -378,6 +380,7 @@ def _logging(console: Console) -> Iterator[None]:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False)
+        handler.setFormatter(CleanFormatter())
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_JsonFormatter())
@@ -393,13 +396,13 @@ def _logging(console: Console) -> Iterator[None]:
         ours.setLevel(level)
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(CleanFormatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
         report = getattr(record, "report", None)
         if report is not None:
@@ -434,9 +437,11 @@ def _status_line(bridge: Bridge, console: Console) -> Iterator[None]:
 def _status(report: BridgeReport, troubles: dict[str, str], fraction_read: float | None) -> RenderableType:
     held = sum(lane.held for lane in report.sinks.values())
     sent = ", ".join(f"{name} {lane.sent}" for name, lane in report.sinks.items())
-    text = Text(f"{report.source}: {report.events} events, {report.open} open, sent: {sent}, held: {held}")
+    line = f"{report.source}: {report.events} events, {report.open} open, sent: {sent}, held: {held}"
+    text = Text(printable(line))
     for name, reason in troubles.items():
-        text.append(f"\n{name}: {reason}", style="bold red")
+        text.append("\n")
+        text.append(printable(f"{name}: {reason}"), style="bold red")
     return text if fraction_read is None else Group(ProgressBar(1.0, fraction_read), text)
 
 

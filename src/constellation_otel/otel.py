@@ -19,7 +19,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.assembler import Assembler
 from constellation_otel.events import (
@@ -340,7 +340,9 @@ class OpenTelemetryListener(EventListener):
             return SdkTraces(tracer)
         if isinstance(tracer, trace.NoOpTracer):
             return None
-        _LOGGER.warning(
+        log(
+            _LOGGER,
+            logging.WARNING,
             "%s is not the OpenTelemetry SDK's tracer provider: spans get ids of its own choosing, and a module's"
             " own work does not nest under its span",
             type(provider).__qualname__,

@@ -15,9 +15,9 @@ from uuid import UUID
 
 from msgspec.structs import replace
 from opentelemetry import context as otel_context
-from opentelemetry.sdk.trace import TracerProvider
 
 from constellation_otel._deadline import deadline_of, seconds_left
+from constellation_otel._log import log
 from constellation_otel.assembler import Assembler
 from constellation_otel.buffer import BufferedListener
 from constellation_otel.dead_letters import DeadLetters
@@ -27,7 +27,7 @@ from constellation_otel.instruments import Published
 from constellation_otel.lane import Lane
 from constellation_otel.signals import PrivateSignals
 from constellation_otel.stages import AssemblyStage
-from constellation_otel.tracing import Sampled
+from constellation_otel.tracing import Sampled, sampler_of_environment
 from constellation_otel.transports.journal import Journal
 from constellation_otel.transports.otlp import OtlpSink, make_resource
 
@@ -123,7 +123,7 @@ class OtlpListener(BufferedListener):
         sink = OtlpSink(endpoint, protocol=protocol, resource=resource, headers=headers)
         self._is_closed = False
         self._is_enabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
-        self._sampler = sampler or TracerProvider(shutdown_on_exit=False).sampler
+        self._sampler = sampler or sampler_of_environment()
         letters = None if dead_letters is None else DeadLetters(dead_letters)
 
         def make_lane(acknowledge: Callable[[Sequence[Position]], None]) -> Lane[Span]:
@@ -145,7 +145,7 @@ class OtlpListener(BufferedListener):
 
         store = None
         if not self._is_enabled:
-            _LOGGER.info("OTEL_SDK_DISABLED is set: nothing is sent, and a journal stays as it is")
+            log(_LOGGER, logging.INFO, "OTEL_SDK_DISABLED is set: nothing is sent, and a journal stays as it is")
         elif journal is not None:
             store = Journal(Path(journal), sinks=[_SINK], max_bytes=max_journal_bytes)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import logging
 import socket
+import sys
 import threading
 import time
 import zlib
@@ -39,6 +40,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from constellation_otel._log import log
 from constellation_otel.errors import DecodeError, ReceiverError
 from constellation_otel.otlp_decoding import (
     LogRecord,
@@ -629,7 +631,7 @@ class _HttpServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
         # stopping is what cuts them then
         level = logging.DEBUG if self.receiver._stopping.is_set() else logging.WARNING  # noqa: SLF001 - one machine in two parts
-        _LOG.log(level, "the connection from %s broke", client_address, exc_info=True)
+        log(_LOG, level, "the connection from %s broke", client_address, error=sys.exception())
 
     def close_connections(self) -> None:
         """Ends every connection's thread; to be called when no more are accepted."""

@@ -30,7 +30,7 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 
 from constellation_otel._deadline import deadline_of, seconds_left
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel._text import message_of
 from constellation_otel.errors import (
     ConstellationOtelError,
@@ -766,7 +766,13 @@ class _Threads:
             # in slices, for a future that is cancelled meanwhile wakes nobody before its executor looks at it
             wait(pending, min(left, _CLOSE_SLICE))
             if not left and not all(future.done() for future in pending):
-                _LOG.warning("%d executions or modules have not ended within %g s; they run on", len(pending), timeout)
+                log(
+                    _LOG,
+                    logging.WARNING,
+                    "%d executions or modules have not ended within %g s; they run on",
+                    len(pending),
+                    timeout,
+                )
                 return False
         if self._owned:
             self.executor.shutdown()

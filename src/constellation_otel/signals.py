@@ -11,10 +11,12 @@ import logging
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import grpc
 from opentelemetry.exporter.otlp.proto.grpc import _log_exporter as grpc_logs
 from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as grpc_metrics
+from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http import _log_exporter as http_logs
 from opentelemetry.exporter.otlp.proto.http import metric_exporter as http_metrics
 from opentelemetry.sdk._logs import LoggerProvider
@@ -23,9 +25,13 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from constellation_otel._deadline import deadline_of, seconds_left
+from constellation_otel._environment import configured
 from constellation_otel._log import RateLimitedLog
+from constellation_otel.errors import ConfigurationError
 from constellation_otel.exception_logs import exception_signals, log_exceptions
 from constellation_otel.instruments import Instruments
+from constellation_otel.transports._otlp_settings import far_side_of
+from constellation_otel.transports.otlp import credentials_of, proxy_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,14 +43,16 @@ if TYPE_CHECKING:
 
     from constellation_otel.instruments import Observed
     from constellation_otel.spans import Span
+    from constellation_otel.transports._otlp_settings import FarSide, Signal
 
-__all__ = ["PrivateSignals"]
+__all__ = ["Exporters", "PrivateSignals", "grpc_options", "http_options"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _EXIT_TIMEOUT: Final = 1.0
 # the SDK's type is about text, gRPC's option about a number
-_OWN_CONNECTION: Final[Any] = (("grpc.use_local_subchannel_pool", 1),)
+_OWN_CONNECTION: Final[Any] = ("grpc.use_local_subchannel_pool", 1)
 """Of gRPC's channels: a shared connection would be the parent's in a forked child."""
+_MAX_INTERVAL: Final = 86_400_000
 
 
 class PrivateSignals:
@@ -67,6 +75,9 @@ class PrivateSignals:
 
     Attributes:
         with_events: Whether exceptions are events of spans.
+
+    Raises:
+        ConfigurationError: A variable cannot be used.
     """
 
     def __init__(
@@ -85,14 +96,21 @@ class PrivateSignals:
         self._instruments: Instruments | None = None
         self._processor: BatchLogRecordProcessor | None = None
         self._logger_provider: LoggerProvider | None = None
-        far_side = _FarSide(endpoint, protocol, headers)
-        if _is_wanted("OTEL_METRICS_EXPORTER"):
-            self._reader = _Reader(far_side.metrics())
-            self._instruments = Instruments.of(MeterProvider([self._reader], resource=resource, shutdown_on_exit=False))
+        exporters = Exporters(endpoint, protocol, headers)
         if with_logs and _is_wanted("OTEL_LOGS_EXPORTER"):
-            self._processor = BatchLogRecordProcessor(far_side.logs())
-            self._logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+            _check_interval("OTEL_BLRP_SCHEDULE_DELAY")
+            with configured("OTEL_BLRP_", "OTEL_LOGRECORD_", "OTEL_ATTRIBUTE_", "OTEL_EXPORTER_", "OTEL_PYTHON_"):
+                self._logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+                self._processor = BatchLogRecordProcessor(exporters.logs())
             self._logger_provider.add_log_record_processor(self._processor)
+        if _is_wanted("OTEL_METRICS_EXPORTER"):
+            try:
+                self._reader, self._instruments = _metrics(exporters, resource)
+            except ConfigurationError:
+                if self._processor is not None:
+                    # its thread would run on
+                    self._processor._batch_processor.shutdown(timeout_millis=0)  # noqa: SLF001 - its own takes no timeout
+                raise
         self._at_exit = _closer(weakref.ref(self))
         atexit.register(self._at_exit)
 
@@ -171,35 +189,92 @@ class _Reader(PeriodicExportingMetricReader):
             super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
 
 
-class _FarSide:
-    """What the SDK's exporters are made with; what is not given they ask the variables for."""
+class Exporters:
+    """Makes the SDK's exporters from what ``_otlp_settings`` has read of each signal's settings.
+
+    Raises:
+        ConfigurationError: An argument, or a variable, cannot be used.
+    """
 
     def __init__(self, endpoint: str | None, protocol: str | None, headers: Mapping[str, str] | None) -> None:
         self._endpoint = None if endpoint is None else endpoint.rstrip("/").removesuffix("/v1/traces")
         self._protocol = protocol
-        # gRPC takes no others
-        self._headers = None if headers is None else {name.lower(): value for name, value in headers.items()}
+        self._headers = headers
 
     def metrics(self) -> MetricExporter:
-        if self._is_grpc("METRICS"):
-            return grpc_metrics.OTLPMetricExporter(
-                self._endpoint, headers=self._headers, channel_options=_OWN_CONNECTION
-            )
-        return http_metrics.OTLPMetricExporter(self._url("/v1/metrics"), headers=self._headers)
+        far_side = self.far_side("metrics")
+        if far_side.protocol == "grpc":
+            return grpc_metrics.OTLPMetricExporter(**grpc_options(far_side))
+        return http_metrics.OTLPMetricExporter(**http_options(far_side))
 
     def logs(self) -> LogRecordExporter:
-        if self._is_grpc("LOGS"):
-            return grpc_logs.OTLPLogExporter(self._endpoint, headers=self._headers, channel_options=_OWN_CONNECTION)
-        return http_logs.OTLPLogExporter(self._url("/v1/logs"), headers=self._headers)
+        far_side = self.far_side("logs")
+        if far_side.protocol == "grpc":
+            return grpc_logs.OTLPLogExporter(**grpc_options(far_side))
+        return http_logs.OTLPLogExporter(**http_options(far_side))
 
-    def _is_grpc(self, signal: str) -> bool:
-        protocol = self._protocol
-        for variable in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-            protocol = protocol or os.environ.get(variable, "").strip().lower()
-        return (protocol or "grpc") == "grpc"
+    def far_side(self, signal: Signal) -> FarSide:
+        return far_side_of(
+            self._endpoint,
+            signal=signal,
+            protocol=cast("Any", self._protocol),
+            headers=self._headers,
+            compression=None,
+            timeout=None,
+            certificate=None,
+            client_key=None,
+            client_certificate=None,
+        )
 
-    def _url(self, path: str) -> str | None:
-        return None if self._endpoint is None else self._endpoint + path
+
+def grpc_options(far_side: FarSide) -> dict[str, Any]:
+    """What the SDK's exporters over gRPC are made with, so that they read nothing themselves."""
+    is_secure = far_side.endpoint.scheme == "https"
+    return {
+        "endpoint": far_side.url,
+        "insecure": not is_secure,
+        "credentials": credentials_of(far_side) if is_secure else None,
+        "headers": far_side.headers,
+        "timeout": far_side.timeout,
+        "compression": grpc.Compression.Gzip if far_side.is_zipped else grpc.Compression.NoCompression,
+        "channel_options": (_OWN_CONNECTION, *proxy_options(far_side)),
+    }
+
+
+def http_options(far_side: FarSide) -> dict[str, Any]:
+    """What the SDK's exporters over HTTP are made with, so that they read nothing themselves."""
+    return {
+        "endpoint": far_side.url,
+        "headers": far_side.headers,
+        "timeout": far_side.timeout,
+        "compression": Compression.Gzip if far_side.is_zipped else Compression.NoCompression,
+        "certificate_file": far_side.certificate,
+        "client_key_file": far_side.client_key,
+        "client_certificate_file": far_side.client_certificate,
+    }
+
+
+def _metrics(exporters: Exporters, resource: Resource) -> tuple[_Reader, Instruments | None]:
+    _check_interval("OTEL_METRIC_EXPORT_INTERVAL")
+    with configured("OTEL_METRIC", "OTEL_EXPORTER_", "OTEL_PYTHON_"):
+        exporter = exporters.metrics()
+        # reads the rest of the variables, before the reader has a thread
+        MeterProvider(resource=resource, shutdown_on_exit=False)
+        reader = _Reader(exporter)
+    return reader, Instruments.of(MeterProvider([reader], resource=resource, shutdown_on_exit=False))
+
+
+def _check_interval(variable: str) -> None:
+    """Refuses an interval, in milliseconds, at which the SDK's thread would end by an exception."""
+    value = os.environ.get(variable, "")
+    try:
+        interval = float(value)
+    except ValueError:
+        # the SDK warns and takes its default
+        return
+    if not 0 < interval <= _MAX_INTERVAL:
+        message = f"{variable} is {value!r}; a positive number of milliseconds is needed, {_MAX_INTERVAL} at most"
+        raise ConfigurationError(message)
 
 
 def _is_wanted(exporter: str) -> bool:

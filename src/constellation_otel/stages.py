@@ -15,6 +15,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from constellation_otel._log import RateLimitedLog
 from constellation_otel.delivery import InMemory, Position, Record
 from constellation_otel.spans import EXECUTION_ID, MODULE_NAME, Span
 
@@ -177,6 +178,7 @@ class AssemblyStage:
         self._event_clock = clock
         self._clock = clock or _StandingClock()
         self._forget = forget
+        self._log = RateLimitedLog()
         self._groups: dict[UUID, Group] = {}
         # executions that have left, and whose spans are not safe yet
         self._unsafe: OrderedDict[UUID, Group] = OrderedDict()
@@ -254,9 +256,9 @@ class AssemblyStage:
             on_their_way = group.outstanding
             try:
                 parcels += self._parcels(self._assembler.finish_one(execution_id))
-            except Exception:
-                # a defect, which must cost one execution and no more: there is no later time for the others
-                _LOGGER.exception("execution %s cannot be finished, and is left out", execution_id)
+            except Exception as error:  # noqa: BLE001 - a defect; there is no later time for the other executions
+                message = "execution %s cannot be finished, and is left out"
+                self._log.write(_LOGGER, logging.ERROR, "finish", message, execution_id, error=error)
                 self._assembler.discard(execution_id)
                 self._forget(execution_id)
                 if self._groups.pop(execution_id, None) is not None:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
@@ -25,6 +26,7 @@ from opentelemetry.sdk.trace.sampling import Decision as Sampling
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, TraceFlags
 from opentelemetry.trace.span import TraceState
 
+from constellation_otel._environment import configured
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.events import clean_name
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Tracer
     from opentelemetry.util.types import Attributes
 
-__all__ = ["NOT_TRACED", "Decision", "PlainTraces", "Sampled", "SdkTraces", "decide"]
+__all__ = ["NOT_TRACED", "Decision", "PlainTraces", "Sampled", "SdkTraces", "decide", "sampler_of_environment"]
 
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -364,3 +366,13 @@ def _finish(made: trace.Span, span: Span, *, with_events: bool) -> None:
         for event in span.events:
             made.add_event(event.name, event.attributes, event.timestamp_ns)
     made.end(span.end_ns)
+
+
+def sampler_of_environment() -> Sampler:
+    """The sampler that OTEL_TRACES_SAMPLER says.
+
+    Raises:
+        ConfigurationError: It, or a limit of spans in the environment, cannot be used.
+    """
+    with configured("OTEL_TRACES_", "OTEL_SPAN_", "OTEL_ATTRIBUTE_", "OTEL_EVENT_", "OTEL_LINK_", "OTEL_PYTHON_"):
+        return SdkTracerProvider(resource=Resource.get_empty(), shutdown_on_exit=False).sampler

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from opentelemetry.trace import StatusCode
 
+from constellation_otel._text import printable
 from constellation_otel.errors import MissingExtraError
 from constellation_otel.spans import MISSING, OUTCOME, Span
 
@@ -280,9 +281,7 @@ class _Drawing:
 
     def _text(self, text: str, keep: str = "") -> str:
         """Text that can be written to this console and cannot do anything to it."""
-        escaped = "".join(
-            char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
-        )
+        escaped = printable(text, keep)
         return escaped.encode("ascii", "backslashreplace").decode() if self._glyphs is _ASCII else escaped
 
     def _cut(self, text: Text, width: int) -> Text:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,8 +23,11 @@ import pytest
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # stubs without py.typed
 from opentelemetry import context as otel_context
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
-from opentelemetry.instrumentation.requests import RequestsInstrumentor
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -43,6 +47,7 @@ from constellation_otel.errors import (
 )
 from constellation_otel.receiver import Delay, Drop, PartialSuccess, Receiver, Refuse
 from constellation_otel.spans import Span, SpanEvent
+from constellation_otel.transports._bounded_http import Clock
 from constellation_otel.transports.otlp import OtlpSink, make_resource
 from support import DEADLINE, eventually, self_signed
 
@@ -82,7 +87,8 @@ RECEIVED = [
 Wire: TypeAlias = Literal["grpc", "http/protobuf"]
 BOTH = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 SECRET = "s3cr3t"
-VARIABLES = ("OTEL_", "REQUESTS_", "HTTP_", "HTTPS_", "http_", "https_", "ALL_", "all_", "NO_", "no_")
+USE_PROXY = "http://host:port or http://user:password@host:port"
+VARIABLES = ("OTEL_", "REQUESTS_", "HTTP_", "HTTPS_", "http_", "https_", "ALL_", "all_", "NO_", "no_", "grpc_")
 
 
 @pytest.fixture(autouse=True)
@@ -389,23 +395,177 @@ def test_a_netrc_file_does_not_replace_the_authorization(
     assert receiver.requests[0].headers["authorization"] == "Bearer x"
 
 
-def test_over_http_the_proxy_of_the_environment_is_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", receiver.http_endpoint)
-    sink = OtlpSink("http://collector.invalid:4318", protocol="http/protobuf", resource=RESOURCE)
-    error = raised_by(sink)
-    sink.close()
-    # our receiver is no proxy and wonders about the path
-    assert isinstance(error, MisconfiguredError)
-    assert str(error).startswith("http://collector.invalid:4318/v1/traces answered 404: http://collector.invalid:4318")
+class Asked(NamedTuple):
+    """What a proxy was asked."""
+
+    line: str
+    authorization: str | None
 
 
-def test_a_proxy_that_cannot_be_one_is_held_as_any_other_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://a..b:1")
-    sink = OtlpSink("http://collector.invalid:4318", protocol="http/protobuf", resource=RESOURCE)
-    error = raised_by(sink)
+@contextmanager
+def proxy_to(port: int, status: str = "200 OK") -> Iterator[tuple[str, list[Asked]]]:
+    """A real proxy for one connection, whatever is asked for: forwards to a port, after CONNECT too."""
+    asked: list[Asked] = []
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client, socket.create_connection(("127.0.0.1", port)) as server, ThreadPoolExecutor(2) as pumps:
+            client.settimeout(DEADLINE)
+            server.settimeout(DEADLINE)
+            received = b""
+            while b"\r\n\r\n" not in received:
+                received += client.recv(65_536)
+            head = received.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+            fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+            asked.append(Asked(head[0], fields.get("proxy-authorization")))
+            if head[0].startswith("CONNECT"):
+                client.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
+                if status != "200 OK":
+                    return
+            else:
+                # our receiver takes a path only
+                method, url, version = received.split(b" ", 2)
+                server.sendall(b" ".join([method, b"/" + url.split(b"/", 3)[3], version]))
+            pumps.submit(pump, client, server)
+            pumps.submit(pump, server, client)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(DEADLINE)
+        serving = thread.submit(serve)
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+        serving.result(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("variable", "user", "token"),
+    [
+        ("HTTP_PROXY", "", None),
+        ("http_proxy", "http://", None),
+        ("ALL_PROXY", "http://me:a%40b@", "Basic bWU6YUBi"),
+        ("http_proxy", "http://token@", "Basic dG9rZW4="),
+    ],
+)
+def test_over_http_the_proxy_of_the_environment_is_used_with_its_credentials(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, variable: str, user: str, token: str | None
+) -> None:
+    with proxy_to(int(receiver.http_endpoint.rpartition(":")[2])) as (proxy, asked):
+        monkeypatch.setenv(variable, f"{user}{proxy}")
+        sink = OtlpSink("http://collector.invalid:4318", protocol="http/protobuf", resource=RESOURCE)
+        assert sink.send(SPANS, DEADLINE) == []
+        sink.close()
+    assert asked == [Asked("POST http://collector.invalid:4318/v1/traces HTTP/1.1", token)]
+    assert receiver.received == RECEIVED
+
+
+def test_a_proxy_connects_through_to_an_endpoint_with_tls(
+    certificates: Certificates, make_sink: Callable[..., OtlpSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tls_server("http/protobuf", certificates.server, certificates.server_key) as endpoint:
+        with proxy_to(int(endpoint.rpartition(":")[2])) as (proxy, asked):
+            monkeypatch.setenv("https_proxy", f"http://me:pw@{proxy}")
+            monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+            sink = make_sink(endpoint, protocol="http/protobuf", certificate=certificates.server)
+            assert sink.send(SPANS, DEADLINE) == []
+            sink.close()
+        assert [(one.line.rpartition(" ")[0], one.authorization) for one in asked] == [
+            (f"CONNECT {endpoint.removeprefix('https://')}", "Basic bWU6cHc=")
+        ]
+
+
+def test_a_proxy_that_wants_other_credentials_says_where_to_look(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, make_sink: Callable[..., OtlpSink]
+) -> None:
+    port = int(receiver.http_endpoint.rpartition(":")[2])
+    with proxy_to(port, "407 no, \x1b[31mme:s3cr3t") as (proxy, _):
+        monkeypatch.setenv("https_proxy", f"http://me:s3cr3t@{proxy}")
+        error = raised_by(make_sink("https://collector.invalid:4318", protocol="http/protobuf"))
+    assert type(error) is MisconfiguredError
+    assert str(error).endswith("; look at the proxy's URL and its credentials")
+    assert SECRET not in str(error)
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("listed", ["127.0.0.1", "10.0.0.0/8, 127.0.0.0/8", "*", "127.0.0.1:{port}"])
+@BOTH
+def test_what_no_proxy_lists_is_connected_to_directly(
+    receiver: Receiver,
+    sink_of: Callable[..., OtlpSink],
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: Wire,
+    listed: str,
+) -> None:
+    endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
+    monkeypatch.setenv("http_proxy", f"http://me:{SECRET}@[")
+    monkeypatch.setenv("no_proxy", listed.format(port=endpoint.rpartition(":")[2]))
+    assert sink_of(protocol).send(SPANS, DEADLINE) == []
+
+
+def test_over_grpc_a_proxy_is_used_that_is_in_lower_case(
+    receiver: Receiver, sink_of: Callable[..., OtlpSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://unused:1")
+    monkeypatch.setenv("no_grpc_proxy", "10.0.0.0/8")
+    with proxy_to(int(receiver.grpc_endpoint.rpartition(":")[2])) as (proxy, asked):
+        monkeypatch.setenv("grpc_proxy", f"me:pw@{proxy}")
+        sink = sink_of("grpc")
+        assert sink.send(SPANS, DEADLINE) == []
+        sink.close()
+    assert [(one.line.split()[0], one.authorization) for one in asked] == [("CONNECT", "Basic bWU6cHc=")]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "value", "said"),
+    [
+        *[
+            (protocol, value, f"is not the URL of a proxy; use {USE_PROXY}")
+            for protocol in ("grpc", "http/protobuf")
+            for value in (
+                "://me:s3cr3t@x",
+                "http://me:s3cr3t@",
+                "http://me:s3cr3t@127.0.0.1:99999",
+                "http://me:s3cr3t@[::1",
+                "://me:s3cr3t@",
+                "http://me:s3cr3t@127.0.0.1:abc",
+                "http://me:s3cr3t@a..b:1",
+            )
+        ],
+        ("http/protobuf", "socks5://me:s3cr3t@c:1", "names a proxy of a kind that OTLP over http/protobuf cannot use;"),
+        ("grpc", "https://me:s3cr3t@c:1", "names a proxy of a kind that OTLP over grpc cannot use; use http://"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_refused_by_its_variable_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, protocol: Wire, value: str, said: str
+) -> None:
+    monkeypatch.setenv("http_proxy", value)
+    with pytest.raises(ConfigurationError) as refused:
+        OtlpSink("http://c:1", protocol=protocol, resource=RESOURCE)
+    assert str(refused.value).startswith(f"http_proxy {said}")
+    assert SECRET not in str(refused.value)
+
+
+@BOTH
+def test_what_is_printed_of_the_settings_has_no_secrets(monkeypatch: pytest.MonkeyPatch, protocol: Wire) -> None:
+    monkeypatch.setenv("http_proxy", f"http://me:{SECRET}@127.0.0.1:1")
+    sink = OtlpSink("http://c:1", protocol=protocol, resource=RESOURCE, headers={"key": SECRET})
+    assert repr(sink._far_side) == f"FarSide({protocol!r}, {sink.endpoint!r})"
+    assert repr(sink._far_side.proxy) == "Proxy('http://127.0.0.1:1')"
+    logged = "".join(traceback.format_exception(raised_by(sink)))
     sink.close()
-    assert type(error) is UnavailableError
-    assert "cannot be reached: LocationParseError: Failed to parse: 'a..b'" in str(error)
+    assert SECRET not in logged
+
+
+def test_an_undecodable_password_of_a_proxy_is_sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:p\udcff@127.0.0.1:1")
+    sink = OtlpSink("http://c:1", protocol="http/protobuf", resource=RESOURCE)
+    assert sink._far_side.proxy is not None
+    assert sink._far_side.proxy.headers == {"proxy-authorization": "Basic bWU6cP8="}
 
 
 @BOTH
@@ -775,19 +935,168 @@ def test_a_look_up_that_hangs_keeps_the_timeout_and_is_not_repeated_before_it_ha
 ) -> None:
     found = threading.Event()
 
-    def hang(*_: object) -> None:
-        found.wait(DEADLINE)
+    asked = []
+
+    def hang(host: str, *_: object, flags: int = 0, **__: object) -> None:
+        if not flags:
+            asked.append(host)
+            found.wait(DEADLINE)
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     sink = make_sink("http://c:1", protocol="http/protobuf")
-    assert str(raised_by(sink, 0.05)) == "http://c:1/v1/traces did not answer in time"
-    said = "http://c:1/v1/traces is not asked again before the request that it did not answer has ended"
-    assert str(raised_by(sink, 0.05)) == said
+    for _ in range(2):
+        assert str(raised_by(sink, 0.05)) == "http://c:1/v1/traces did not answer in time"
+    assert asked == ["c"]
     found.set()
     error = raised_by(sink)
     assert type(error) is UnavailableError
     assert "no such name" in str(error)
+
+
+PARTIAL = ExportTracePartialSuccess(rejected_spans=1, error_message="bad")
+ANSWER = ExportTraceServiceResponse(partial_success=PARTIAL).SerializeToString()
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(ANSWER), ANSWER)
+SIZED = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(ANSWER),
+    ANSWER,
+)
+
+
+def take_request(connection: socket.socket) -> None:
+    """Reads a whole HTTP request."""
+    connection.settimeout(DEADLINE)
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65_536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0])
+    while len(body) < length:
+        body += connection.recv(65_536)
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """A server of a connection for each answer, which it closes after that."""
+
+    def serve() -> None:
+        for answer in answers:
+            connection, _ = listener.accept()
+            with connection:
+                take_request(connection)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(DEADLINE)
+        serving = thread.submit(serve)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving.result(DEADLINE)
+
+
+@pytest.mark.parametrize("whole", [SIZED, CHUNKED], ids=["sized", "chunked"])
+def test_an_answer_that_is_cut_anywhere_is_no_acknowledgement(whole: bytes) -> None:
+    cuts = [whole[:length] for length in range(len(whole))]
+    with answering(*cuts, whole) as endpoint:
+        sink = OtlpSink(endpoint, protocol="http/protobuf", resource=RESOURCE)
+        for cut in cuts:
+            assert type(raised_by(sink)) is UnavailableError, cut
+        assert sink.send(SPANS, DEADLINE) == [Rejection(None, 1, "bad")]
+        sink.close()
+
+
+def test_an_answer_whose_end_is_the_connections_is_complete_with_its_head() -> None:
+    """As HTTP has it: there is no other sign, and the status is in the head."""
+    head = b"HTTP/1.0 200 OK\r\n\r\n"
+    with answering(head + ANSWER, head, head[:-1]) as endpoint:
+        sink = OtlpSink(endpoint, protocol="http/protobuf", resource=RESOURCE)
+        assert sink.send(SPANS, DEADLINE) == [Rejection(None, 1, "bad")]
+        assert sink.send(SPANS, DEADLINE) == []
+        assert type(raised_by(sink)) is UnavailableError
+        sink.close()
+
+
+def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_failure() -> None:
+    """The server answers, keeps the connection open as far as the client knows, and is gone at the next request."""
+    kept = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    served = 0
+
+    def serve() -> None:
+        nonlocal served
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                take_request(connection)
+                connection.sendall(kept)
+                served += 1
+                if served == 1:
+                    # takes the next request and goes without an answer
+                    take_request(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(DEADLINE)
+        serving = thread.submit(serve)
+        sink = OtlpSink(f"http://127.0.0.1:{listener.getsockname()[1]}", protocol="http/protobuf", resource=RESOURCE)
+        assert sink.send(SPANS, DEADLINE) == []
+        assert sink.send(SPANS, DEADLINE) == []
+        sink.close()
+        serving.result(DEADLINE)
+    assert served == 2
+
+
+def test_nothing_is_waited_for_after_the_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        Clock().remaining()
+
+
+def test_the_first_address_that_can_be_connected_to_is_used(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, make_sink: Callable[..., OtlpSink]
+) -> None:
+    port = int(receiver.http_endpoint.rpartition(":")[2])
+    real = socket.getaddrinfo
+
+    def two(host: str, *rest: Any, **options: Any) -> Any:
+        if host != "c":
+            return real(host, *rest, **options)
+        if options.get("flags"):
+            raise socket.gaierror
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", at)) for at in (1, port)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    assert make_sink(f"http://c:{port}", protocol="http/protobuf").send(SPANS, DEADLINE) == []
+
+
+def test_where_no_thread_can_be_started_names_are_looked_up_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, make_sink: Callable[..., OtlpSink]
+) -> None:
+    """As at the exit of Python 3.12.0 to 3.12.2."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with answering(SIZED) as endpoint, monkeypatch.context() as patch:
+        sink = make_sink(endpoint.replace("127.0.0.1", "localhost"), protocol="http/protobuf")
+        patch.setattr(threading.Thread, "start", refuse)
+        assert sink.send(SPANS, DEADLINE) == [Rejection(None, 1, "bad")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "q" * 100_000), "is unavailable: qqq"),
+        (lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "q" * 5_000_000), "sent no answer that can be"),
+        (lambda _: b"x" * 2_000_000, "sent no answer that can be read: RESOURCE_EXHAUSTED: "),
+    ],
+    ids=["long status", "very long status", "long answer"],
+)
+def test_a_status_that_the_client_makes_up_is_no_refusal_over_grpc(
+    answer: Callable[[grpc.ServicerContext], bytes], expected: str
+) -> None:
+    with grpc_server(lambda _, context: answer(context)) as endpoint:
+        sink = OtlpSink(endpoint, resource=RESOURCE)
+        error = raised_by(sink)
+        sink.close()
+    assert isinstance(error, UnavailableError)
+    assert str(error).startswith(f"{endpoint} {expected}")
 
 
 # Trust
@@ -922,7 +1231,7 @@ def test_sending_is_not_traced_where_the_caller_says_so(receiver: Receiver, sink
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    instrumentor = RequestsInstrumentor()
+    instrumentor = URLLib3Instrumentor()
     instrumentor.instrument(tracer_provider=provider)
     sink = sink_of("http/protobuf")
     try:
@@ -945,6 +1254,7 @@ import os, sys
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 from constellation_otel.spans import Span
+from constellation_otel.transports._bounded_http import Clock
 from constellation_otel.transports.otlp import OtlpSink
 
 def send(name):

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, log
 from constellation_otel.errors import GoneError, MisconfiguredError, UnavailableError
 from constellation_otel.transports._gzip_members import MEMBER_HEADER, Members, member_of
 
@@ -113,7 +113,7 @@ class Followed:
             file = open_regular(self._path)
         except FileNotFoundError:
             if not self._is_awaited:
-                _LOGGER.info("%s is not there yet; waiting for it", self._path)
+                log(_LOGGER, logging.INFO, "%s is not there yet; waiting for it", self._path)
             self._is_awaited = True
             return None
         self._is_awaited = False
@@ -176,7 +176,7 @@ class Appended:
             last_byte = os.pread(file.fileno(), 1, size - 1) if size else b""
         if last_byte in {b"", b"\n"}:
             return b""
-        _LOGGER.warning("%s ends in the middle of a line; ending the line", self._path)
+        log(_LOGGER, logging.WARNING, "%s ends in the middle of a line; ending the line", self._path)
         return b"\n"
 
     def _cut_torn_member(self, file: io.FileIO, size: int, deadline: float) -> bytes:
@@ -210,7 +210,7 @@ class Appended:
             raise MisconfiguredError(message)
         if torn:
             message = "%s ends in a batch that was not written to its end; cutting off its %d bytes"
-            _LOGGER.warning(message, self._path, size - members.whole)
+            log(_LOGGER, logging.WARNING, message, self._path, size - members.whole)
             os.ftruncate(file.fileno(), members.whole)
         return members.last_byte
 

@@ -29,6 +29,7 @@ T = TypeVar("T", Producer, Consumer)
 _LOGGER: Final = logging.getLogger("constellation_otel.transports.kafka")
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SECRET: Final = re.compile(r"password|secret|\.pem$|oauthbearer\.config|assertion")
+_UNFIT: Final = re.compile(r"[\0\ud800-\udfff]")
 
 UNKNOWN_TOPIC: Final = {
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - the library's own names for its local errors
@@ -93,6 +94,11 @@ class Cluster:
             message = f"{self.url}: {setting} is not among the options that can be given; leave it out"
             raise ConfigurationError(message)
         self.settings: dict[str, Any] = {**defaults, **config, **fixed}
+        for setting, value in self.settings.items():
+            # librdkafka takes bytes that end with a NUL, and its binding aborts the process for what has no UTF-8
+            if _UNFIT.search(setting) or (isinstance(value, str) and _UNFIT.search(value)):
+                message = f"{self.url}: {setting} has characters that are not text; correct or leave it out"
+                raise ConfigurationError(message)
         self.trouble: KafkaError | None = None
         self._complaint: KafkaError | None = None
         self._log = RateLimitedLog()

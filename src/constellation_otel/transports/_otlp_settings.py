@@ -1,36 +1,85 @@
 """Where an OTLP endpoint is and how to speak to it: arguments, the standard variables and URLs, looked at.
 
-What is given goes before ``OTEL_EXPORTER_OTLP_TRACES_*``, that before ``OTEL_EXPORTER_OTLP_*``.
+What is given goes before ``OTEL_EXPORTER_OTLP_TRACES_*`` (or ``_METRICS_``, ``_LOGS_``),
+that before ``OTEL_EXPORTER_OTLP_*``.
 Nothing here connects; ``otlp`` does.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
+from base64 import b64encode
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from msgspec import Struct
 
+from constellation_otel._log import log
+from constellation_otel._text import printable
 from constellation_otel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Compression", "FarSide", "WireProtocol", "endpoint_of_url", "far_side_of"]
+__all__ = ["Compression", "FarSide", "Proxy", "Signal", "WireProtocol", "endpoint_of_url", "far_side_of"]
 
 WireProtocol: TypeAlias = Literal["grpc", "http/protobuf"]
 Compression: TypeAlias = Literal["none", "gzip"]
+Signal: TypeAlias = Literal["traces", "metrics", "logs"]
 
-_PATH: Final = "/v1/traces"
+_LOGGER: Final = logging.getLogger("constellation_otel.transports.otlp")
 _DEFAULT_TIMEOUT: Final = 10.0
+_MAX_TIMEOUT: Final = 86_400.0
+_IN_MILLISECONDS: Final = 1_000.0
+"""From which on a timeout was probably meant in milliseconds, as the specification has them."""
 _SHORTEST_SECRET: Final = 4
 """Characters of a header's value, at least, for it to be one; a tenant's number would be part of everything."""
 _MAX_SAID: Final = 300
 """Characters of the far side's words, at most, in an error's message."""
+
+
+class Proxy(Struct, frozen=True):
+    """An HTTP proxy of the environment.
+
+    Attributes:
+        url: Where it is, without its credentials.
+        credentials: ``user:password`` as its URL has them, percent-encoded; empty where there are none.
+    """
+
+    url: str
+    credentials: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What says to the proxy who asks."""
+        return {"proxy-authorization": f"Basic {self._token}"} if self.credentials else {}
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Everything that may not be repeated, as it may be written."""
+        user, _, password = self.credentials.partition(":")
+        found = (self.credentials, password, self._decoded, unquote(password), self._token)
+        # a user without a password is a token
+        return found if password else (*found, user, unquote(user))
+
+    @property
+    def _decoded(self) -> str:
+        return unquote(self.credentials)
+
+    @property
+    def _token(self) -> str:
+        # undecodable bytes of the variable as they were
+        return b64encode(self._decoded.encode(errors="surrogateescape")).decode()
+
+    def __repr__(self) -> str:
+        return f"Proxy({self.url!r})"
 
 
 class FarSide(Struct, frozen=True):
@@ -44,24 +93,35 @@ class FarSide(Struct, frozen=True):
     certificate: str | None
     client_key: str | None
     client_certificate: str | None
+    proxy: Proxy | None
 
     @property
     def url(self) -> str:
         return self.endpoint.geturl()
 
+    def __repr__(self) -> str:
+        # no headers and no proxy, which have secrets
+        return f"FarSide({self.protocol!r}, {self.url!r})"
+
     def quoted(self, said: str) -> str:
         """The far side's words on one line, cut, and without what it repeats of our headers' values."""
-        for value in self.headers.values():
-            # of "Bearer token", the token alone is secret, too
-            for secret in (value, value.rpartition(" ")[2]):
-                if len(secret) >= _SHORTEST_SECRET:
-                    said = said.replace(secret, "***")
-        return " ".join(said.split())[:_MAX_SAID]
+        return printable(" ".join(self.hidden(said).split()))[:_MAX_SAID]
+
+    def hidden(self, text: str) -> str:
+        """A text without what it has of our headers' values and of the proxy's credentials."""
+        # of "Bearer token", the token alone is secret, too
+        secrets = [secret for value in self.headers.values() for secret in (value, value.rpartition(" ")[2])]
+        secrets += self.proxy.secrets if self.proxy else ()
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+        return text
 
 
 def far_side_of(
     endpoint: str | None,
     *,
+    signal: Signal = "traces",
     protocol: WireProtocol | None,
     headers: Mapping[str, str] | None,
     compression: Compression | None,
@@ -75,16 +135,18 @@ def far_side_of(
     Raises:
         ConfigurationError: An argument, or a variable, cannot be used.
     """
-    protocol = _chosen_protocol(protocol)
+    protocol = _chosen_protocol(signal, protocol)
+    url = _chosen_endpoint(signal, endpoint, protocol)
     far_side = FarSide(
         protocol=protocol,
-        endpoint=_chosen_endpoint(endpoint, protocol),
-        headers=_chosen_headers(headers, protocol),
-        is_zipped=_chosen_compression(compression) == "gzip",
-        timeout=_chosen_timeout(timeout),
-        certificate=_chosen_file("certificate", certificate),
-        client_key=_chosen_file("client_key", client_key),
-        client_certificate=_chosen_file("client_certificate", client_certificate),
+        endpoint=url,
+        headers=_chosen_headers(signal, headers, protocol),
+        is_zipped=_chosen_compression(signal, compression) == "gzip",
+        timeout=_chosen_timeout(signal, timeout),
+        certificate=_chosen_file(signal, "certificate", certificate),
+        client_key=_chosen_file(signal, "client_key", client_key),
+        client_certificate=_chosen_file(signal, "client_certificate", client_certificate),
+        proxy=_chosen_proxy(url, protocol),
     )
     if far_side.client_key is not None and far_side.client_certificate is None:
         message = "client_key is given without client_certificate; give both, or neither"
@@ -107,18 +169,18 @@ def endpoint_of_url(url: str) -> tuple[str, WireProtocol]:
     return parsed._replace(scheme=scheme, netloc=netloc).geturl(), protocol
 
 
-def _variable(name: str) -> tuple[str, str] | None:
+def _variable(signal: Signal, name: str) -> tuple[str, str] | None:
     """The variable that counts, and its value; an empty one is as good as none."""
-    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+    for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
         if value := os.environ.get(variable, "").strip():
             return variable, value
     return None
 
 
-def _chosen(what: str, given: str | None, variable: str, default: str, choices: Sequence[str]) -> str:
+def _chosen(signal: Signal, what: str, given: str | None, default: str, choices: Sequence[str]) -> str:
     if given is not None:
         value = given
-    elif found := _variable(variable):
+    elif found := _variable(signal, what.upper()):
         what, value = found[0], found[1].lower()
     else:
         value = default
@@ -128,18 +190,18 @@ def _chosen(what: str, given: str | None, variable: str, default: str, choices: 
     return value
 
 
-def _chosen_protocol(given: WireProtocol | None) -> WireProtocol:
-    return cast("WireProtocol", _chosen("protocol", given, "PROTOCOL", "grpc", ("grpc", "http/protobuf")))
+def _chosen_protocol(signal: Signal, given: WireProtocol | None) -> WireProtocol:
+    return cast("WireProtocol", _chosen(signal, "protocol", given, "grpc", ("grpc", "http/protobuf")))
 
 
-def _chosen_compression(given: Compression | None) -> Compression:
-    return cast("Compression", _chosen("compression", given, "COMPRESSION", "none", ("none", "gzip")))
+def _chosen_compression(signal: Signal, given: Compression | None) -> Compression:
+    return cast("Compression", _chosen(signal, "compression", given, "none", ("none", "gzip")))
 
 
-def _chosen_timeout(given: float | None) -> float:
+def _chosen_timeout(signal: Signal, given: float | None) -> float:
     what, value = "timeout", str(given)
     if given is None:
-        found = _variable("TIMEOUT")
+        found = _variable(signal, "TIMEOUT")
         if found is None:
             return _DEFAULT_TIMEOUT
         what, value = found
@@ -147,16 +209,19 @@ def _chosen_timeout(given: float | None) -> float:
         timeout = float(value)
     except ValueError:
         timeout = math.nan
-    if not timeout > 0:
-        message = f"{what} is {value!r}; a positive number of seconds is needed"
+    if not 0 < timeout <= _MAX_TIMEOUT:
+        message = f"{what} is {value!r}; a positive number of seconds is needed, {_MAX_TIMEOUT:.0f} at most"
         raise ConfigurationError(message)
+    if given is None and signal == "traces" and timeout >= _IN_MILLISECONDS:
+        message = "%s is %s: these are seconds, as OpenTelemetry Python has them, not milliseconds"
+        log(_LOGGER, logging.WARNING, message, what, value)
     return timeout
 
 
-def _chosen_file(what: str, given: str | os.PathLike[str] | None) -> str | None:
+def _chosen_file(signal: Signal, what: str, given: str | os.PathLike[str] | None) -> str | None:
     if given is not None:
         path = os.fspath(given)
-    elif found := _variable(what.upper()):
+    elif found := _variable(signal, what.upper()):
         what, path = found
     else:
         return None
@@ -166,25 +231,76 @@ def _chosen_file(what: str, given: str | os.PathLike[str] | None) -> str | None:
     return path
 
 
-def _chosen_endpoint(given: str | None, protocol: WireProtocol) -> SplitResult:
+def _chosen_endpoint(signal: Signal, given: str | None, protocol: WireProtocol) -> SplitResult:
     what, text = "endpoint", given
     if text is None:
         default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
-        what, text = _variable("ENDPOINT") or (what, default)
+        what, text = _variable(signal, "ENDPOINT") or (what, default)
     if protocol == "grpc" and "://" not in text:
-        insecure = _variable("INSECURE")
+        insecure = _variable(signal, "INSECURE")
         is_insecure = insecure is not None and insecure[1].lower() == "true"
         text = f"{'http' if is_insecure else 'https'}://{text}"
     url = _parsed(text, what, _ENDPOINT_SCHEMES)
     if protocol == "grpc":
         return url._replace(path="")
-    if what == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT":
+    if what == f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT":
         return url._replace(path=url.path or "/")
-    base = url.path.rstrip("/")
-    is_whole = given is not None and base.endswith(_PATH)
-    return url._replace(path=base if is_whole else base + _PATH)
+    base, path = url.path.rstrip("/"), f"/v1/{signal}"
+    is_whole = given is not None and base.endswith(path)
+    return url._replace(path=base if is_whole else base + path)
 
 
+def _chosen_proxy(endpoint: SplitResult, protocol: WireProtocol) -> Proxy | None:
+    """The proxy of the environment: gRPC's variables as gRPC reads them, else as the standard library does."""
+    if protocol == "grpc":
+        found = {name: os.environ[name].strip() for name in _GRPC_PROXIES if os.environ.get(name, "").strip()}
+    else:
+        proxies = getproxies()
+        found = {
+            f"{kind}_proxy": proxies[kind].strip() for kind in (endpoint.scheme, "all") if proxies.get(kind, "").strip()
+        }
+    if not found or _is_direct(endpoint, protocol):
+        return None
+    what, text = next(iter(found.items()))
+    what = next((name for name in (what, what.upper()) if os.environ.get(name)), what)
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        url = urlsplit(text)
+        port, host = url.port, url.hostname or ""
+    except ValueError:
+        host = ""
+    if not _HOST.fullmatch(host):
+        message = f"{what} is not the URL of a proxy; use http://host:port or http://user:password@host:port"
+        raise ConfigurationError(message)
+    if url.scheme not in (("http",) if protocol == "grpc" else ("http", "https")):
+        message = (
+            f"{what} names a proxy of a kind that OTLP over {protocol} cannot use; use http://host:port, or list"
+            " the endpoint's host in no_proxy"
+        )
+        raise ConfigurationError(message)
+    credentials, _, host = url.netloc.rpartition("@")
+    return Proxy(f"{url.scheme}://{host if port else host.removesuffix(':')}", credentials)
+
+
+def _is_direct(endpoint: SplitResult, protocol: WireProtocol) -> bool:
+    """Whether an endpoint is among those that are connected to without a proxy."""
+    host = str(endpoint.hostname)
+    if proxy_bypass(f"{host}:{endpoint.port}" if endpoint.port else host):
+        return True
+    listed = getproxies().get("no", "")
+    if protocol == "grpc":
+        listed = os.environ.get(_GRPC_DIRECT, "") or listed
+    for entry in listed.split(","):
+        # the standard library knows no networks
+        with suppress(ValueError):
+            if ip_address(host) in ip_network(entry.strip(), strict=False):
+                return True
+    return False
+
+
+_GRPC_DIRECT: Final = "no_grpc_proxy"
+_GRPC_PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 _ENDPOINT_SCHEMES: Final = ("http", "https")
 _URL_SCHEMES: Final[dict[str, tuple[WireProtocol, str, int]]] = {
     "otlp": ("grpc", "http", 4317),
@@ -212,6 +328,8 @@ def _parsed(text: str, what: str, schemes: Sequence[str] | Mapping[str, object])
         message = f"{what} names no host: {_printable(url)}"
     elif not _HOST.fullmatch(url.hostname):
         message = f"{what} has {url.hostname!r} for a host; there are letters, digits and hyphens between single dots"
+    elif not url.path.isprintable():
+        message = f"{what} has a path with characters that cannot be sent: {url.path!r}"
     elif url.query or url.fragment:
         message = f"{what} has something after its path, {_printable(url)}, which means nothing; leave it out"
     else:
@@ -227,10 +345,10 @@ def _printable(url: SplitResult) -> str:
     return url._replace(query="", fragment="").geturl()
 
 
-def _chosen_headers(given: Mapping[str, str] | None, protocol: WireProtocol) -> dict[str, str]:
+def _chosen_headers(signal: Signal, given: Mapping[str, str] | None, protocol: WireProtocol) -> dict[str, str]:
     """Names in lower case and their values; an error's message has no value in it, nor what may be one."""
     what, pairs = "headers", list((given or {}).items())
-    if given is None and (found := _variable("HEADERS")):
+    if given is None and (found := _variable(signal, "HEADERS")):
         what, pairs = found[0], _header_list(*found)
     headers = {}
     for number, (name, value) in enumerate(pairs, 1):

@@ -61,6 +61,7 @@ _MIN_TIMEOUT: Final = 0.1
 # PostgreSQL's client takes one second for two
 _MIN_CONNECT_TIMEOUT: Final = 2
 
+_UNFIT: Final = re.compile(r"[\0\ud800-\udfff]|%00")
 _SHOWN: Final = ("host", "port", "table", "timezone")
 _NO_URL: Final = (
     "it has to be postgresql://user:password@host/database or sqlite:///file, "
@@ -190,6 +191,9 @@ class Address:
     """
 
     def __init__(self, url: str, table: str, timezone: str | None) -> None:
+        if _UNFIT.search(url):
+            message = f"the URL has characters that are not text: {_NO_URL}"
+            raise ConfigurationError(message)
         try:
             parsed = sqlalchemy.make_url(url)
         except (ArgumentError, ValueError):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from websockets.uri import WebSocketURI
 
+from constellation_otel._log import log
 from constellation_otel._version import SCOPE_VERSION
 from constellation_otel.errors import ConfigurationError
 
@@ -94,5 +95,5 @@ def headers_of(api_key: str | None, name: str) -> dict[str, str]:
         raise ConfigurationError(message)
     if len(key) < _KEY_LENGTH:
         message = "%s: the API key has %d characters, and an engine takes none below %d"
-        _LOGGER.warning(message, name, len(key), _KEY_LENGTH)
+        log(_LOGGER, logging.WARNING, message, name, len(key), _KEY_LENGTH)
     return headers | {"Authorization": f"Bearer {key}"}

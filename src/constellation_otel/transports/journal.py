@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
+from constellation_otel._log import log
 from constellation_otel.delivery import Position, Record, Rejection, Restarted, Unreadable
 from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.transports._journal_file import (
@@ -414,7 +415,7 @@ def events_of(path: str | os.PathLike[str], execution_id: UUID) -> list[Event]:
         if isinstance(item, Record):
             events.append(item.event)
         else:
-            _LOGGER.warning("%s: event %d is left out: %s", path, item.position.offset, item.reason)
+            log(_LOGGER, logging.WARNING, "%s: event %d is left out: %s", path, item.position.offset, item.reason)
     return events
 
 
@@ -454,13 +455,15 @@ def _registered(database: Database, names: Sequence[str]) -> dict[str, int]:
     """The sinks' bits; says what the file keeps for others."""
     bits, held_for_others = register(database, names)
     for name, held in held_for_others.items():
-        _LOGGER.warning(
-            "%s keeps %d events for %r, which is no sink of it now: read it for that sink,"
-            " or drop them with constellation_otel.transports.journal.forget(path, %r)",
+        log(
+            _LOGGER,
+            logging.WARNING,
+            "%s keeps %d events for %s, which is no sink of it now: read it for that sink,"
+            " or drop them with constellation_otel.transports.journal.forget(path, %s)",
             database.path,
             held,
-            name,
-            name,
+            repr(name),
+            repr(name),
         )
     return bits
 

@@ -24,29 +24,29 @@ INTERNAL or 500. Such an answer may be about the data, but it is also what comes
 stream that was reset, from a server whose storage is away, and from a proxy whose
 collector is. So what got it is held.
 
+Only a whole answer is one. Over HTTP that is its head and the body that the head
+announces; with neither length nor chunks the body ends with the connection, as HTTP has
+it. What gRPC's client makes up itself, of an answer that it cannot read, is an
+UnavailableError.
+
 Where the endpoint is, and what else is configured, is found out in ``_otlp_settings``.
 """
 
 from __future__ import annotations
 
-import contextvars
 import gzip
 import logging
 import re
-import socket
 import ssl
-import threading
 import time
-from concurrent.futures import Future, wait
-from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
-import requests
 import urllib3
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped] # stubs without py.typed
@@ -61,31 +61,30 @@ from opentelemetry.sdk.resources import (
     Resource,
 )
 from opentelemetry.sdk.version import __version__ as _SDK_VERSION  # noqa: N812 - a constant, whatever its name
-from requests.adapters import HTTPAdapter
 
 from constellation_otel._fork import after_fork_in_child
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCOPE_VERSION
 from constellation_otel.delivery import Rejection
 from constellation_otel.errors import (
+    ConfigurationError,
     DeliveryError,
     MisconfiguredError,
     RefusedError,
     UnavailableError,
 )
 from constellation_otel.otlp_encoding import encode_request
+from constellation_otel.transports._bounded_http import Clock, Connection, TlsConnection
 from constellation_otel.transports._otlp_settings import FarSide, endpoint_of_url, far_side_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-    from urllib3.connection import HTTPConnection
-
     from constellation_otel.spans import Span
     from constellation_otel.transports._otlp_settings import Compression, WireProtocol
 
-__all__ = ["OtlpSink", "make_resource"]
+__all__ = ["OtlpSink", "credentials_of", "make_resource", "proxy_options"]
 
 _LOG: Final = logging.getLogger(__name__)
 _METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -96,11 +95,15 @@ _LEAST_TIMEOUT: Final = 0.01
 _MAX_RECONNECT_MS: Final = 5_000
 """Milliseconds, at most, until gRPC tries a collector that was away again; its own default is two minutes."""
 _MAX_ANSWER: Final = 1024 * 1024
+_MAX_STATUS: Final = 4 * 1024 * 1024
+"""Bytes of a gRPC status with all that comes with it."""
 _NO_REASON: Final = "no reason was given"
 
 _LOOK_AT_ENDPOINT: Final = "look at the endpoint, OTEL_EXPORTER_OTLP_ENDPOINT: an OTLP server does not answer so"
 _LOOK_AT_HEADERS: Final = "look at the headers, OTEL_EXPORTER_OTLP_HEADERS, which have the credentials"
 _LOOK_AT_PROTOCOL: Final = "look at the protocol, OTEL_EXPORTER_OTLP_PROTOCOL"
+_LOOK_AT_PROXY: Final = "look at the proxy's URL and its credentials"
+_PROXY_REFUSAL: Final = "Tunnel connection failed: 407"
 _LOOK_AT_CERTIFICATES: Final = (
     "look at the endpoint's scheme, and at OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY"
 )
@@ -118,6 +121,9 @@ def make_resource(service_name: str | None = None) -> Resource:
 
     Returns:
         What OTEL_RESOURCE_ATTRIBUTES has, ``service.name`` and ``telemetry.sdk.*``.
+
+    Raises:
+        ConfigurationError: One of these is not UTF-8.
     """
     attributes = {
         TELEMETRY_SDK_LANGUAGE: "python",
@@ -126,6 +132,11 @@ def make_resource(service_name: str | None = None) -> Resource:
         **OTELResourceDetector().detect().attributes,
     }
     attributes[SERVICE_NAME] = service_name or attributes.get(SERVICE_NAME) or _DEFAULT_SERVICE_NAME
+    try:
+        "".join(f"{name}{value}" for name, value in attributes.items()).encode()
+    except UnicodeEncodeError:
+        message = "the service's name, OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES is not UTF-8; correct it"
+        raise ConfigurationError(message) from None
     return Resource(attributes)
 
 
@@ -311,25 +322,49 @@ class _Grpc:
         options = [
             ("grpc.primary_user_agent", _USER_AGENT),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", _MAX_ANSWER),
+            # a status that is longer would be replaced by one that the client makes up
+            ("grpc.max_metadata_size", _MAX_STATUS),
+            ("grpc.absolute_max_metadata_size", _MAX_STATUS),
             ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
             # a shared one would be the parent's connection in a forked child
             ("grpc.use_local_subchannel_pool", 1),
+            *proxy_options(self._far_side),
         ]
         target = self._far_side.endpoint.netloc
         if self._far_side.endpoint.scheme == "http":
             return grpc.insecure_channel(target, options)
-        certificate = self._far_side.client_certificate
         try:
-            credentials = grpc.ssl_channel_credentials(
-                _contents(self._far_side.certificate),
-                # gRPC would abort the process if it got one of the two without the other
-                _contents(self._far_side.client_key or certificate),
-                _contents(certificate),
-            )
+            credentials = credentials_of(self._far_side)
         except OSError as error:
             message = f"{self._far_side.url} cannot be connected to: {error}; {_LOOK_AT_CERTIFICATES}"
-            raise MisconfiguredError(message) from error
+            raise MisconfiguredError(message) from None
         return grpc.secure_channel(target, credentials, options)
+
+
+def credentials_of(far_side: FarSide) -> grpc.ChannelCredentials:
+    """GRPC's credentials for an endpoint with TLS.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    certificate = far_side.client_certificate
+    return grpc.ssl_channel_credentials(
+        _contents(far_side.certificate),
+        # gRPC would abort the process if it got one of the two without the other
+        _contents(far_side.client_key or certificate),
+        _contents(certificate),
+    )
+
+
+def proxy_options(far_side: FarSide) -> list[tuple[str, Any]]:
+    """Options of a channel, without which gRPC would read the variables itself, and print one that it cannot use."""
+    proxy = far_side.proxy
+    if proxy is None:
+        return [("grpc.enable_http_proxy", 0)]
+    return [
+        ("grpc.http_proxy", proxy.url if not proxy.credentials else proxy.url.replace("//", f"//{proxy.credentials}@"))
+    ]
 
 
 def _contents(path: str | None) -> bytes | None:
@@ -340,11 +375,18 @@ def _grpc_error(far_side: FarSide, call: grpc.Call) -> DeliveryError:
     code, details = call.code(), call.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return _no_answer(far_side)
-    message = f"{far_side.url} answered {code.name}: {far_side.quoted(details) or _NO_REASON}"
-    hint = _GRPC_HINTS.get(code)
-    if hint is None and code is grpc.StatusCode.UNAVAILABLE:
-        message = f"{far_side.url} is unavailable: {far_side.quoted(details) or _NO_REASON}"
+    said = far_side.quoted(details) or _NO_REASON
+    if code is grpc.StatusCode.UNAVAILABLE:
+        message = f"{far_side.url} is unavailable: {said}"
         hint = next((hint for part, hint in _GRPC_CONNECTION_HINTS.items() if part in details), None)
+    elif _GRPC_MADE_UP.match(details):
+        message = f"{far_side.url} sent no answer that can be read: {code.name}: {said}"
+        # a connection that breaks gets better by itself, an answer of many megabytes does not
+        hint = _LOOK_AT_ENDPOINT if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "vs." in details else None
+        return UnavailableError(message) if hint is None else MisconfiguredError(f"{message}; {hint}")
+    else:
+        message = f"{far_side.url} answered {code.name}: {said}"
+        hint = _GRPC_HINTS.get(code)
     if hint is not None:
         return MisconfiguredError(f"{message}; {hint}")
     retry_after = _retry_info(call)
@@ -353,6 +395,10 @@ def _grpc_error(far_side: FarSide, call: grpc.Call) -> DeliveryError:
     return UnavailableError(message, retry_after=retry_after)
 
 
+_GRPC_MADE_UP: Final = re.compile(
+    r"(Stream removed|CLIENT:|received (initial |trailing )?metadata size exceeds|Received RST_STREAM|RST_STREAM)"
+)
+"""How a status' message begins that the client library has made itself; it is not the server's answer."""
 _GRPC_REFUSALS: Final = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION}
 )
@@ -388,160 +434,136 @@ def _retry_info(call: grpc.Call) -> float | None:
 
 
 class _Http:
-    """OTLP/HTTP in protobuf.
-
-    requests' own timeout is for each read, and for no look-up of a name, so each request
-    has a thread, and its connection is cut when its time is over.
-    """
+    """OTLP/HTTP in protobuf: one connection, used in the caller's thread."""
 
     def __init__(self, far_side: FarSide) -> None:
         self._far_side = far_side
-        self._session: requests.Session | None = None
-        self._abandoned: Future[bytes] | None = None
+        self._clock = Clock()
+        self._manager: urllib3.PoolManager | None = None
+        self._headers = {
+            "user-agent": _USER_AGENT,
+            **far_side.headers,
+            "content-type": "application/x-protobuf",
+            **({"content-encoding": "gzip"} if far_side.is_zipped else {}),
+        }
 
     def export(self, body: bytes, deadline: float) -> bytes:
-        if self._abandoned is not None:
-            wait([self._abandoned], _remaining(deadline))
-            if not self._abandoned.done():
-                message = f"{self._far_side.url} is not asked again before the request that it did not answer has ended"
-                raise UnavailableError(message)
-            self._abandoned = None
-        if self._session is None:
-            self._session = self._new_session()
-        future: Future[bytes] = Future()
-        # the caller's context says that none of this is traced
-        run = partial(contextvars.copy_context().run, _resolve, future, self._exchange, self._session, body, deadline)
-        threading.Thread(target=run, name="constellation-otel-otlp-http", daemon=True).start()
-        wait([future], _remaining(deadline))
-        if not future.done():
-            self._abandoned = future
-            cast("_Adapter", self._session.get_adapter(self._far_side.url)).cut()
-            self.close()
-            raise _no_answer(self._far_side)
-        return future.result()
+        self._clock.deadline = time.monotonic() + _remaining(deadline)
+        if self._far_side.is_zipped:
+            body = gzip.compress(body, mtime=0)
+        try:
+            response, content = self._exchange(body)
+        except (urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
+            failure: DeliveryError = _connection_error(self._far_side, error)
+        else:
+            if response.status == HTTPStatus.OK and content is not None and not _is_text(response):
+                return content
+            failure = _http_error(self._far_side, response, content)
+        # outside of the except clause: an error that is its context would be logged with what it repeats of secrets
+        raise failure
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        if self._manager is not None:
+            self._manager.clear()
+            self._manager = None
 
     def forget(self) -> None:
-        self._session = self._abandoned = None
+        self._manager = None
+        self._clock = Clock()
 
-    def _new_session(self) -> requests.Session:
-        session = requests.Session()
-        session.mount(f"{self._far_side.endpoint.scheme}://", _Adapter())
-        # otherwise a .netrc would replace the authorization header
-        session.auth = _as_it_is
-        session.headers = {
-            "user-agent": _USER_AGENT,
-            **self._far_side.headers,
-            "content-type": "application/x-protobuf",
-        }
-        return session
-
-    def _exchange(self, session: requests.Session, body: bytes, deadline: float) -> bytes:
-        """One request and its answer, in a thread of its own."""
-        headers = {}
-        if self._far_side.is_zipped:
-            headers["content-encoding"] = "gzip"
-            body = gzip.compress(body, mtime=0)
-        certificate, key = self._far_side.client_certificate, self._far_side.client_key
-        try:
-            with session.post(
-                self._far_side.url,
-                body,
-                headers=headers,
-                # the caller cuts what is connected; this ends what never will be, when nobody waits for it
-                timeout=2 * _remaining(deadline),
-                allow_redirects=False,
-                # given here, they go before those of the environment
-                verify=self._far_side.certificate or True,
-                cert=(certificate, key) if certificate and key else certificate,
-                stream=True,
-            ) as response:
-                content = _content(response)
-        # urllib3's own come through where a name cannot be one
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _connection_error(self._far_side, error) from error
-        except OSError as error:
-            message = f"{self._far_side.url} cannot be connected to: {error}; {_LOOK_AT_CERTIFICATES}"
-            raise MisconfiguredError(message) from error
-        if response.status_code != HTTPStatus.OK or content is None or _is_text(response):
-            raise _http_error(self._far_side, response, content)
-        return content
-
-
-def _resolve(future: Future[bytes], exchange: Callable[..., bytes], *args: object) -> None:
-    try:
-        future.set_result(exchange(*args))
-    except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
-        future.set_exception(error)
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
-class _Adapter(HTTPAdapter):
-    """Speaks through one connection at a time, which another thread may cut."""
-
-    def __init__(self) -> None:
-        super().__init__(pool_connections=1, pool_maxsize=1)
-        self._connection: HTTPConnection | None = None
-
-    def cut(self) -> None:
-        """Ends what is waited for on the connection."""
-        connected = None if self._connection is None else self._connection.sock
-        if connected is not None:
-            # it may have ended by itself
-            with suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+    def _exchange(self, body: bytes) -> tuple[urllib3.BaseHTTPResponse, bytes | None]:
+        """One request and its whole answer."""
+        manager = self._manager = self._manager or self._new_manager()
+        pool = manager.connection_from_url(self._far_side.url)
         # urllib3 does no more with it than call it
-        pool.ConnectionCls = partial(self._connect, type(pool).ConnectionCls)
-        return pool
+        cast("Any", pool).ConnectionCls = partial(
+            TlsConnection if pool.scheme == "https" else Connection, clock=self._clock
+        )
+        connected = self._clock.connected
+        try:
+            return self._request(manager, body)
+        except (urllib3.exceptions.ProtocolError, HTTPException, OSError):
+            if self._clock.connected != connected:
+                raise
+        # a connection that was kept may have been closed by the server meanwhile
+        return self._request(manager, body)
 
-    def _connect(self, connection_class: Callable[..., HTTPConnection], **options: Any) -> HTTPConnection:
-        self._connection = connection_class(**options)
-        return self._connection
+    def _request(self, manager: urllib3.PoolManager, body: bytes) -> tuple[urllib3.BaseHTTPResponse, bytes | None]:
+        response = manager.urlopen(
+            "POST",
+            self._far_side.url,
+            body=body,
+            headers=self._headers,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            timeout=self._clock.remaining(),
+        )
+        return response, _content(response)
+
+    def _new_manager(self) -> urllib3.PoolManager:
+        context, proxy = self._new_context(), self._far_side.proxy
+        if proxy is None:
+            return urllib3.PoolManager(1, ssl_context=context)
+        return urllib3.ProxyManager(proxy.url, 1, proxy_headers=proxy.headers, ssl_context=context)
+
+    def _new_context(self) -> ssl.SSLContext | None:
+        far_side = self._far_side
+        if far_side.endpoint.scheme == "http":
+            return None
+        read = far_side.certificate
+        try:
+            context = ssl.create_default_context(cafile=read)
+            if far_side.client_certificate is not None:
+                read = far_side.client_certificate
+                # without a password OpenSSL would ask for one, on the terminal
+                context.load_cert_chain(read, far_side.client_key, password="")
+        except OSError as error:
+            reason = far_side.quoted(f"{read}: {error}")
+        else:
+            return context
+        message = f"{far_side.url} cannot be connected to: {reason}; {_LOOK_AT_CERTIFICATES}"
+        raise MisconfiguredError(message)
 
 
-def _content(response: requests.Response) -> bytes | None:
+def _content(response: urllib3.BaseHTTPResponse) -> bytes | None:
     """The answer's body; ``None`` where it is larger than any real one."""
     content = bytearray()
-    for piece in response.iter_content(65_536):
+    for piece in response.stream(65_536):
         content += piece
         if len(content) > _MAX_ANSWER:
+            response.close()
             return None
     return bytes(content)
 
 
-def _is_text(response: requests.Response) -> bool:
+def _is_text(response: urllib3.BaseHTTPResponse) -> bool:
     return response.headers.get("content-type", "").strip().lower().startswith("text/")
 
 
 def _connection_error(far_side: FarSide, error: Exception) -> UnavailableError:
     cause = _innermost(error)
-    message = f"{far_side.url} cannot be reached: {type(cause).__name__}: {cause}"
+    if isinstance(error, urllib3.exceptions.TimeoutError) or isinstance(cause, TimeoutError):
+        return _no_answer(far_side)
+    message = f"{far_side.url} cannot be reached: {far_side.quoted(f'{type(cause).__name__}: {cause}')}"
+    if _PROXY_REFUSAL in message:
+        return MisconfiguredError(f"{message}; {_LOOK_AT_PROXY}")
     # the end of a connection is no matter of trust, in the middle of a handshake either
-    if isinstance(error, requests.exceptions.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
         return MisconfiguredError(f"{message}; {_LOOK_AT_CERTIFICATES}")
     return UnavailableError(message)
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What requests and urllib3 have wrapped, each in their own way."""
+    """What urllib3 has wrapped, each in their own way."""
     for inner in (getattr(error, "reason", None), *error.args):
         if isinstance(inner, BaseException):
             return _innermost(inner)
     return error
 
 
-def _http_error(far_side: FarSide, response: requests.Response, content: bytes | None) -> DeliveryError:
-    status = response.status_code
+def _http_error(far_side: FarSide, response: urllib3.BaseHTTPResponse, content: bytes | None) -> DeliveryError:
+    status = response.status
     said = far_side.quoted(_said(response, content or b""))
     message = f"{far_side.url} answered {status}{f': {said}' if said else ''}"
     if status in _HTTP_REFUSALS:
@@ -558,7 +580,7 @@ _HTTP_RETRYABLE: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_E
 _HTTP_HINTS: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: _LOOK_AT_HEADERS,
     HTTPStatus.FORBIDDEN: _LOOK_AT_HEADERS,
-    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: "look at the proxy's credentials in HTTP_PROXY or HTTPS_PROXY",
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: _LOOK_AT_PROXY,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: _LOOK_AT_PROTOCOL,
     HTTPStatus.NOT_IMPLEMENTED: _LOOK_AT_ENDPOINT,
     HTTPStatus.HTTP_VERSION_NOT_SUPPORTED: _LOOK_AT_ENDPOINT,
@@ -566,7 +588,7 @@ _HTTP_HINTS: Final[dict[int, str]] = {
 }
 
 
-def _said(response: requests.Response, content: bytes) -> str:
+def _said(response: urllib3.BaseHTTPResponse, content: bytes) -> str:
     """What an answer says in words: of OTLP's status or of a plain text, not of a page."""
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/x-protobuf":
