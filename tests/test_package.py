@@ -16,6 +16,7 @@ SOURCE = Path(constellation_otel.__file__).parent
 
 MAY_IMPORT = {
     "_callbacks": {"errors"},
+    "_exit": {"_fork"},
     "_fork": set(),
     "_log": {"_fork"},
     "_version": set(),
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "events": {"errors", "listener"},
     "dialects": {"errors", "events"},
     "assembler": {"events", "ids", "spans"},
-    "worker": {"_fork", "_log"},
+    "worker": {"_exit", "_fork", "_log"},
     "delivery": {"events", "spans"},
     "dead_letters": {"_fork", "_log"},
     "otlp_encoding": {"_version", "spans"},
@@ -49,7 +50,7 @@ MAY_IMPORT = {
         "spans",
     },
     "exception_logs": {"_version", "spans"},
-    "signals": {"_log", "exception_logs", "instruments", "spans"},
+    "signals": {"_exit", "_fork", "_log", "exception_logs", "instruments", "spans"},
     "otlp_listener": {
         "assembler",
         "buffer",

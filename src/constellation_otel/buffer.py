@@ -362,14 +362,22 @@ class BufferedListener(EventListener):
             self._feed = Feed(journal, sink_name, dead_letters)
             self._recovered = journal.held(sink_name)
 
+        self._is_left_to_parent = False
+
         def new_lane() -> Lane[T]:
             if os.getpid() != self._owner:
                 self._leave_the_journal_to_the_parent()
             return make_lane(_heard if self._feed is None else self._feed.acknowledge)
 
-        self._delivery: Delivery[T] = Delivery(
-            new_lane, name=name, max_queue=max_queue, feed=self._feed, on_tick=on_tick
-        )
+        def tick() -> None:
+            if self._is_left_to_parent:
+                # said with the first event: most forked children never have one
+                self._is_left_to_parent = False
+                message = "%s: the journal is the parent process's; this child delivers from memory, without one"
+                _LOGGER.warning(message, name)
+            on_tick()
+
+        self._delivery: Delivery[T] = Delivery(new_lane, name=name, max_queue=max_queue, feed=self._feed, on_tick=tick)
         if journal is not None:
             self._writer = _Writer(journal, self._delivery.worker.nudge, f"{name}-journal", max_queue)
             if self._recovered:
@@ -451,9 +459,7 @@ class BufferedListener(EventListener):
         return is_written and is_delivered and not self.counters.held
 
     def _leave_the_journal_to_the_parent(self) -> None:
-        if self._writer is not None:
-            message = "%s: the journal is the parent process's; this child delivers from memory, without one"
-            _LOGGER.warning(message, type(self).__name__)
+        self._is_left_to_parent = self._is_left_to_parent or self._writer is not None
         self._owner = os.getpid()
         self._recovered = 0
         self._writer = self._journal = self._feed = None
