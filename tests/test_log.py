@@ -87,15 +87,16 @@ def test_what_is_held_back_is_not_formatted(log: RateLimitedLog) -> None:
     assert not log.write(LOGGER, logging.WARNING, "key", "%s", Unformattable())
 
 
-def test_keys_are_bounded_and_forgetting_them_only_lets_more_through(
+def test_keys_are_bounded_and_the_one_written_longest_ago_is_forgotten_first(
     log: RateLimitedLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert all(write(log, key) for key in range(_log._MAX_KEYS))
     assert not write(log, 0)
     assert write(log, "one more")
-    assert len(log._keys) == 1
+    assert len(log._keys) == _log._MAX_KEYS
+    assert not write(log, 2)
     assert write(log, 0)
-    assert log.count == len(caplog.records) + 1
+    assert log.count == len(caplog.records) + 2
 
 
 def test_a_clock_is_there_where_none_is_given(caplog: pytest.LogCaptureFixture) -> None:

@@ -339,12 +339,8 @@ FORKING = """
 observe(signals)
 child = os.fork()
 if child == 0:
-    # as the SDK does every minute
-    signals._reader.collect()
-    signals.close(5)
-    own = PrivateSignals(RESOURCE, endpoint=sys.argv[1], protocol=sys.argv[2])
-    observe(own)
-    os._exit(0 if own.close(20) else 1)
+    observe(signals)
+    os._exit(0 if signals.close(20) else 1)
 _, status = os.waitpid(child, 0)
 print(os.waitstatus_to_exitcode(status), flush=True)
 sys.stdin.readline()
@@ -354,7 +350,9 @@ assert signals.close(20)
 
 def started(text: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-c", PRELUDE + text, *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def test_the_interpreters_exit_sends_what_is_held(receiver: Receiver) -> None:
@@ -378,6 +376,49 @@ def test_a_forked_child_sends_nothing_of_its_parents_and_has_signals_of_its_own(
         assert program.wait(DEADLINE) == 0
     durations = [point.count for point in receiver.metrics if point.name == "constellation.module.duration"]
     assert durations == [1, 1]
+
+
+UNUSED = """
+import threading
+before = 7
+child = os.fork()
+if child == 0:
+    signals.count(before, before)
+    built = [signals._reader, signals._processor]
+    for thread in threading.enumerate():
+        # the SDK starts a thread of logs, which finds that it has nothing to do
+        thread is threading.main_thread() or thread.join(20)
+    os.write(1, f"{built} {threading.active_count()} {signals.close(0)}".encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+FAILING = """
+PrivateSignals._make_providers = lambda *_: 1 / 0
+child = os.fork()
+if child == 0:
+    observe(signals)
+    observe(signals)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@BOTH
+def test_a_forked_child_that_records_nothing_builds_nothing(
+    receiver: Receiver, protocol: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPT_IN, "logs")
+    with started(UNUSED, endpoint_of(receiver, protocol), protocol) as program:
+        assert program.communicate(timeout=DEADLINE)[0] == "[None, None] 1 True"
+    assert program.returncode == 0
+
+
+def test_what_a_forked_child_cannot_build_is_logged_once_and_not_raised(receiver: Receiver) -> None:
+    with started(FAILING, receiver.grpc_endpoint, "grpc") as program:
+        _, logged = program.communicate(timeout=DEADLINE)
+    assert program.returncode == 0
+    assert logged.count("metrics and logs of this forked process are not sent") == 1
+    assert "ZeroDivisionError" in logged
 
 
 def test_signals_that_are_forgotten_are_let_go_of(receiver: Receiver, make: Callable[..., PrivateSignals]) -> None:

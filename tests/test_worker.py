@@ -587,13 +587,13 @@ def test_the_worker_closes_after_exit_hooks_that_are_younger_than_its_thread_unl
     assert output_of(f"{program}; worker.close_first_at_exit()") == ("held\nfinished\nthe provider shuts down\n", "")
 
 
-def test_a_worker_that_is_put_first_before_it_has_a_thread_has_nothing_to_close() -> None:
+def test_a_worker_that_is_put_first_before_it_has_a_thread_stays_where_it_is() -> None:
     program = """
 worker.close_first_at_exit()
 atexit.register(print, "the provider shuts down")
 Worker.close = lambda *_: print("closed")
 """
-    assert output_of(LEAVING + program) == ("the provider shuts down\n", "")
+    assert output_of(LEAVING + program) == ("the provider shuts down\nclosed\n", "")
 
 
 def test_a_worker_that_is_put_first_during_the_exit_is_still_closed() -> None:
@@ -686,3 +686,21 @@ def test_a_worker_can_be_told_to_end_without_waiting_and_finishes_also_what_neve
     assert worker.has_finished
     worker.end_soon()
     assert not worker.put(1)
+
+
+def test_where_no_thread_can_be_had_any_more_the_exit_itself_deals_with_what_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in Python 3.12.0 to 3.12.2, whose exit refuses new threads before its hooks are called."""
+    handled: list[str] = []
+    worker = Worker[str](handled.append, name="last", finish=lambda: handled.append("finished"))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    worker.put("held")
+    worker._close_at_exit()
+    assert handled == ["held", "finished"]
+    assert worker.has_finished
+    assert not worker.put("too late")

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from constellation_otel._fork import after_fork_in_child
+from constellation_otel._fork import PerProcess
 from constellation_otel._text import printable
 
 if TYPE_CHECKING:
@@ -79,17 +79,15 @@ class RateLimitedLog:
         failed: Records that were not written because the logger, a handler or a filter raised.
     """
 
+    _lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
+
     def __init__(self, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
         self.count = 0
         self.failed = 0
+        # until when each is held back, and how often it was; the one that was written longest ago is the first
         self._keys: dict[Hashable, tuple[float, int]] = {}
-        self._new_lock()
-        after_fork_in_child(self._new_lock)
-
-    def _new_lock(self) -> None:
-        self._lock = threading.Lock()
 
     def write(
         self,
@@ -108,7 +106,9 @@ class RateLimitedLog:
         Args:
             logger: Where to.
             level: The record's level.
-            key: Records with the same key share one allowance.
+            key: Records with the same key share one allowance. It is of our own words, such as
+                the kind of an error: with foreign data in it, the data would decide how much
+                is written.
             message: In the logging module's % style.
             *args: The message's values; not formatted where it is held back.
             error: Logged with its traceback.
@@ -123,8 +123,8 @@ class RateLimitedLog:
             if now < allowed_at:
                 self._keys[key] = (allowed_at, held_back + 1)
                 return False
-            if len(self._keys) >= _MAX_KEYS:
-                self._keys.clear()
+            if self._keys.pop(key, None) is None and len(self._keys) >= _MAX_KEYS:
+                del self._keys[next(iter(self._keys))]
             self._keys[key] = (now + self._interval, 0)
         if held_back:
             message += " (%d more like it since the last such record)"

@@ -400,9 +400,8 @@ class Bridge:
     def _skip(self, item: Unreadable) -> None:
         self._unreadable += 1
         where = f"{self._source.name}, {_place(item.position)}"
-        # reasons begin with what is wrong, and end with the data
-        key = ("unreadable", item.reason[:_KIND])
-        self._log.write(_LOGGER, logging.WARNING, key, "%s cannot be read: %s", where, item.reason)
+        # not keyed by the reason, which has foreign data in it
+        self._log.write(_LOGGER, logging.WARNING, "unreadable", "%s cannot be read: %s", where, item.reason)
         if self._dead_letters is not None:
             self._dead_letters.write(where, item.reason, item.data)
         if self._source.is_durable:
@@ -726,8 +725,6 @@ class Bridge:
                 sent, deadline = now_sent, deadline_of(self._close_timeout)
 
 
-_KIND: Final = 40
-"""Characters of a reason that tell one kind of trouble from another."""
 _WAIT: Final = 0.25
 _HANGS: Final = 10.0
 """Seconds after which a write to the journal that has not returned is a trouble."""

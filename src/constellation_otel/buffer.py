@@ -566,10 +566,20 @@ class BufferedListener(EventListener):
             self._feed = Feed(journal, sink_name, dead_letters)
             self._recovered = journal.held(sink_name)
 
+        self._is_left_to_parent = False
+
         def new_lane() -> Lane[T]:
             if os.getpid() != self._owner:
                 self._leave_the_journal_to_the_parent()
             return make_lane(_heard if self._feed is None else self._feed.acknowledge)
+
+        def tick() -> None:
+            if self._is_left_to_parent:
+                # said with the first event: most forked children never have one
+                self._is_left_to_parent = False
+                message = "%s: the journal is the parent process's; this child delivers from memory, without one"
+                log(_LOGGER, logging.WARNING, message, name)
+            on_tick()
 
         self._delivery: Delivery[T] = Delivery(
             new_lane,
@@ -577,7 +587,7 @@ class BufferedListener(EventListener):
             max_queue=max_queue,
             feed=self._feed,
             written=self._recovered,
-            on_tick=on_tick,
+            on_tick=tick,
             on_end=self._end_delivery,
             held=lambda: self.counters.held,
         )
@@ -698,9 +708,7 @@ class BufferedListener(EventListener):
         return self._writer is None or self._is_writer_over or not self._writer.held
 
     def _leave_the_journal_to_the_parent(self) -> None:
-        if self._writer is not None:
-            message = "%s: the journal is the parent process's; this child delivers from memory, without one"
-            log(_LOGGER, logging.WARNING, message, type(self).__name__)
+        self._is_left_to_parent = self._is_left_to_parent or self._writer is not None
         self._owner = os.getpid()
         self._recovered = 0
         self._writer = self._journal = self._feed = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -121,26 +122,19 @@ class OtlpListener(BufferedListener):
             raise ValueError(message)
         resource = make_resource(service_name)
         sink = OtlpSink(endpoint, protocol=protocol, resource=resource, headers=headers)
-        self._is_closed = False
         self._is_enabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
         self._sampler = sampler or sampler_of_environment()
         letters = None if dead_letters is None else DeadLetters(dead_letters)
 
+        new_assembler = partial(Assembler, settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
+        # it refuses numbers: before anything is opened
+        new_assembler()
+
         def make_lane(acknowledge: Callable[[Sequence[Position]], None]) -> Lane[Span]:
-            # first, since it refuses numbers
-            assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
-            # once more in a forked child, but what is closed stays so
-            if not self._is_closed:
-                self._signals = PrivateSignals(
-                    resource,
-                    endpoint=None if endpoint is None else sink.endpoint,
-                    protocol=protocol if endpoint is None else sink.protocol,
-                    headers=headers,
-                )
-                self._signals.watch(self)
+            # once more in a forked child, in the fork: nothing here has threads or connections
             self._published = Published()
             self._sampled = Sampled(self._sampler, self._signals.observe, max_remembered=max_open)
-            self._stage = AssemblyStage(assembler, self._finish_span, forget=self._sampled.forget)
+            self._stage = AssemblyStage(new_assembler(), self._finish_span, forget=self._sampled.forget)
             return Lane(sink, self._stage, acknowledge=acknowledge, max_held=max_queue, dead_letters=letters)
 
         store = None
@@ -149,6 +143,14 @@ class OtlpListener(BufferedListener):
         elif journal is not None:
             store = Journal(Path(journal), sinks=[_SINK], max_bytes=max_journal_bytes)
         try:
+            self._signals = PrivateSignals(
+                resource,
+                endpoint=None if endpoint is None else sink.endpoint,
+                protocol=protocol if endpoint is None else sink.protocol,
+                headers=headers,
+                made_again=lambda: self._delivery.worker.close_first_at_exit(),  # noqa: PLW0108 - the delivery is made later
+            )
+            self._signals.watch(self)
             self._start(_SINK, make_lane, store, max_queue, letters, on_tick=self._publish)
         except BaseException:
             if store is not None:
@@ -210,7 +212,6 @@ class OtlpListener(BufferedListener):
 
     def close(self, timeout: float) -> bool:
         deadline = deadline_of(timeout)
-        self._is_closed = True
         # metrics get a part of the time of their own: spans that cannot be delivered take all that they are given
         is_delivered = super().close(0.8 * seconds_left(deadline))
         self._publish()

@@ -6,7 +6,6 @@ SDK sends them, with the same resource and to the same endpoint.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import time
@@ -26,6 +25,8 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._environment import configured
+from constellation_otel._exit import call_at_exit, exit_hook, forget_at_exit
+from constellation_otel._fork import after_fork_in_child
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.exception_logs import exception_signals, log_exceptions
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.sdk._logs.export import LogRecordExporter
-    from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
+    from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
 
     from constellation_otel.instruments import Observed
@@ -62,8 +63,8 @@ class PrivateSignals:
     the other, ``OTEL_SDK_DISABLED=true`` without both. A log record is made for each
     failed module where ``OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN`` is ``logs`` or ``logs/dup``.
 
-    The interpreter's exit closes this, within a second. In a forked child it does nothing:
-    what it holds is the parent's, and the child is to have one of its own.
+    The end of the process closes this, within a second. In a forked child it makes providers
+    of its own when there is something to record, and sends nothing of its parent's.
 
     Args:
         resource: The spans' own.
@@ -72,6 +73,8 @@ class PrivateSignals:
         protocol: ``grpc`` or ``http/protobuf``; what the variables say of each signal, and
             else ``grpc``, where none is given.
         headers: Sent with every request; the variables' where none are given.
+        made_again: Called when a forked child has providers of its own, which have to outlive
+            what records with them.
 
     Attributes:
         with_events: Whether exceptions are events of spans.
@@ -87,35 +90,69 @@ class PrivateSignals:
         endpoint: str | None,
         protocol: str | None = None,
         headers: Mapping[str, str] | None = None,
+        made_again: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = RateLimitedLog()
-        self._owner = os.getpid()
         self._is_closed = False
         self.with_events, with_logs = exception_signals()
+        self._resource = resource
+        self._exporters = Exporters(endpoint, protocol, headers)
+        self._has_metrics = _is_wanted("OTEL_METRICS_EXPORTER")
+        self._has_logs = with_logs and _is_wanted("OTEL_LOGS_EXPORTER")
+        self._observed: weakref.WeakSet[Observed] = weakref.WeakSet()
+        self._made_again = made_again
+        self._inherited: Any = None
+        self._at_exit = exit_hook(self._close_at_exit)
+        self._make_providers()
+        after_fork_in_child(self._forget_providers)
+
+    def _make_providers(self) -> None:
         self._reader: _Reader | None = None
         self._instruments: Instruments | None = None
         self._processor: BatchLogRecordProcessor | None = None
         self._logger_provider: LoggerProvider | None = None
-        exporters = Exporters(endpoint, protocol, headers)
-        if with_logs and _is_wanted("OTEL_LOGS_EXPORTER"):
+        self._is_made = True
+        if self._is_closed:
+            return
+        if self._has_logs:
             _check_interval("OTEL_BLRP_SCHEDULE_DELAY")
             with configured("OTEL_BLRP_", "OTEL_LOGRECORD_", "OTEL_ATTRIBUTE_", "OTEL_EXPORTER_", "OTEL_PYTHON_"):
-                self._logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-                self._processor = BatchLogRecordProcessor(exporters.logs())
+                self._logger_provider = LoggerProvider(resource=self._resource, shutdown_on_exit=False)
+                self._processor = BatchLogRecordProcessor(self._exporters.logs())
             self._logger_provider.add_log_record_processor(self._processor)
-        if _is_wanted("OTEL_METRICS_EXPORTER"):
+        if self._has_metrics:
             try:
-                self._reader, self._instruments = _metrics(exporters, resource)
+                self._reader, self._instruments = _metrics(self._exporters, self._resource)
             except ConfigurationError:
                 if self._processor is not None:
                     # its thread would run on
                     self._processor._batch_processor.shutdown(timeout_millis=0)  # noqa: SLF001 - its own takes no timeout
                 raise
-        self._at_exit = _closer(weakref.ref(self))
-        atexit.register(self._at_exit)
+        if self._instruments is not None:
+            for observed in list(self._observed):
+                self._instruments.observe(observed)
+        call_at_exit(self._at_exit)
+
+    def _make_providers_again(self) -> None:
+        try:
+            self._make_providers()
+        except Exception as error:  # noqa: BLE001 - of the SDK; spans are sent all the same
+            message = "metrics and logs of this forked process are not sent"
+            self._log.write(_LOGGER, logging.ERROR, "made again", message, error=error)
+        self._made_again()
+
+    def _forget_providers(self) -> None:
+        # kept, since letting go of exporters would close the parent's connections
+        self._inherited = (self._inherited, self._reader, self._processor)
+        if self._processor is not None:
+            # the SDK starts its thread again in a child, and that ends at once then
+            self._processor._batch_processor._shutdown = True  # noqa: SLF001 - it has no other way
+        self._reader = self._instruments = self._processor = self._logger_provider = None
+        self._is_made = False
 
     def watch(self, observed: Observed) -> None:
         """Has what is open of it in the metrics, for as long as it lives."""
+        self._observed.add(observed)
         if self._instruments is not None:
             self._instruments.observe(observed)
 
@@ -126,6 +163,8 @@ class PrivateSignals:
             span: The span, with its events.
             context: Has it as the current one: exemplars point at it.
         """
+        if not self._is_made:
+            self._make_providers_again()
         if self._instruments is not None:
             self._instruments.record(span, context)
         if self._logger_provider is not None:
@@ -133,6 +172,8 @@ class PrivateSignals:
 
     def count(self, before: object, now: object) -> None:
         """Adds what counters have gained, as :meth:`Instruments.count` does."""
+        if not self._is_made and now != before:
+            self._make_providers_again()
         if self._instruments is not None:
             self._instruments.count(before, now)
 
@@ -146,10 +187,12 @@ class PrivateSignals:
         Returns:
             Whether that has ended in time.
         """
-        if self._is_closed or os.getpid() != self._owner:
+        if self._is_closed:
             return True
         self._is_closed = True
-        atexit.unregister(self._at_exit)
+        forget_at_exit(self._at_exit)
+        if self._reader is None and self._processor is None:
+            return True
         deadline = deadline_of(timeout)
         is_done = True
         if self._reader is not None:
@@ -176,17 +219,15 @@ class PrivateSignals:
             return False
         return True
 
+    def _close_at_exit(self) -> None:
+        self.close(_EXIT_TIMEOUT)
+
 
 class _Reader(PeriodicExportingMetricReader):
-    """A reader that the SDK starts again in a forked child, and that sends nothing from there."""
+    """A reader whose thread the SDK does not start again in a forked child, where nobody has use for it."""
 
-    def __init__(self, exporter: MetricExporter) -> None:
-        self._owner = os.getpid()
-        super().__init__(exporter)
-
-    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
-        if os.getpid() == self._owner:
-            super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
+    def _at_fork_reinit(self) -> None:
+        """Does nothing."""
 
 
 class Exporters:
@@ -280,14 +321,3 @@ def _check_interval(variable: str) -> None:
 def _is_wanted(exporter: str) -> bool:
     is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return not is_disabled and os.environ.get(exporter, "").strip().lower() != "none"
-
-
-def _closer(reference: weakref.ref[PrivateSignals]) -> Callable[[], None]:
-    """What the interpreter does at its exit, without keeping the signals alive."""
-
-    def close() -> None:
-        signals = reference()
-        if signals is not None:
-            signals.close(_EXIT_TIMEOUT)
-
-    return close

@@ -7,20 +7,21 @@ its thread with the first item, and keeps the timeouts of flush and close.
 
 from __future__ import annotations
 
-import atexit
+import contextvars
 import logging
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from msgspec import Struct
 from opentelemetry import context as otel_context
 
-from constellation_otel._fork import after_fork_in_child
+from constellation_otel._deadline import deadline_of, seconds_left
+from constellation_otel._exit import call_at_exit, exit_hook, forget_at_exit
+from constellation_otel._fork import PerProcess, after_fork_in_child
 from constellation_otel._log import RateLimitedLog
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _EXIT_TIMEOUT: Final = 5.0
 _MAX_BATCH: Final = 512
 _TICK_AGAIN: Final = 1.0
 _NEVER: Final = sys.maxsize
+_FULL: Final = "%s: the queue is full (%d items); dropping the newest"
+_CLOSED: Final = "%s: the queue is closed; dropping the newest"
 
 T = TypeVar("T")
 
@@ -63,9 +66,13 @@ class Worker(Generic[T]):
     and the worker goes on.
 
     The thread keeps the worker, and whatever its functions belong to, alive: only
-    :meth:`close` ends them. A worker that is forgotten without it lives on to the
-    interpreter's exit, which closes it. A forked child's worker starts with an empty
-    queue and a thread of its own, and is closed if it was closed before the fork.
+    :meth:`close` ends them. A worker that is forgotten without it lives on to the end of
+    the process, which closes it (see :mod:`constellation_otel._exit`). A forked child's
+    worker starts with an empty queue, makes a thread of its own for its first item, and is
+    closed if it was closed before the fork.
+
+    No lock is held while a thread is started or one of the functions is called, and none is
+    made before it is needed: the listener may be older than gevent's patches.
 
     Args:
         handle: Takes one item.
@@ -82,10 +89,12 @@ class Worker(Generic[T]):
             wants to be called again (``None``: not before the next item). When it
             raises, it is called again in a second.
         finish: Called once, last, when the worker is closed.
-        forked: Called in a forked child, before its own worker starts afresh.
+        forked: Called in a forked child, before anything else happens there; must be quick.
         also_held: How many items of those that were handled are still held elsewhere, for
             what is logged when closing takes too long.
     """
+
+    _condition = PerProcess(lambda: threading.Condition(threading.Lock()))
 
     def __init__(
         self,
@@ -114,13 +123,14 @@ class Worker(Generic[T]):
         self._forked = forked
         self._also_held = also_held
         self._log = RateLimitedLog()
-        self._at_exit = _closer(weakref.ref(self))
         self._start_afresh()
         after_fork_in_child(self._after_fork)
+        self._at_exit = exit_hook(self._close_at_exit)
+        # now, for a first item that comes when the interpreter's exit has begun; and again with the thread
+        call_at_exit(self._at_exit)
 
     def _start_afresh(self, *, closed: bool = False) -> None:
         self._queue: deque[T] = deque()
-        self._condition = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
         # how long the queue must be for an append to wake the worker
         self._wake_from = 1
@@ -133,7 +143,8 @@ class Worker(Generic[T]):
         self._taken = 0
         self._delivered = 0
         self._rejected = 0
-        self._dropped = 0
+        # counts what is dropped, too, so that a queue that is full costs one lock
+        self._drops = RateLimitedLog()
 
     def _after_fork(self) -> None:
         self._start_afresh(closed=self._closed)
@@ -143,11 +154,16 @@ class Worker(Generic[T]):
     def counters(self) -> QueueCounters:
         """What has become of the items so far."""
         with self._condition:
-            # each is read once: the queue and what is done change without the lock
-            waiting, delivered, rejected = len(self._queue), self._delivered, self._rejected
-            received = waiting + self._taken + self._dropped
+            # each is read once: they change without the lock
+            waiting, delivered, rejected, dropped = (
+                len(self._queue),
+                self._delivered,
+                self._rejected,
+                self._drops.count,
+            )
+            received = waiting + self._taken + dropped
             held = waiting + self._taken - delivered - rejected
-            return QueueCounters(received, delivered, self._dropped, rejected, held)
+            return QueueCounters(received, delivered, dropped, rejected, held)
 
     def put(self, item: T) -> bool:
         """Appends an item; never waits and never raises.
@@ -157,22 +173,18 @@ class Worker(Generic[T]):
         """
         queue = self._queue
         if len(queue) >= self._max_queue or self._closed:
-            with self._condition:
-                self._dropped += 1
-            self._log_drop()
+            self._drop()
             return False
         queue.append(item)
         return len(queue) < self._wake_from or self._wake(item)
 
     def nudge(self) -> None:
         """Has ``tick`` called soon, whether or not there are items."""
-        error = None
         with self._condition:
             self._nudged = True
-            if not self._closed:
-                error = self._start()
             self._condition.notify_all()
-        self._log_no_thread(error)
+        if self._thread is None and not self._closed:
+            self._start()
 
     def wait_for_room(self, count: int, timeout: float) -> bool:
         """Waits until so many items would find room in the queue.
@@ -197,9 +209,9 @@ class Worker(Generic[T]):
         """Takes nothing more, deals with what is held, and ends; does not wait for that, as :meth:`close` does."""
         with self._condition:
             self._closed = True
-            error = self._start() if not self._finished else None
             self._condition.notify_all()
-        self._log_no_thread(error)
+        if not self._finished:
+            self._start()
 
     def wait_until(self, condition: Callable[[], object], timeout: float) -> bool:
         """Waits until a condition holds that the worker's thread brings about.
@@ -225,7 +237,7 @@ class Worker(Generic[T]):
         """
         if threading.current_thread() is self._thread:
             # the worker cannot wait for itself
-            return False
+            return self._finished
         with self._condition:
             goal = self._taken + len(self._queue)
             self._hurry = bool(self._queue)
@@ -246,58 +258,71 @@ class Worker(Generic[T]):
             Whether everything was dealt with. What was not is logged, and is lost when
             the process ends.
         """
-        error = None
         with self._condition:
             self._closed = True
             if threading.current_thread() is self._thread:
-                return False
-            if self._queue:
-                error = self._start()
-            elif self._thread is None:
+                return self._finished
+            if self._thread is None and not self._queue:
                 self._drained = self._finished = True
             self._condition.notify_all()
+        if not self._finished:
+            self._start()
+        return self._wait_for_the_end(timeout)
+
+    def _wait_for_the_end(self, timeout: float) -> bool:
+        with self._condition:
             done = self._wait_for(lambda: self._finished, 0 if self._thread is None else timeout)
             held = len(self._queue) + self._taken - self._delivered - self._rejected
-        atexit.unregister(self._at_exit)
-        self._log_no_thread(error)
+        forget_at_exit(self._at_exit)
         if not done:
             message = "%s: not done within %.1f s of closing; %d items are still held"
             held += self._also_held()
             self._log.write(_LOGGER, logging.WARNING, "close", message, self._name, timeout, held)
         return done
 
+    def _close_at_exit(self) -> None:
+        """Closes in the thread that ends the process, where no other can be had any more (Python 3.12.0 to 3.12.2)."""
+        with self._condition:
+            self._closed = True
+            is_idle = self._thread is None and not self._queue
+        if not is_idle:
+            self._start()
+        if is_idle or self._thread is not None:
+            self.close(_EXIT_TIMEOUT)
+        else:
+            self._thread = threading.current_thread()
+            contextvars.copy_context().run(self._run)
+            forget_at_exit(self._at_exit)
+
     def close_first_at_exit(self) -> None:
-        """Has the interpreter's exit close this before it runs the exit hooks registered so far.
+        """Has the end of the process close this before it runs the exit hooks registered so far.
 
         The worker's own hook is registered when its thread starts, and the latest runs
         first. What is registered after that and has to outlive the worker, such as the
         shutdown of a tracer provider, asks for this. Without a thread, and once closed,
         there is nothing to be done.
         """
-        with self._condition:
-            if self._thread is not None and not self._closed:
-                # the earlier one stays: an exit that has begun runs no hook that is registered since
-                atexit.register(self._at_exit)
+        if self._thread is not None and not self._closed:
+            call_at_exit(self._at_exit)
 
     def _wait_for(self, condition: Callable[[], object], timeout: float) -> bool:
         """Waits for a condition, however long; the lock is held."""
-        return bool(self._condition.wait_for(condition, min(timeout, threading.TIMEOUT_MAX)))
+        return bool(self._condition.wait_for(condition, min(seconds_left(deadline_of(timeout)), threading.TIMEOUT_MAX)))
 
     def _wake(self, item: T) -> bool:
         """Has the item that was just appended dealt with, or takes it back if the worker is beyond that."""
-        error = None
-        taken_back = False
         with self._condition:
-            if self._drained:
-                taken_back = self._take_back(item)
-            else:
+            is_too_late = self._drained
+            if is_too_late and not self._take_back(item):
+                return True
+            if not is_too_late:
                 self._wake_from = _NEVER
-                error = self._start()
                 self._condition.notify_all()
-        self._log_no_thread(error)
-        if taken_back:
-            self._log_drop()
-        return not taken_back
+        if is_too_late:
+            self._drop()
+        elif self._thread is None:
+            self._start()
+        return not is_too_late
 
     def _take_back(self, item: T) -> bool:
         """Whether an item was still in the queue; it is not any more. The lock is held."""
@@ -305,26 +330,27 @@ class Worker(Generic[T]):
         for index, waiting in enumerate(list(self._queue)):
             if waiting is item:
                 del self._queue[index]
-                self._dropped += 1
                 return True
         # the worker had it in its last batch, before it was asked for here
         return False
 
-    def _start(self) -> RuntimeError | None:
-        """Starts the thread, unless there is one; the lock is held, so the error is for the caller to log."""
-        if self._thread is not None:
-            return None
-        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+    def _start(self) -> None:
+        """Starts the thread, unless there is one; without the lock, since under gevent others run meanwhile."""
+        with self._condition:
+            if self._thread is not None or self._finished:
+                return
+            thread = self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             # the interpreter is going down, or the machine has no threads left
-            self._wake_from = 1
-            return error
-        self._thread = thread
-        # not sooner: what was registered before us, an SDK's shutdown for one, then runs after us
-        atexit.register(self._at_exit)
-        return None
+            with self._condition:
+                self._thread = None
+                self._wake_from = 1
+            self._log.write(_LOGGER, logging.ERROR, "thread", "%s: no worker thread: %s", self._name, error)
+            return
+        # not only sooner: what was registered before the first item, an SDK's shutdown for one, runs after us
+        call_at_exit(self._at_exit)
 
     def _run(self) -> None:
         # for good: what this thread does, exporting included, is never traced itself
@@ -390,21 +416,8 @@ class Worker(Generic[T]):
         message = "%s: %s raised; the worker goes on"
         self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, self._name, function, error=error)
 
-    def _log_drop(self) -> None:
-        why = "closed" if self._closed else f"full ({self._max_queue} items)"
-        self._log.write(_LOGGER, logging.WARNING, why, "%s: the queue is %s; dropping the newest", self._name, why)
-
-    def _log_no_thread(self, error: RuntimeError | None) -> None:
-        if error is not None:
-            self._log.write(_LOGGER, logging.ERROR, "thread", "%s: no worker thread: %s", self._name, error)
-
-
-def _closer(reference: weakref.ref[Worker[Any]]) -> Callable[[], None]:
-    """What the interpreter does at its exit, without keeping the worker alive."""
-
-    def close() -> None:
-        worker = reference()
-        if worker is not None:
-            worker.close(_EXIT_TIMEOUT)
-
-    return close
+    def _drop(self) -> None:
+        if self._closed:
+            self._drops.write(_LOGGER, logging.WARNING, "closed", _CLOSED, self._name)
+        else:
+            self._drops.write(_LOGGER, logging.WARNING, "full", _FULL, self._name, self._max_queue)
