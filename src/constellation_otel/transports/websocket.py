@@ -427,8 +427,8 @@ class WebSocketSource:
             if isinstance(error, OSError):
                 why = str(failure_of(error, self._uri.host, HEALTH_TIMEOUT))
             message = "%s: GET /health has no answer: %s; the events are read all the same"
-            key, shown = ("health", why), None if is_known else error
-            self._log.write(_LOGGER, logging.WARNING, key, message, self.name, why, error=shown)
+            shown = None if is_known else error
+            self._log.write(_LOGGER, logging.WARNING, "health", message, self.name, why, error=shown)
 
     @property
     def _has_open(self) -> bool:
@@ -508,13 +508,14 @@ class WebSocketSource:
         if lasted is None:
             level = logging.ERROR if is_refused else logging.WARNING
             message = "%s: cannot connect: %s; trying again in %.1f s, and for ever"
-            self._log.write(_LOGGER, level, reason, message, self.name, reason, wait)
+            # not keyed by the reason, in which the server has its say
+            self._log.write(_LOGGER, level, ("connect", type(failure).__name__), message, self.name, reason, wait)
         else:
             message = (
                 "%s: lost the connection after %.1f s: %s; trying again in %.1f s; what the engine sends meanwhile"
                 " is lost, and executions that are open now will be abandoned unless their end still comes"
             )
-            self._log.write(_LOGGER, logging.WARNING, ("lost", reason), message, self.name, lasted, reason, wait)
+            self._log.write(_LOGGER, logging.WARNING, "lost", message, self.name, lasted, reason, wait)
 
 
 class _Executions:
