@@ -458,6 +458,8 @@ def _summary(report: BridgeReport, verb: str, *, with_sinks: bool) -> Iterator[s
         )
     if report.not_durable:
         yield f"{report.not_durable} events went to the sinks from memory, since the journal could not take them"
+    if report.failed_acknowledgements:
+        yield f"{report.failed_acknowledgements} acknowledgements failed: some records may be read and delivered again"
     if report.open:
         yield f"{report.open} executions have not ended, as far as is known: they are left for the next run"
     if report.lost:
