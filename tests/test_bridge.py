@@ -383,6 +383,17 @@ def test_acknowledgements_that_the_journal_does_not_take_are_a_trouble_of_the_jo
     assert reports[0].is_delivered
 
 
+def test_a_source_that_loses_events_is_warned_of_once_and_what_is_incomplete_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start, module_start, _, end = events_of(1)
+    source = ListSource(records([start, module_start, end, *events_of(2)[1:]]))
+    report = Bridge(source, [ListSink(takes="spans"), ListSink(takes="spans")]).run()
+    assert (report.incomplete_executions, report.incomplete_modules, report.events) == (1, 1, 6)
+    lost = f"the end of module 'trim' of execution {UUID(int=1)} of DAG 'dag-1' never came"
+    assert [entry.getMessage() for entry in caplog.records] == [f"list:// loses events: {lost}"]
+
+
 def test_a_position_that_cannot_be_acknowledged_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
     class Picky(ListSource):
         def acknowledge(self, positions: Any) -> None:
@@ -407,7 +418,7 @@ def test_what_cannot_be_acknowledged_is_remembered_within_bounds_and_not_of_a_pa
     source.acknowledge_faults = [UnavailableError("no coordinator")] * 1_000
     bridge = Bridge(source, [ListSink()], max_held=4)
     with running(bridge):
-        eventually(lambda: len(bridge._owed) == 64, "the newest of 80")
+        eventually(lambda: [it.offset for it in bridge._owed] == [*range(16, 80)], "the newest of 80")
         source.put([Revoked("a")])
         eventually(lambda: {it.origin for it in bridge._owed} == {"b"}, "no longer ours")
         source.acknowledge_faults.clear()

@@ -32,6 +32,7 @@ from constellation_otel.errors import (
 )
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
+from constellation_otel.losses import LossLog
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
 from constellation_otel.tracing import Sampled, sampler_of_environment
 from constellation_otel.validation import said, shown, validated
@@ -218,7 +219,14 @@ class Bridge:
             feed = None if journal is None else Feed(journal, name, dead_letters)
             stage: EventStage | AssemblyStage = EventStage()
             if sink.takes == "spans":
-                assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
+                assembler = Assembler(
+                    settle=settle,
+                    max_open=max_open,
+                    idle_timeout=idle_timeout,
+                    max_age=max_age,
+                    # where several sinks take spans, each assembles the same
+                    on_loss=_unlogged if self._stages else LossLog(source.name),
+                )
                 sampled = Sampled(
                     sampler or sampler_of_environment(),
                     # the first one observes: a span is one, however many endpoints it goes to
@@ -752,7 +760,15 @@ class Bridge:
         report = self.report
         before, self._published = (
             self._published,
-            Published(report.dropped, report.rejected, report.late, report.duplicate, report.abandoned),
+            Published(
+                report.dropped,
+                report.rejected,
+                report.late,
+                report.duplicate,
+                report.abandoned,
+                report.incomplete_executions,
+                report.incomplete_modules,
+            ),
         )
         telemetry.count(before, self._published)
 
@@ -830,7 +846,16 @@ _LAST_WAIT: Final = 1.0
 """Seconds for the last acknowledgements, and for letting go of the journal, after ``close_timeout``."""
 _SLICE: Final = 0.05
 """Seconds in which a pause notices that the bridge is stopped."""
-_ASSEMBLED: Final = ("executions", "spans", "late", "duplicate", "abandoned", "corrected")
+_ASSEMBLED: Final = (
+    "executions",
+    "spans",
+    "late",
+    "duplicate",
+    "abandoned",
+    "corrected",
+    "incomplete_executions",
+    "incomplete_modules",
+)
 
 
 def sink_names(sinks: Sequence[Sink[Any]]) -> list[str]:
@@ -906,6 +931,10 @@ def _nothing() -> None:
 
 def _unobserved(span: Span, context: Context) -> None:
     """Nobody asked."""
+
+
+def _unlogged(span: Span) -> None:
+    """The first sink's assembler has logged it."""
 
 
 def _without_events(finish: Callable[[Span], Span | None], span: Span) -> Span | None:

@@ -456,6 +456,11 @@ def _summary(report: BridgeReport, verb: str, *, with_sinks: bool) -> Iterator[s
             f"  {name}: {lane.sent} sent, {lane.refused} refused, {lane.held} events held,"
             f" {lane.retried} batches sent again"
         )
+    if report.incomplete_executions or report.incomplete_modules:
+        yield (
+            f"{report.incomplete_executions} executions and {report.incomplete_modules} modules are incomplete:"
+            " their start or end never came"
+        )
     if report.not_durable:
         yield f"{report.not_durable} events went to the sinks from memory, since the journal could not take them"
     if report.failed_acknowledgements:

@@ -25,6 +25,7 @@ from constellation_otel.events import ExecutionStarted, ModuleCompleted, ModuleS
 from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Lane
+from constellation_otel.losses import LossLog
 from constellation_otel.signals import PrivateSignals
 from constellation_otel.stages import AssemblyStage
 from constellation_otel.tracing import Sampled, sampler_of_environment
@@ -128,7 +129,13 @@ class OtlpListener(BufferedListener):
 
         def make_lane(acknowledge: Callable[[Sequence[Position]], None]) -> Lane[Span]:
             # first, since it refuses numbers
-            assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
+            assembler = Assembler(
+                settle=settle,
+                max_open=max_open,
+                idle_timeout=idle_timeout,
+                max_age=max_age,
+                on_loss=LossLog(f"the source of {type(self).__name__}"),
+            )
             # once more in a forked child, but what is closed stays so
             if not self._is_closed:
                 self._signals = PrivateSignals(
@@ -242,6 +249,14 @@ class OtlpListener(BufferedListener):
         counters, assembled = self.counters, self._stage.counters
         before, self._published = (
             self._published,
-            Published(counters.dropped, counters.rejected, assembled.late, assembled.duplicate, assembled.abandoned),
+            Published(
+                counters.dropped,
+                counters.rejected,
+                assembled.late,
+                assembled.duplicate,
+                assembled.abandoned,
+                assembled.incomplete_executions,
+                assembled.incomplete_modules,
+            ),
         )
         self._signals.count(before, self._published)
