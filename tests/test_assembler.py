@@ -198,6 +198,49 @@ def test_a_cancelled_execution_runs_from_start_to_cancellation_and_so_do_its_ope
     assert (execution.start_ns, execution.end_ns) == (T0, T0 + 7 * MS)
 
 
+@pytest.mark.parametrize(
+    ("events", "counted", "lost"),
+    [
+        ([*STORY], (0, 0), []),
+        # an end shows that there was a start, and a module that there was an execution
+        ([*STORY[1:]], (1, 0), ["my-pipeline"]),
+        ([STORY[0], STORY[3], STORY[7]], (0, 1), ["Trim"]),
+        ([STORY[0], ModuleCompleted(E1, None, "Trim", 2.0, T0), STORY[7]], (0, 1), ["Trim"]),
+        ([STORY[1], STORY[3]], (1, 0), ["unknown"]),
+        # a success shows that every module that started has ended
+        ([*STORY[:2], ExecutionCompleted(E1, "my-pipeline", True, 15.0, T0 + 15 * MS)], (0, 1), ["Trim"]),
+        # what runs when its execution fails or is cancelled may have no end
+        ([*STORY[:3], *STORY[4:]], (0, 1), []),
+        ([*STORY[:2], ExecutionCancelled(E1, "my-pipeline", T0 + 7 * MS)], (0, 1), []),
+        # what is open at the end may still get one
+        ([*STORY[:2]], (1, 1), []),
+    ],
+)
+def test_what_never_came_is_counted_and_told_where_it_is_a_loss(
+    events: list[Event], counted: tuple[int, int], lost: list[str]
+) -> None:
+    told: list[Span] = []
+    assembler = Assembler(settle=1, on_loss=told.append)
+    spans = [span for event in events for span in assembler.add(event, 0)] + assembler.finish()
+    assert (assembler.counters.incomplete_executions, assembler.counters.incomplete_modules) == counted
+    assert sum("constellation.missing" in span.attributes for span in spans) == sum(counted)
+    assert [span.name for span in told] == lost
+    assert all(span in spans for span in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"), [({"idle_timeout": 1}, ["my-pipeline"]), ({"max_age": 1}, []), ({"max_open": 1}, [])]
+)
+def test_an_execution_without_an_end_is_a_loss_where_it_was_silent(options: dict[str, int], lost: list[str]) -> None:
+    told: list[Span] = []
+    assembler = Assembler(on_loss=told.append, **options)
+    assembler.add(STORY[0], 0)
+    assembler.add(STORY[1], 0)
+    assembler.advance(SECOND)
+    assert (assembler.counters.incomplete_executions, assembler.counters.incomplete_modules) == (1, 1)
+    assert [span.name for span in told] == lost
+
+
 def test_a_cancellation_without_a_start_has_no_length() -> None:
     (execution,) = assemble([ExecutionCancelled(E1, "my-pipeline", T0)])
     assert (execution.start_ns, execution.end_ns) == (T0, T0)

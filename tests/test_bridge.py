@@ -327,8 +327,103 @@ def test_a_source_that_cannot_note_down_what_is_safe_is_logged_and_goes_on(caplo
     source = ListSource(records(events_of(1)), records(events_of(2), first=4))
     source.acknowledge_faults = [UnavailableError("no coordinator")]
     sink = ListSink()
-    assert Bridge(source, [sink]).run().is_delivered
-    assert "is read again after a restart: no coordinator" in caplog.text
+    report = Bridge(source, [sink]).run()
+    assert (report.is_delivered, report.failed_acknowledgements) == (True, 1)
+    assert "could not be acknowledged: no coordinator; it is tried again" in caplog.text
+    assert len(source.acknowledged) == 8
+
+
+def test_acknowledgements_that_fail_are_a_trouble_until_they_are_repeated_with_success() -> None:
+    source = ListSource(records(events_of(1)), ends=False)
+    source.acknowledge_faults = [UnavailableError("no coordinator")] * 1_000
+    bridge = Bridge(source, [ListSink()])
+    with running(bridge):
+        troubles = {"list://": "what is safe cannot be acknowledged: no coordinator"}
+        eventually(lambda: bridge.troubles == troubles, "the source's trouble")
+        eventually(lambda: bridge.report.failed_acknowledgements > 1, "it is tried again, though nothing new comes")
+        source.acknowledge_faults.clear()
+        eventually(lambda: not bridge.troubles, "it works again")
+        assert sorted(source.acknowledged) == [Position(None, number) for number in range(4)]
+
+
+def test_a_bridge_that_ends_does_not_wait_long_for_its_last_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constellation_otel.bridge._LAST_WAIT", 0.1)
+    source = ListSource(records(events_of(1)))
+    source.acknowledge_faults = [UnavailableError("no coordinator")] * 1_000
+    began = time.monotonic()
+    report = Bridge(source, [ListSink()]).run()
+    assert (report.is_delivered, source.acknowledged, source.closed.is_set()) == (True, [], True)
+    assert report.failed_acknowledgements > 1
+    assert time.monotonic() - began < DEADLINE / 2
+
+
+@pytest.mark.parametrize("error", [UnavailableError("it is locked"), RuntimeError("it is locked")])
+def test_acknowledgements_that_the_journal_does_not_take_are_a_trouble_of_the_journal(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_broken = threading.Event()
+    is_broken.set()
+    journal = Journal(tmp_path / "events.db", sinks=["list"])
+    acknowledge = journal.acknowledge
+
+    def acknowledge_unless_broken(sink: str, positions: Any) -> None:
+        if is_broken.is_set():
+            raise error
+        acknowledge(sink, positions)
+
+    monkeypatch.setattr(journal, "acknowledge", acknowledge_unless_broken)
+    monkeypatch.setattr("constellation_otel.lane._ACKNOWLEDGE_AGAIN", 0.02)
+    bridge = Bridge(ListSource(records(events_of(1)), ends=False), [ListSink()], journal=journal)
+    with running(bridge) as reports:
+        troubles = {"journal": "what is safe cannot be acknowledged: it is locked (by list)"}
+        eventually(lambda: bridge.troubles == troubles, "the journal's trouble")
+        assert bridge.report.sinks["list"].failed_acknowledgements > 0
+        is_broken.clear()
+        eventually(lambda: not bridge.troubles, "it works again")
+    assert reports[0].is_delivered
+
+
+def test_a_source_that_loses_events_is_warned_of_once_and_what_is_incomplete_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start, module_start, _, end = events_of(1)
+    source = ListSource(records([start, module_start, end, *events_of(2)[1:]]))
+    report = Bridge(source, [ListSink(takes="spans"), ListSink(takes="spans")]).run()
+    assert (report.incomplete_executions, report.incomplete_modules, report.events) == (1, 1, 6)
+    lost = f"the end of module 'trim' of execution {UUID(int=1)} of DAG 'dag-1' never came"
+    assert [entry.getMessage() for entry in caplog.records] == [f"list:// loses events: {lost}"]
+
+
+def test_a_position_that_cannot_be_acknowledged_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Picky(ListSource):
+        def acknowledge(self, positions: Any) -> None:
+            if Position(None, 2) in positions:
+                message = "a defect"
+                raise ZeroDivisionError(message)
+            super().acknowledge(positions)
+
+    source = Picky(records(events_of(1)), ends=False)
+    bridge = Bridge(source, [ListSink()])
+    with running(bridge):
+        eventually(lambda: len(source.acknowledged) == 3, "the others")
+        assert (bridge.troubles, bridge.report.failed_acknowledgements) == ({}, 1)
+    assert "list://: the acknowledgement of some records raised a defect; not acknowledged: record 2 (1 records)" in (
+        caplog.text
+    )
+
+
+def test_what_cannot_be_acknowledged_is_remembered_within_bounds_and_not_of_a_part_that_was_taken_away() -> None:
+    parts = [records(events_of(number), first=4 * number, origin="ab"[number % 2]) for number in range(20)]
+    source = ListSource(*parts, ends=False)
+    source.acknowledge_faults = [UnavailableError("no coordinator")] * 1_000
+    bridge = Bridge(source, [ListSink()], max_held=4)
+    with running(bridge):
+        eventually(lambda: [it.offset for it in bridge._owed] == [*range(16, 80)], "the newest of 80")
+        source.put([Revoked("a")])
+        eventually(lambda: {it.origin for it in bridge._owed} == {"b"}, "no longer ours")
+        source.acknowledge_faults.clear()
+        eventually(lambda: not bridge.troubles, "it works again")
+    assert [it.offset for it in source.acknowledged] == [it for it in range(16, 80) if it // 4 % 2]
 
 
 def test_a_durable_source_is_read_no_faster_than_its_sinks_take_and_kept_alive_meanwhile() -> None:
@@ -450,7 +545,8 @@ def test_a_source_that_raises_when_it_is_told_breaks_nothing(caplog: pytest.LogC
     source = ListSource(records(events_of(1)))
     source.acknowledge_faults = [RuntimeError("a defect")]
     sink = ListSink()
-    assert Bridge(source, [sink]).run().is_delivered
+    report = Bridge(source, [sink]).run()
+    assert (report.is_delivered, report.failed_acknowledgements) == (True, 1)
     assert (source.closed.is_set(), sink.closed) == (True, 1)
     assert "a defect" in caplog.text
 

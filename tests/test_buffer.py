@@ -414,6 +414,23 @@ def test_what_comes_from_memory_waits_for_room_behind_what_the_journal_has(store
     assert listener.close(DEADLINE)
 
 
+def test_a_journal_that_takes_no_acknowledgements_is_a_trouble_of_the_listener(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("constellation_otel.lane._ACKNOWLEDGE_AGAIN", 0.02)
+    store.acknowledge_fault = UnavailableError("the disk is full")
+    listener = BufferedListener(ListSink(), journal=store)
+    told(listener, execution(1))
+    eventually(lambda: listener.trouble, "its trouble")
+    assert listener.trouble is not None
+    assert listener.trouble.reason == "what is safe cannot be acknowledged: the disk is full"
+    assert listener.counters.failed_acknowledgements > 0
+    store.acknowledge_fault = None
+    assert listener.flush(DEADLINE)
+    assert listener.trouble is None
+    assert listener.close(DEADLINE)
+
+
 def test_nothing_piles_up_while_a_full_disk_takes_neither_events_nor_acknowledgements(store: Store) -> None:
     store.items = [Record(event, Position(None, next(store.offsets))) for event in execution(1)]
     store.append_faults = [UnavailableError("the disk is full")] * 1_000

@@ -66,7 +66,7 @@ def test_a_bridge_that_works_is_alive_and_ready_and_tells_its_counters() -> None
         assert 0 <= body["idle_seconds"] < DEADLINE
         bridge.run()
         lane = {"received": 4, "delivered": 4, "rejected": 0, "revoked": 0, "held": 0, "retried": 0}
-        lane |= {"refused": 0, "dead_lettered": 0, "evicted": 0, "corrected": 0}
+        lane |= {"refused": 0, "dead_lettered": 0, "evicted": 0, "corrected": 0, "failed_acknowledgements": 0}
         assert answer(health.url, "/") == (
             200,
             {
@@ -86,6 +86,9 @@ def test_a_bridge_that_works_is_alive_and_ready_and_tells_its_counters() -> None
                 "lost": 0,
                 "is_delivered": True,
                 "not_durable": 0,
+                "failed_acknowledgements": 0,
+                "incomplete_executions": 0,
+                "incomplete_modules": 0,
             },
         )
 
@@ -115,6 +118,26 @@ def test_what_does_not_work_is_named_with_its_reason_until_it_works_again() -> N
         assert answer(health.url, "/readyz") == (503, {"status": "troubled", "troubles": troubles})
         mended.set()
     assert not thread.is_alive()
+
+
+def test_acknowledgements_that_fail_are_counted_and_make_a_bridge_not_ready_until_they_work() -> None:
+    source = ListSource(records(execution(1)), ends=False)
+    source.acknowledge_faults = [RuntimeError("no coordinator")] * 10_000
+    bridge = Bridge(source, [ListSink()])
+    thread = threading.Thread(target=bridge.run)
+    with Health("127.0.0.1:0", bridge) as health, ExitStack() as stack:
+        thread.start()
+        stack.callback(thread.join, DEADLINE)
+        stack.callback(bridge.stop)
+        troubles = {"list://": "what is safe cannot be acknowledged: no coordinator"}
+        eventually(lambda: bridge.troubles == troubles, "the source's trouble")
+        assert answer(health.url, "/readyz") == (503, {"status": "troubled", "troubles": troubles})
+        status, counters = answer(health.url, "/")
+        assert (status, counters["troubles"]) == (200, troubles)
+        assert counters["failed_acknowledgements"] > 0
+        source.acknowledge_faults.clear()
+        eventually(lambda: not bridge.troubles, "it works again")
+        assert answer(health.url, "/readyz") == (200, {"status": "ready", "troubles": {}})
 
 
 def test_a_bridge_whose_loop_hangs_is_not_alive(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,6 +367,40 @@ def test_what_is_safe_and_could_not_be_noted_down_is_said_again() -> None:
     assert (lane.waiting, noted.offsets) == (0, [0])
 
 
+@pytest.mark.parametrize(
+    ("error", "needs_mending"),
+    [(UnavailableError("locked"), False), (MisconfiguredError("locked"), True), (RuntimeError("locked"), True)],
+)
+def test_an_acknowledgement_that_fails_is_counted_and_a_trouble_until_one_succeeds(
+    error: Exception, needs_mending: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, noted = Clock(), Noted(error, error)
+    lane = event_lane(ListSink(), clock, acknowledge=noted)
+    lane.add(records(execution(1))[0])
+    for later in (0, 1):
+        clock.now += later
+        lane.tick()
+        since = clock.now - later
+        assert lane.acknowledge_trouble == Trouble(
+            "what is safe cannot be acknowledged: locked", since, needs_mending=needs_mending
+        )
+    assert (lane.trouble, counted(lane)["failed_acknowledgements"]) == (None, 2)
+    assert "list: 1 events are safe, which could not be noted down: locked" in caplog.text
+    lane.tick()
+    assert (lane.acknowledge_trouble, noted.offsets) == (None, [0])
+
+
+def test_an_end_does_not_wait_for_acknowledgements_that_only_somebody_can_fix(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sink = ListSink()
+    lane = event_lane(sink, acknowledge=Noted(*[RuntimeError("closed")] * 100))
+    lane.add(records(execution(1))[0])
+    lane.finish()
+    assert (lane.counters.failed_acknowledgements, sink.closed) == (1, 1)
+    assert "1 items were not delivered in time for the end; what is safe cannot be acknowledged: closed" in caplog.text
+
+
 def test_the_worker_gets_its_turn_while_there_is_much_to_send() -> None:
     clock = Clock()
 

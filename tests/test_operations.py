@@ -376,6 +376,15 @@ def test_a_replay_gives_the_traces_and_says_what_it_did(receiver: Receiver, tmp_
     assert receiver.metrics == []
 
 
+def test_a_replay_says_what_is_incomplete(receiver: Receiver, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", [*execution(1)[1:], *execution(2)[:2], execution(2)[-1]])
+    done = command("replay", source, "--to", otlp(receiver))
+    assert (done.returncode, done.stdout.splitlines()[2:]) == (
+        0, ["1 executions and 1 modules are incomplete: their start or end never came"],
+    )  # fmt: skip
+    assert "loses events: the start of execution" in done.stderr or "loses events: the end of module" in done.stderr
+
+
 def test_a_replay_delivers_what_is_open_where_that_is_asked_for(receiver: Receiver, tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", execution(3)[:1])
     done = command("replay", source, "--to", otlp(receiver), "--abandon-open")

@@ -610,12 +610,18 @@ def test_late_duplicate_abandoned_and_rejected_are_metrics_too(
         (point,) = points_of(reader, f"constellation.{name}")
         points[name] = point.value
     assert points == {"events.late": 1, "events.duplicate": 1, "events.rejected": 1, "executions.abandoned": 2}
+    assert [point.value for point in points_of(reader, "constellation.executions.incomplete")] == [2]
+    assert [point.value for point in points_of(reader, "constellation.modules.incomplete")] == [1]
     # what has no length has no duration: neither of the two that were abandoned, and none of their modules
     assert [point.count for point in points_of(reader, "constellation.execution.duration")] == [1]
     assert sum(point.count for point in points_of(reader, "constellation.module.duration")) == 2
     counters = listener.counters
     assert counters.received == counters.delivered + counters.dropped + counters.rejected + counters.held == 12
     assert (counters.dropped, counters.rejected, counters.abandoned) == (1, 1, 2)
+    assert (counters.incomplete_executions, counters.incomplete_modules) == (2, 1)
+    # of its execution only a module's start came
+    lost = f"the start and the end of execution {UUID(int=1)} of DAG"
+    assert f"the source of OpenTelemetryListener loses events: {lost}" in caplog.text
     assert "module_name must be a str, not 7" in caplog.text
     meters.shutdown()
 
@@ -1006,11 +1012,12 @@ import threading, uuid
 from constellation_otel import OpenTelemetryListener, trace_id_of
 listener = OpenTelemetryListener()
 def run(name):
-    execution_id, module_id = uuid.uuid4(), uuid.uuid4()
+    execution_id, module_id, other_id = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
     listener.on_execution_start(execution_id, name)
     listener.on_module_start(execution_id, module_id, "m")
     listener.on_module_failed(execution_id, module_id, "m", ValueError("x"))
-    listener.on_module_complete(execution_id, uuid.uuid4(), "n", 1.0)
+    listener.on_module_start(execution_id, other_id, "n")
+    listener.on_module_complete(execution_id, other_id, "n", 1.0)
     listener.on_execution_complete(execution_id, name, True, 2.0)
     return execution_id
 def set_up():

@@ -353,11 +353,14 @@ def test_what_is_counted_is_a_metric_too(receiver: Receiver, make: Callable[...,
         "constellation.events.late": 1,
         "constellation.events.duplicate": 1,
         "constellation.executions.abandoned": 2,
+        "constellation.executions.incomplete": 2,
+        "constellation.modules.incomplete": 1,
         "constellation.execution.active": 0,
         "constellation.module.active": 0,
     }
     assembled = listener.assembled
     assert (assembled.late, assembled.duplicate, assembled.abandoned) == (1, 1, 2)
+    assert (assembled.incomplete_executions, assembled.incomplete_modules) == (2, 1)
     listener.on_execution_start(uuid4(), "dropped")
     assert (listener.counters.received, listener.counters.dropped, listener.counters.rejected) == (13, 1, 2)
     assert_sum(listener.counters)

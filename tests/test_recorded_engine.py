@@ -150,6 +150,7 @@ def test_what_was_lost_shows(application: Any) -> None:
     assert len({span.trace_id for span in spans}) == 29
     assert lacking == {("abandoned", ("end",)): 4, ("unknown", ("end",)): 5}
     assert listener.counters.abandoned == 4
+    assert (listener.counters.incomplete_executions, listener.counters.incomplete_modules) == (4, 5)
 
 
 # What the engine tells otherwise than one expects; docs/trace-model.md has the table

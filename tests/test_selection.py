@@ -193,11 +193,13 @@ def test_what_a_source_says_of_itself_a_selection_says_too() -> None:
     class Lossy(ListSource):
         trouble = "no connection"
         dropped = 3
+        failed_acknowledgements = 2
         fraction_read = 0.5
 
     lossy, silent = Selection(Lossy()), Selection(ListSource())
     assert (lossy.trouble, lossy.dropped, lossy.fraction_read) == ("no connection", 3, 0.5)
     assert (silent.trouble, silent.dropped, silent.fraction_read) == (None, 0, None)
+    assert (lossy.failed_acknowledgements, silent.failed_acknowledgements) == (2, 0)
 
 
 def test_a_dry_run_tells_the_source_nothing() -> None:

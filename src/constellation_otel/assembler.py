@@ -53,7 +53,7 @@ from constellation_otel.spans import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Assembler", "Counters"]
 
@@ -82,6 +82,10 @@ class Counters(Struct):
         late: Events of executions or modules whose span had left; never exported again.
         duplicate: Events that repeated a fact that was known.
         abandoned: Executions that were let go without an end.
+        incomplete_executions: Executions whose span was emitted without a start or an end that
+            never came.
+        incomplete_modules: Modules likewise, those that a cancellation left without an end
+            included.
         corrected: Values that no backend could hold and that were mended or left out:
             names, durations, trace contexts.
     """
@@ -93,6 +97,8 @@ class Counters(Struct):
     duplicate: int = 0
     abandoned: int = 0
     corrected: int = 0
+    incomplete_executions: int = 0
+    incomplete_modules: int = 0
 
 
 class _TraceOf(Struct, frozen=True):
@@ -162,6 +168,11 @@ class Assembler:
         max_age: Seconds after its first event at which an execution is abandoned.
         max_settled: How many ids of settled executions are remembered, and how many of
             modules that have left, so that a late event does not open them again.
+        on_loss: Called with each span that is incomplete since an event was lost, or is likely
+            to have been: one that came shows that another came before, or an execution was
+            silent for ``idle_timeout``. Running modules of an execution that failed, was
+            cancelled or is abandoned may have no end, and what is open at the end, or
+            beyond ``max_open`` or ``max_age``, may still get one.
 
     Attributes:
         counters: What was seen and done so far.
@@ -175,6 +186,7 @@ class Assembler:
         idle_timeout: float = 3_600.0,
         max_age: float = 86_400.0,
         max_settled: int = 100_000,
+        on_loss: Callable[[Span], object] = lambda span: None,  # noqa: ARG005 - nobody asked
     ) -> None:
         if settle < 0 or min(max_open, max_settled) < 1 or min(idle_timeout, max_age) <= 0:
             message = (
@@ -183,6 +195,7 @@ class Assembler:
             )
             raise ValueError(message)
         self.counters = Counters()
+        self._on_loss = on_loss
         self._settle_ns = round(settle * _SECOND)
         self._max_open = max_open
         self._idle_ns = round(idle_timeout * _SECOND)
@@ -576,7 +589,7 @@ class Assembler:
         )
         if start is None and end is None:
             start_ns = end_ns = min(_timestamps(execution), default=0)
-        return Span(
+        span = Span(
             trace_of.trace_id,
             span_id_of(execution.execution_id),
             trace_of.parent_span_id,
@@ -590,6 +603,11 @@ class Assembler:
             StatusCode.UNSET if description is None else StatusCode.ERROR,
             description,
         )
+        if MISSING in attributes:
+            self.counters.incomplete_executions += 1
+            if start is None or reason == "idle":
+                self._on_loss(span)
+        return span
 
     def _module_span(
         self,
@@ -630,7 +648,7 @@ class Assembler:
             end.timestamp_ns if end else None,
             end.duration_ms if isinstance(end, ModuleCompleted) else None,
         )
-        return Span(
+        span = Span(
             trace_of.trace_id,
             span_id_of(execution.execution_id, module_id),
             span_id_of(execution.execution_id),
@@ -645,6 +663,11 @@ class Assembler:
             description,
             events,
         )
+        if MISSING in attributes:
+            self.counters.incomplete_modules += 1
+            if start is None or (isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded):
+                self._on_loss(span)
+        return span
 
 
 _REASONS: Final[dict[_Reason, str]] = {

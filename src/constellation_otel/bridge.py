@@ -32,6 +32,7 @@ from constellation_otel.errors import (
 )
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Backoff, Lane, LaneCounters
+from constellation_otel.losses import LossLog
 from constellation_otel.stages import AssemblyStage, EventClock, EventStage
 from constellation_otel.tracing import Sampled, sampler_of_environment
 from constellation_otel.validation import said, shown, validated
@@ -76,6 +77,10 @@ class BridgeReport(Struct, frozen=True):
         lost: Events that were held when the bridge ended, in no journal, and that nobody reads again.
         is_delivered: Whether nothing is left that could be delivered now, or by the next run.
         not_durable: Events that the journal could not take, and that the sinks were given from memory.
+        failed_acknowledgements: Acknowledgements that the source could not take. They are
+            repeated while the bridge runs; what they are about is read again after a restart otherwise.
+        incomplete_executions: Executions whose span was emitted without a start or an end that never came.
+        incomplete_modules: Modules likewise, those that a cancellation left without an end included.
     """
 
     source: str
@@ -93,6 +98,9 @@ class BridgeReport(Struct, frozen=True):
     lost: int
     is_delivered: bool
     not_durable: int = 0
+    failed_acknowledgements: int = 0
+    incomplete_executions: int = 0
+    incomplete_modules: int = 0
 
     @property
     def rejected(self) -> int:
@@ -191,6 +199,13 @@ class Bridge:
         self._is_journal_full = False
         self._looped = time.monotonic()
         self._safe = _Safe(len(sinks)) if source.is_durable else None
+        # what is safe, and the source could not be told
+        self._owed: list[Position] = []
+        self._max_owed = _OWED_FACTOR * max_held
+        self._acknowledge_trouble: str | None = None
+        self._acknowledge_backoff = Backoff(longest=5.0)
+        self._acknowledge_not_before = 0.0
+        self._failed_acknowledgements = 0
         self._published = Published()
         self._stages: list[AssemblyStage] = []
         self._deliveries: dict[str, Delivery[Any]] = {}
@@ -204,7 +219,14 @@ class Bridge:
             feed = None if journal is None else Feed(journal, name, dead_letters)
             stage: EventStage | AssemblyStage = EventStage()
             if sink.takes == "spans":
-                assembler = Assembler(settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
+                assembler = Assembler(
+                    settle=settle,
+                    max_open=max_open,
+                    idle_timeout=idle_timeout,
+                    max_age=max_age,
+                    # where several sinks take spans, each assembles the same
+                    on_loss=_unlogged if self._stages else LossLog(source.name),
+                )
                 sampled = Sampled(
                     sampler or sampler_of_environment(),
                     # the first one observes: a span is one, however many endpoints it goes to
@@ -253,7 +275,7 @@ class Bridge:
                 self._read_all()
             finally:
                 is_delivered = self._drain()
-                self._tell_source()
+                self._tell_source_at_the_end()
                 for feed in self._feeds:
                     feed.close_by(deadline_of(_LAST_WAIT))
         if not is_delivered and not self._source.is_durable:
@@ -277,7 +299,9 @@ class Bridge:
     def troubles(self) -> dict[str, str]:
         """What does not work at the moment: why, by the name of the source or the sink, or ``journal``."""
         found = {}
-        source_trouble: str | None = self._source_trouble or getattr(self._source, "trouble", None)
+        source_trouble: str | None = (
+            self._source_trouble or getattr(self._source, "trouble", None) or self._acknowledge_trouble
+        )
         if source_trouble is not None:
             found[self._source.name] = source_trouble
         if self._journal_trouble is not None:
@@ -286,6 +310,9 @@ class Bridge:
             trouble: Trouble | None = delivery.lane.trouble
             if trouble is not None:
                 found[name] = trouble.reason
+            trouble = delivery.lane.acknowledge_trouble
+            if trouble is not None:
+                found.setdefault("journal", f"{trouble.reason} (by {name})")
         return found
 
     @property
@@ -322,6 +349,7 @@ class Bridge:
             dropped=getattr(self._source, "dropped", 0)
             + sum(it.worker.counters.dropped for it in self._deliveries.values()),
             not_durable=self._not_durable,
+            failed_acknowledgements=self._failed_acknowledgements + getattr(self._source, "failed_acknowledgements", 0),
             sinks={name: delivery.lane.counters for name, delivery in self._deliveries.items()},
             open=self.open_executions,
             lost=self._lost,
@@ -468,6 +496,7 @@ class Bridge:
     def _revoke(self, item: Revoked) -> None:
         if self._safe is not None:
             self._safe.forget(item.origin)
+            self._owed = [position for position in self._owed if position.origin != item.origin]
         if self._safe is None or self._journal is not None:
             # what is in a journal has been acknowledged, so nobody else will have it
             return
@@ -644,23 +673,101 @@ class Bridge:
     def _tell_source(self) -> None:
         """Says what has become safe, in the thread that reads."""
         if self._safe is not None:
-            positions = self._safe.take()
-            if positions:
-                self._acknowledge(positions)
+            self._acknowledge(self._safe.take())
+
+    def _tell_source_at_the_end(self) -> None:
+        deadline = deadline_of(min(_LAST_WAIT, self._close_timeout))
+        self._acknowledge_not_before = 0.0
+        self._tell_source()
+        while self._owed and seconds_left(deadline):
+            time.sleep(min(seconds_left(self._acknowledge_not_before), seconds_left(deadline)))
+            self._tell_source()
 
     def _acknowledge(self, positions: Sequence[Position]) -> None:
+        """Acknowledges, together with what could not be acknowledged before."""
+        self._owed += positions
+        if not self._owed or seconds_left(self._acknowledge_not_before):
+            return
+        error = self._acknowledge_owed()
+        if error is not None:
+            self._could_not_acknowledge(error)
+            return
+        self._acknowledge_backoff.reset()
+        self._acknowledge_trouble = None
+
+    def _acknowledge_owed(self) -> Exception | None:
+        """Acknowledges all that it can; what was raised, where that is nothing."""
+
+        def acknowledge(positions: list[Position]) -> int:
+            # a copy: what it is given is the source's own
+            self._source.acknowledge(positions[:])
+            return len(positions)
+
         try:
-            self._source.acknowledge(positions)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the rest goes on
-            message = "%s: what is safe could not be noted down, and is read again after a restart: %s"
-            self._log.write(_LOGGER, logging.WARNING, "acknowledge", message, self._source.name, error)
+            acknowledge(self._owed)
+        except UnavailableError as error:
+            self._failed_acknowledgements += 1
+            return error
+        except Exception as error:  # noqa: BLE001 - a defect; positions behind the one at fault go on
+            self._failed_acknowledgements += 1
+            try:
+                _, faulty = isolate(acknowledge, self._owed, error)
+            except Exception as raised:  # noqa: BLE001 - it is raised for every position
+                return raised
+            places = ", ".join(_place(position) for position, _ in faulty[:_NAMED]) or "none"
+            message = "%s: the acknowledgement of some records raised %s; not acknowledged: %s (%d records)"
+            self._log.write(
+                _LOGGER,
+                logging.WARNING,
+                "acknowledge",
+                message,
+                self._source.name,
+                said(error),
+                places,
+                len(faulty),
+                error=error,
+            )
+        else:
+            self._owed = []
+        return None
+
+    def _could_not_acknowledge(self, error: Exception) -> None:
+        why = said(error) or type(error).__name__
+        self._acknowledge_trouble = f"what is safe cannot be acknowledged: {why}"
+        wait = self._acknowledge_backoff.next()
+        self._acknowledge_not_before = time.monotonic() + wait
+        message = (
+            "%s: %d records are safe, which could not be acknowledged: %s; it is tried again in %.1f s, and they are"
+            " read again after a restart otherwise"
+        )
+        self._log.write(
+            _LOGGER,
+            logging.WARNING,
+            "acknowledge",
+            message,
+            self._source.name,
+            len(self._owed),
+            why,
+            wait,
+            error=None if isinstance(error, UnavailableError) else error,
+        )
+        # bounded: the oldest are read again after a restart
+        del self._owed[: -self._max_owed]
 
     def _publish(self, telemetry: PrivateSignals) -> None:
         """Brings the counters that are metrics up to date; called from one sink's thread."""
         report = self.report
         before, self._published = (
             self._published,
-            Published(report.dropped, report.rejected, report.late, report.duplicate, report.abandoned),
+            Published(
+                report.dropped,
+                report.rejected,
+                report.late,
+                report.duplicate,
+                report.abandoned,
+                report.incomplete_executions,
+                report.incomplete_modules,
+            ),
         )
         telemetry.count(before, self._published)
 
@@ -725,14 +832,27 @@ class Bridge:
                 sent, deadline = now_sent, deadline_of(self._close_timeout)
 
 
+_OWED_FACTOR: Final = 16
+"""How many times ``max_held`` positions are remembered that the source could not be told."""
+_NAMED: Final = 3
+"""Records that a log line names, at most."""
 _WAIT: Final = 0.25
 _HANGS: Final = 10.0
 """Seconds after which a write to the journal that has not returned is a trouble."""
 _LAST_WAIT: Final = 1.0
-"""Seconds for letting go of the journal, after ``close_timeout``."""
+"""Seconds for the last acknowledgements, and for letting go of the journal, after ``close_timeout``."""
 _SLICE: Final = 0.05
 """Seconds in which a pause notices that the bridge is stopped."""
-_ASSEMBLED: Final = ("executions", "spans", "late", "duplicate", "abandoned", "corrected")
+_ASSEMBLED: Final = (
+    "executions",
+    "spans",
+    "late",
+    "duplicate",
+    "abandoned",
+    "corrected",
+    "incomplete_executions",
+    "incomplete_modules",
+)
 
 
 def sink_names(sinks: Sequence[Sink[Any]]) -> list[str]:
@@ -808,6 +928,10 @@ def _nothing() -> None:
 
 def _unobserved(span: Span, context: Context) -> None:
     """Nobody asked."""
+
+
+def _unlogged(span: Span) -> None:
+    """The first sink's assembler has logged it."""
 
 
 def _without_events(finish: Callable[[Span], Span | None], span: Span) -> Span | None:

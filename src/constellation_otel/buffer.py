@@ -474,6 +474,8 @@ class BufferCounters(Struct, frozen=True):
         corrected: Values that no backend could hold and that were replaced or left out.
         not_durable: Events that the journal could not take, and that the sink was given from
             memory; they are among the others as well.
+        failed_acknowledgements: Acknowledgements that the journal could not write down, and that
+            are repeated.
     """
 
     received: int
@@ -487,6 +489,7 @@ class BufferCounters(Struct, frozen=True):
     dead_lettered: int
     corrected: int
     not_durable: int = 0
+    failed_acknowledgements: int = 0
 
 
 class BufferedListener(EventListener):
@@ -633,12 +636,17 @@ class BufferedListener(EventListener):
             dead_lettered=lane.dead_lettered,
             corrected=corrected,
             not_durable=0 if writer is None else writer.not_durable,
+            failed_acknowledgements=lane.failed_acknowledgements,
         )
 
     @property
     def trouble(self) -> Trouble | None:
-        """Why the sink, or the journal, takes nothing at the moment; ``None`` where both do, as far as is known."""
-        return self._delivery.lane.trouble or (None if self._writer is None else self._writer.trouble)
+        """Why the sink takes nothing at the moment, or the journal no events or acknowledgements.
+
+        ``None`` where both work, as far as is known.
+        """
+        lane = self._delivery.lane
+        return lane.trouble or (None if self._writer is None else self._writer.trouble) or lane.acknowledge_trouble
 
     def accept(self, event: Event) -> None:
         """Takes an event, with the time that it carries. Costs one append and never raises."""

@@ -117,9 +117,10 @@ class Source(Protocol):
     """Where events come from. All calls come from one thread, but for :meth:`close`.
 
     A source may have more, which is used where it is there: ``trouble``, why it gives
-    nothing at the moment (``None`` where it works); ``dropped``, events that it had no room
-    for; ``fraction_read``, from 0 to 1, for a progress bar; ``keep_alive()``, called every
-    few seconds while it is not read since its sinks take no more.
+    nothing at the moment, or cannot write down what is acknowledged (``None`` where it works);
+    ``failed_acknowledgements``, how often it could not, where it finds out later; ``dropped``,
+    events that it had no room for; ``fraction_read``, from 0 to 1, for a progress bar;
+    ``keep_alive()``, called every few seconds while it is not read since its sinks take no more.
     """
 
     @property
@@ -165,8 +166,9 @@ class Source(Protocol):
         the first that is missing here.
 
         Raises:
-            UnavailableError: It could not be written down now. Unless the source says it
-                with the next ones by itself, the same records are read again after a restart.
+            UnavailableError: It could not be written down now. It is called again with the
+                same positions, and newer ones, until it succeeds or the reader ends; then
+                the same records are read again after a restart.
         """
 
     def close(self) -> None:

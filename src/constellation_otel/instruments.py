@@ -31,6 +31,12 @@ COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
     "late": ("constellation.events.late", "{event}", "Events of executions or modules whose span had left."),
     "duplicate": ("constellation.events.duplicate", "{event}", "Events that repeated a fact that was known."),
     "abandoned": ("constellation.executions.abandoned", "{execution}", "Executions that were let go without an end."),
+    "incomplete_executions": (
+        "constellation.executions.incomplete",
+        "{execution}",
+        "Executions whose start or end never came.",
+    ),
+    "incomplete_modules": ("constellation.modules.incomplete", "{module}", "Modules whose start or end never came."),
     "failed": ("constellation.spans.failed", "{span}", "Spans that the application's SDK refused by raising."),
 }
 """The counters that are metrics too: name, unit and description of each."""
@@ -47,6 +53,8 @@ class Published(Struct, frozen=True):
     late: int = 0
     duplicate: int = 0
     abandoned: int = 0
+    incomplete_executions: int = 0
+    incomplete_modules: int = 0
     failed: int = 0
 
 

@@ -111,6 +111,7 @@ class LaneCounters(Struct, frozen=True):
         dead_lettered: What was written to the dead-letter file.
         evicted: Executions that were let go since too many events were open.
         corrected: Values that no backend could hold and that were replaced or left out.
+        failed_acknowledgements: Acknowledgements that could not be written down, and are repeated.
     """
 
     received: int
@@ -124,6 +125,7 @@ class LaneCounters(Struct, frozen=True):
     dead_lettered: int
     evicted: int
     corrected: int
+    failed_acknowledgements: int = 0
 
 
 class _Bisection(Struct, Generic[T]):
@@ -155,8 +157,8 @@ class Lane(Generic[T]):
     Args:
         sink: Closed by :meth:`finish`.
         stage: What makes of records what the sink takes.
-        acknowledge: Called with the positions that are safe, in any order. Where it raises
-            UnavailableError, it is called again with the same ones, but for those that are ``delivered``.
+        acknowledge: Called with the positions that are safe, in any order. Where it raises, it is
+            called again with the same ones, but for those that an UnavailableError has as ``delivered``.
         max_held: Events held at most; see :meth:`has_room`.
         send_timeout: Seconds that one call of the sink may take.
         dead_letters: Where what is refused goes.
@@ -201,6 +203,8 @@ class Lane(Generic[T]):
         self._restarts: deque[tuple[Position, list[Group]]] = deque()
         self._finish_by: float | None = None
         self._trouble: Trouble | None = None
+        self._acknowledge_trouble: Trouble | None = None
+        self._failed_acknowledgements = 0
         self._received = self._delivered = self._rejected = self._revoked = 0
         self._retried = self._sent = self._refused = self._dead_lettered = self._evicted = self._corrected = 0
 
@@ -221,7 +225,13 @@ class Lane(Generic[T]):
             dead_lettered=self._dead_lettered,
             evicted=self._evicted,
             corrected=self._corrected,
+            failed_acknowledgements=self._failed_acknowledgements,
         )
+
+    @property
+    def acknowledge_trouble(self) -> Trouble | None:
+        """Why what is safe cannot be acknowledged at the moment; ``None`` where it can, as far as is known."""
+        return self._acknowledge_trouble
 
     @property
     def trouble(self) -> Trouble | None:
@@ -369,14 +379,20 @@ class Lane(Generic[T]):
             send_in = self._send_all(deadline)
             acknowledge_in = self._acknowledge_all()
             left = deadline - self._clock()
-            if not self.waiting or left <= 0 or self._is_gone:
+            if not self.waiting or left <= 0 or self._is_gone or self._waits_in_vain():
                 break
             pause.wait(min([left, *(due for due in (send_in, acknowledge_in) if due is not None)]))
         if self.waiting:
             message = "%s: %d items were not delivered in time for the end; %s"
-            why = self._trouble.reason if self._trouble is not None else "it is too slow"
+            trouble = self._trouble or self._acknowledge_trouble
+            why = trouble.reason if trouble is not None else "it is too slow"
             self._log.write(_LOGGER, logging.WARNING, "finish", message, self.sink.name, self.waiting, why)
         self.sink.close()
+
+    def _waits_in_vain(self) -> bool:
+        """Whether all that is left are acknowledgements, and only somebody can fix why they fail."""
+        trouble = self._acknowledge_trouble
+        return trouble is not None and trouble.needs_mending and self.waiting == len(self._safe)
 
     def _held(self) -> int:
         return self._received - self._delivered - self._rejected - self._revoked
@@ -564,13 +580,33 @@ class Lane(Generic[T]):
             return None
         try:
             self._acknowledge(self._safe)
-        except UnavailableError as error:
-            message = "%s: %d events are safe, which could not be noted down: %s; it is tried again"
-            self._log.write(_LOGGER, logging.WARNING, "safe", message, self.sink.name, len(self._safe), error)
-            self._safe = [position for index, position in enumerate(self._safe) if index not in error.delivered]
+        except Exception as error:  # noqa: BLE001 - whatever it is, what is safe is delivered, and the rest goes on
+            self._could_not_acknowledge(error)
             return _ACKNOWLEDGE_AGAIN
         self._safe = []
+        self._acknowledge_trouble = None
         return None
+
+    def _could_not_acknowledge(self, error: Exception) -> None:
+        self._failed_acknowledgements += 1
+        is_unavailable = isinstance(error, UnavailableError)
+        since = self._acknowledge_trouble.since if self._acknowledge_trouble is not None else self._clock()
+        why = said(error) or type(error).__name__
+        needs_mending = isinstance(error, MisconfiguredError) or not is_unavailable
+        self._acknowledge_trouble = Trouble(f"what is safe cannot be acknowledged: {why}", since, needs_mending)
+        message = "%s: %d events are safe, which could not be noted down: %s; it is tried again"
+        self._log.write(
+            _LOGGER,
+            logging.WARNING,
+            "safe",
+            message,
+            self.sink.name,
+            len(self._safe),
+            why,
+            error=None if is_unavailable else error,
+        )
+        if isinstance(error, UnavailableError):
+            self._safe = [position for index, position in enumerate(self._safe) if index not in error.delivered]
 
 
 def _checked(answer: Sequence[Rejection] | None, sent: int) -> Sequence[Rejection]:

@@ -456,8 +456,15 @@ def _summary(report: BridgeReport, verb: str, *, with_sinks: bool) -> Iterator[s
             f"  {name}: {lane.sent} sent, {lane.refused} refused, {lane.held} events held,"
             f" {lane.retried} batches sent again"
         )
+    if report.incomplete_executions or report.incomplete_modules:
+        yield (
+            f"{report.incomplete_executions} executions and {report.incomplete_modules} modules are incomplete:"
+            " their start or end never came"
+        )
     if report.not_durable:
         yield f"{report.not_durable} events went to the sinks from memory, since the journal could not take them"
+    if report.failed_acknowledgements:
+        yield f"{report.failed_acknowledgements} acknowledgements failed: some records may be read and delivered again"
     if report.open:
         yield f"{report.open} executions have not ended, as far as is known: they are left for the next run"
     if report.lost:

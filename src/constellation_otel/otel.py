@@ -34,6 +34,7 @@ from constellation_otel.events import (
 from constellation_otel.exception_logs import exception_signals, log_exceptions
 from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Instruments
+from constellation_otel.losses import LossLog
 from constellation_otel.spans import DAG_NAME, EXECUTION_ID, MODULE_NAME, Span
 from constellation_otel.tracing import NOT_TRACED, Decision, PlainTraces, SdkTraces
 from constellation_otel.validation import validated
@@ -68,6 +69,10 @@ class ListenerCounters(Struct, frozen=True):
         spans: Spans that have left the assembler, executions and modules, sampled or not.
         abandoned: Executions that were let go without an end.
         failed: Spans that the application's SDK refused by raising.
+        incomplete_executions: Executions whose span was emitted without a start or an end that
+            never came.
+        incomplete_modules: Modules likewise, those that a cancellation left without an end
+            included.
     """
 
     received: int
@@ -82,6 +87,8 @@ class ListenerCounters(Struct, frozen=True):
     spans: int
     abandoned: int
     failed: int
+    incomplete_executions: int = 0
+    incomplete_modules: int = 0
 
 
 class OpenTelemetryListener(EventListener):
@@ -138,8 +145,9 @@ class OpenTelemetryListener(EventListener):
         self._meter_provider = meter_provider
         self._logger_provider = logger_provider
         self._max_open = max_open
+        on_loss = LossLog(f"the source of {type(self).__name__}")
         self._new_assembler: Callable[[], Assembler] = lambda: Assembler(
-            settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age
+            settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age, on_loss=on_loss
         )
         self._exceptions_as_events, self._exceptions_as_logs = exception_signals()
         self._log = RateLimitedLog()
@@ -184,6 +192,8 @@ class OpenTelemetryListener(EventListener):
             spans=assembled.spans,
             abandoned=assembled.abandoned,
             failed=self._failed,
+            incomplete_executions=assembled.incomplete_executions,
+            incomplete_modules=assembled.incomplete_modules,
         )
 
     @property

@@ -26,6 +26,7 @@ from constellation_otel.events import ExecutionStarted, ModuleCompleted, ModuleS
 from constellation_otel.ids import span_id_of
 from constellation_otel.instruments import Published
 from constellation_otel.lane import Lane
+from constellation_otel.losses import LossLog
 from constellation_otel.signals import PrivateSignals
 from constellation_otel.stages import AssemblyStage
 from constellation_otel.tracing import Sampled, sampler_of_environment
@@ -126,7 +127,14 @@ class OtlpListener(BufferedListener):
         self._sampler = sampler or sampler_of_environment()
         letters = None if dead_letters is None else DeadLetters(dead_letters)
 
-        new_assembler = partial(Assembler, settle=settle, max_open=max_open, idle_timeout=idle_timeout, max_age=max_age)
+        new_assembler = partial(
+            Assembler,
+            settle=settle,
+            max_open=max_open,
+            idle_timeout=idle_timeout,
+            max_age=max_age,
+            on_loss=LossLog(f"the source of {type(self).__name__}"),
+        )
         # it refuses numbers: before anything is opened
         new_assembler()
 
@@ -243,6 +251,14 @@ class OtlpListener(BufferedListener):
         counters, assembled = self.counters, self._stage.counters
         before, self._published = (
             self._published,
-            Published(counters.dropped, counters.rejected, assembled.late, assembled.duplicate, assembled.abandoned),
+            Published(
+                counters.dropped,
+                counters.rejected,
+                assembled.late,
+                assembled.duplicate,
+                assembled.abandoned,
+                assembled.incomplete_executions,
+                assembled.incomplete_modules,
+            ),
         )
         self._signals.count(before, self._published)

@@ -108,6 +108,12 @@ class Selection:
         dropped: int = getattr(self._source, "dropped", 0)
         return dropped
 
+    @property
+    def failed_acknowledgements(self) -> int:
+        """Acknowledgements that the source could not write down, where it counts them."""
+        failed: int = getattr(self._source, "failed_acknowledgements", 0)
+        return failed
+
     def keep_alive(self) -> None:
         """Says that the reader lives and has no room, to a source that wants to know."""
         keep_alive: Callable[[], None] | None = getattr(self._source, "keep_alive", None)

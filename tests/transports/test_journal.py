@@ -1301,7 +1301,7 @@ def test_a_sink_that_is_closed_says_so_and_closes_again(path: Path) -> None:
         sink.send(numbered(1), 5)
 
 
-def test_what_the_source_could_not_acknowledge_is_done_with_the_next(
+def test_what_the_source_could_not_acknowledge_is_acknowledged_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(JournalSink(path)) as sink, closing(JournalSource(path)) as source:
@@ -1311,7 +1311,7 @@ def test_what_the_source_could_not_acknowledge_is_done_with_the_next(
         with writing(path), pytest.raises(UnavailableError, match="locked"):
             source.acknowledge(positions(1))
         monkeypatch.undo()
-        source.acknowledge(positions(3))
+        source.acknowledge(positions(1, 3))
         assert offsets_in(path) == [2]
 
 

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import confluent_kafka
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -758,13 +758,46 @@ def test_a_commit_that_fails_is_logged_and_tried_again(
     items = read(source, 2)
     cluster.answer_with(OFFSET_COMMIT, KafkaError.GROUP_AUTHORIZATION_FAILED)
     source.acknowledge(positions(items))
+    eventually(lambda: source.read(0.05) or source.trouble is not None, "the commit has failed")
+    assert source.trouble == "what is safe cannot be acknowledged: Broker: Group authorization failed"
     eventually(lambda: source.read(0.05) or committed(cluster) == 2, "the offset is committed")
+    eventually(lambda: source.read(0.05) or source.trouble is None, "and that is known")
+    assert source.failed_acknowledgements == 1
     assert [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING] == [
         (
             f"kafka://{cluster.brokers}/{TOPIC}: acknowledgements could not be committed; they are with the next,"
             " or else read again: Broker: Group authorization failed"
         )
     ]
+
+
+def test_a_commit_that_raises_breaks_no_read_and_is_tried_again(
+    cluster: Cluster, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library raises what it knows at once; nothing that a broker answers makes it do so."""
+
+    class Raising:
+        def __init__(self, consumer: Consumer) -> None:
+            self._consumer = consumer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._consumer, name)
+
+        def commit(self, **_: object) -> None:
+            raise KafkaException(KafkaError(KafkaError._STATE))
+
+    monkeypatch.setattr(_kafka_reader, "_COMMIT_EVERY", 0)
+    cluster.write(*written(*"ab"))
+    source = make_source()
+    items = read(source, 2)
+    consumer = source._reader.consumer
+    assert consumer is not None
+    monkeypatch.setattr(source._reader, "consumer", Raising(consumer))
+    source.acknowledge(positions(items))
+    assert (source.read(0.05), source.trouble) == ((), "what is safe cannot be acknowledged: Local: Erroneous state")
+    assert source.failed_acknowledgements == 2
+    source._reader.consumer = consumer
+    eventually(lambda: source.read(0.05) or committed(cluster) == 2, "the offset is committed")
 
 
 def commit(cluster: Cluster, offset: int, metadata: str) -> None:
@@ -896,8 +929,10 @@ def test_a_partition_that_is_lost_is_told_of_and_nothing_is_committed_for_it(
     cluster.write(*written(*"ab"))
     source = make_source()
     items = read(source, 2)
+    source._reader.commit_error = "Broker: Not coordinator"
     cluster.answer_with(HEARTBEAT, KafkaError.UNKNOWN_MEMBER_ID)
     assert read(source, 1) == [Revoked((TOPIC, 0))]
+    assert source.trouble is None
     source.acknowledge(positions(items))
     source.close()
     assert committed(cluster) == confluent_kafka.OFFSET_INVALID

@@ -52,12 +52,16 @@ class Reader:
         consumer: The library's, once there is one.
         items: What was polled and not given yet.
         is_closed: Set to have a :meth:`read` end.
+        commit_error: Why the last commit failed; ``None`` where it did not, or nothing is assigned.
+        failed_commits: Commits that failed.
     """
 
     def __init__(self, cluster: Cluster, *, follow: bool, max_batch: int) -> None:
         self.consumer: Consumer | None = None
         self.items: list[SourceItem] = []
         self.is_closed = False
+        self.commit_error: str | None = None
+        self.failed_commits = 0
         self._cluster = cluster
         self._topic = cluster.topic
         self._follow = follow
@@ -146,9 +150,13 @@ class Reader:
 
     def on_commit(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
         """Takes what became of a commit, as the library's callback."""
+        self.commit_error = None
         if error is not None:
+            self.failed_commits += 1
             for partition in self._partitions.values():
                 partition.is_changed = True
+                # of what was taken away, its next owner reads it again
+                self.commit_error = error.str()
             message = "acknowledgements could not be committed; they are with the next, or else read again: %s"
             self._cluster.log(logging.WARNING, message, error.str())
 
@@ -268,6 +276,8 @@ class Reader:
     def _drop(self, origins: Iterable[Hashable]) -> None:
         # of what was never read from, nobody knows anything that would have to be dropped
         self.items += [Revoked(origin) for origin in origins if self._partitions.pop(origin, None) is not None]
+        if not self._partitions:
+            self.commit_error = None
 
     def _commit_if_due(self, consumer: Consumer) -> None:
         now = time.monotonic()
@@ -287,8 +297,12 @@ class Reader:
                 continue
             partition.is_changed = False
             places.append(TopicPartition(self._topic, partition.number, partition.safe, metadata))
-        if places:
+        if not places:
+            return
+        try:
             consumer.commit(offsets=places, asynchronous=True)
+        except KafkaException as error:
+            self.on_commit(error.args[0], places)
 
 
 def _item_of(data: bytes, position: Position) -> SourceItem:

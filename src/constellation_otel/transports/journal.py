@@ -317,7 +317,6 @@ class JournalSource:
         self._follow = follow
         self._after = 0
         # no longer than the file: each row is read, and so acknowledged, once
-        self._owed: list[int] = []
         self._has_ended = False
         self._closing = threading.Event()
 
@@ -378,14 +377,12 @@ class JournalSource:
             positions: In any order.
 
         Raises:
-            UnavailableError: It could not be written down now; the next call does it along.
+            UnavailableError: It could not be written down now; it is to be called again.
         """
-        self._owed += [position.offset for position in positions]
         try:
-            self._reader.acknowledge(self._owed)
+            self._reader.acknowledge([position.offset for position in positions])
         except JournalError as error:
             raise MisconfiguredError(str(error)) from error
-        self._owed = []
 
     def close(self) -> None:
         """Lets go of the file and its lock, and ends a read that waits; once more does nothing."""

@@ -410,6 +410,17 @@ class KafkaSource:
             if may_go_on:
                 self._reader.keep_alive()
 
+    @property
+    def trouble(self) -> str | None:
+        """Why what is acknowledged cannot be committed at the moment; ``None`` where it can."""
+        why = self._reader.commit_error
+        return None if why is None else f"what is safe cannot be acknowledged: {why}"
+
+    @property
+    def failed_acknowledgements(self) -> int:
+        """Commits that failed; what they were about is with the next one."""
+        return self._reader.failed_commits
+
     def acknowledge(self, positions: Sequence[Position]) -> None:
         """Says that these records are safe in every sink.
 
