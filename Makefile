@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv --clear $(VENV) \
 	  || { echo "python3-venv is missing: apt-get install python3-venv (as root)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group test --group lint $(WITH)
+	$(BIN)/python -m pip install --quiet --editable '.[all,demo]' --group test --group lint $(WITH)
 	@touch $(STAMP)
 
 clean:

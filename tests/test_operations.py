@@ -407,6 +407,28 @@ def test_where_standard_output_is_a_sink_the_summary_is_not_in_it(tmp_path: Path
     assert done.stderr.startswith("4 events replayed from ")
 
 
+def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
+    """Nothing is made, opened, registered or claimed; what could not be used is said all the same."""
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    journal = tmp_path / "source.db"
+    kept = Journal(journal, sinks=["otlp"])
+    kept.append(events_of(1))
+    made = tmp_path / "made"
+    sinks = [f"journal:{made}.db?max_bytes=70000", f"sqlite:///{made}.sqlite", f"jsonl:{made}", "otlp://127.0.0.1:1"]
+    arguments = [word for sink in [*sinks, "kafka://127.0.0.1:1/topic", "postgresql://h/d"] for word in ("--to", sink)]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    # and another process may have the journal
+    for url in (source, f"journal:{journal}?sink=otlp"):
+        done = command("replay", url, "--dry-run", *arguments)
+        assert (done.returncode, done.stdout[:29]) == (0, "4 events would be replayed fr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    kept.close()
+    assert command("replay", f"journal:{journal}?sink=otlp", "--dry-run").returncode == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("made")] == []
+    for sink in (f"journal:{made}?max_bytes=many", "journal:?max_bytes=1", "nonsense:x"):
+        assert command("replay", source, "--dry-run", "--to", sink).returncode == 2
+
+
 def test_a_dry_run_leaves_a_journal_as_it_is_and_a_replay_empties_it(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     journal = Journal(path, sinks=["otlp"])

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import metadata, requires
 from pathlib import Path
 
@@ -303,3 +304,11 @@ def test_the_base_install_needs_opentelemetry_and_what_it_brings() -> None:
         "urllib3",
     ]
     assert metadata("constellation-otel")["Requires-Python"] == ">=3.11"
+
+
+def test_the_extra_all_has_every_extra_but_the_demos_whose_parts_pin_each_other() -> None:
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (everything,) = extras["all"]
+    assert everything == f"constellation-otel[{','.join(sorted(extras.keys() - {'all', 'demo'}))}]"

@@ -185,8 +185,7 @@ class Bridge:
         self._dead_letters = dead_letters
         self._close_timeout = close_timeout
         self._max_held = max_held
-        self._is_stopped = False
-        self._is_waiting = False
+        self._is_stopped = self._is_waiting = self._is_journal_full = False
         self._log = RateLimitedLog()
         self._backoff = Backoff(longest=10.0)
         self._events = self._unreadable = self._corrected = self._not_durable = self._lost = 0
@@ -195,8 +194,7 @@ class Bridge:
         self._is_replay = is_replay
         self._journal_trouble: str | None = None
         self._journal_backoff = Backoff(longest=5.0)
-        self._journal_not_before = 0.0
-        self._is_journal_full = False
+        self._journal_not_before = self._acknowledge_not_before = 0.0
         self._looped = time.monotonic()
         self._safe = _Safe(len(sinks)) if source.is_durable else None
         # what is safe, and the source could not be told
@@ -204,7 +202,6 @@ class Bridge:
         self._max_owed = _OWED_FACTOR * max_held
         self._acknowledge_trouble: str | None = None
         self._acknowledge_backoff = Backoff(longest=5.0)
-        self._acknowledge_not_before = 0.0
         self._failed_acknowledgements = 0
         self._published = Published()
         self._stages: list[AssemblyStage] = []

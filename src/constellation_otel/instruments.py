@@ -120,7 +120,8 @@ class Instruments:
 
     def observe(self, observed: Observed) -> None:
         """Adds a listener to the sums of what is open, for as long as it lives."""
-        self._observed.add(observed)
+        with _REGISTRY.lock:
+            self._observed.add(observed)
 
     def record(self, span: Span, context: Context) -> None:
         """Records a span's length, where it has one.
@@ -163,10 +164,15 @@ class Instruments:
             raise ExceptionGroup(message, errors)
 
     def _active_executions(self, _: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(sum(observed.open_executions for observed in self._observed))]
+        return [Observation(sum(observed.open_executions for observed in self._all_observed()))]
 
     def _active_modules(self, _: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(sum(observed.open_modules for observed in self._observed))]
+        return [Observation(sum(observed.open_modules for observed in self._all_observed()))]
+
+    def _all_observed(self) -> list[Observed]:
+        # the SDK's reader asks in a thread of its own, while listeners are made in others
+        with _REGISTRY.lock:
+            return list(self._observed)
 
 
 class _Registry:

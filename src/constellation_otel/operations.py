@@ -27,7 +27,7 @@ from constellation_otel.selection import DryRun, Selection
 from constellation_otel.signals import PrivateSignals
 from constellation_otel.transports.journal import Journal, events_of
 from constellation_otel.transports.otlp import OtlpSink, make_resource
-from constellation_otel.urls import sink_of, source_of
+from constellation_otel.urls import check_sink, sink_of, source_of
 from constellation_otel.waterfall import render_waterfall
 
 try:
@@ -208,15 +208,17 @@ def run_replay(
     resource = make_resource(service_name)
     select = DryRun if dry_run else Selection
     source = select(
-        source_of(source_url, follow=False, execution_id=execution_id),
+        source_of(source_url, follow=False, execution_id=execution_id, dry_run=dry_run),
         since_ns=since_ns,
         until_ns=until_ns,
         execution_id=execution_id,
     )
-    sinks = [sink_of(url, resource=resource) for url in sink_urls]
+    sinks: list[Sink[Any]] = [_Nowhere()] if dry_run else [sink_of(url, resource=resource) for url in sink_urls]
+    for url in sink_urls if dry_run else ():
+        check_sink(url, resource=resource)
     bridge = Bridge(
         source,
-        [_Nowhere()] if dry_run else sinks,
+        sinks,
         settle=settle,
         is_replay=True,
         on_full="wait",

@@ -357,7 +357,7 @@ class OpenTelemetryListener(EventListener):
             " own work does not nest under its span",
             type(provider).__qualname__,
         )
-        return PlainTraces(tracer)
+        return PlainTraces(tracer, self._max_open)
 
     def _handle(self, event: Event) -> None:
         event, corrected = validated(event)

@@ -291,11 +291,16 @@ class PlainTraces:
 
     Args:
         tracer: Any tracer.
+        max_held: Modules' spans that wait for their execution's, at most. Beyond it those of
+            the execution that began to wait first are created at once, below its caller.
     """
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, max_held: int = 100_000) -> None:
         self._tracer = tracer
-        self._modules: dict[object, list[Span]] = {}
+        self._max_held = max_held
+        self._held = 0
+        self._modules: dict[object, tuple[Context, list[Span]]] = {}
+        self._log = RateLimitedLog()
 
     def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:  # noqa: ARG002 - as SdkTraces
         """Keeps the caller's context; the sampling is the tracer's own business."""
@@ -309,14 +314,27 @@ class PlainTraces:
         """
         execution_id = span.attributes[EXECUTION_ID]
         if MODULE_NAME in span.attributes:
-            self._modules.setdefault(execution_id, []).append(span)
+            self._modules.setdefault(execution_id, (decision.context, []))[1].append(span)
+            self._held += 1
+            if self._held > self._max_held:
+                self._let_go(with_events=with_events)
             return
-        modules = self._modules.pop(execution_id, [])
+        _, modules = self._modules.pop(execution_id, (None, []))
+        self._held -= len(modules)
         execution = self._start(span, decision.context)
         context = trace.set_span_in_context(execution, decision.context)
         for module in modules:
             _finish(self._start(module, context), module, with_events=with_events)
         _finish(execution, span, with_events=with_events)
+
+    def _let_go(self, *, with_events: bool) -> None:
+        """Creates the spans that have waited longest, without the execution's that they waited for."""
+        message = "more than %d modules' spans wait for their executions'; those of the oldest are not below it"
+        self._log.write(_LOGGER, logging.WARNING, "held", message, self._max_held)
+        context, modules = self._modules.pop(next(iter(self._modules)))
+        self._held -= len(modules)
+        for module in modules:
+            _finish(self._start(module, context), module, with_events=with_events)
 
     def _start(self, span: Span, context: Context) -> trace.Span:
         return self._tracer.start_span(span.name, context, span.kind, span.attributes, start_time=span.start_ns)

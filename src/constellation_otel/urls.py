@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery import Sink, Source
 
-__all__ = ["sink_of", "source_of"]
+__all__ = ["check_sink", "sink_of", "source_of"]
 
 _SOURCES: Final = (
     "ws://host:port or wss://host:port (a Constellation Engine), kafka://broker:9092/topic?group=name,"
@@ -35,6 +35,7 @@ def source_of(
     execution_id: UUID | None = None,
     api_key: str | None = None,
     max_reconnect_wait: float | None = None,
+    dry_run: bool = False,
 ) -> Source:
     """Makes the source that a URL names.
 
@@ -47,6 +48,7 @@ def source_of(
         api_key: For the engine.
         max_reconnect_wait: Seconds between two tries to connect to the engine, at most; what
             :class:`~constellation_otel.transports.websocket.WebSocketSource` has where it is ``None``.
+        dry_run: Whether a journal is only looked at, and may be another process's.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -84,7 +86,7 @@ def source_of(
             )
 
             path, sink = _journal(rest, "sink")
-            return JournalSource(path, sink=sink or DEFAULT_SINK, follow=follow)
+            return JournalSource(path, sink=sink or DEFAULT_SINK, follow=follow, only_looks=dry_run)
         case _:
             raise _unknown(url, _SOURCES, "source")
 
@@ -134,6 +136,24 @@ def sink_of(url: str, *, resource: Resource) -> Sink[Any]:
                 raise ConfigurationError(message) from error
         case _:
             raise _unknown(url, _SINKS, "sink")
+
+
+def check_sink(url: str, *, resource: Resource) -> None:
+    """Refuses a URL that :func:`sink_of` would refuse, without opening, making or connecting anything.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+        MissingExtraError: What it needs is not installed.
+    """
+    scheme, rest = _split(url, _SINKS, "sink")
+    if scheme != "journal":
+        # none of these does anything before it is sent something
+        sink_of(url, resource=resource).close()
+        return
+    _, max_bytes = _journal(rest, "max_bytes")
+    if max_bytes is not None and not max_bytes.isdecimal():
+        message = f"?max_bytes={max_bytes} cannot be used; give a number of bytes"
+        raise ConfigurationError(message)
 
 
 def _split(url: str, known: str, what: str) -> tuple[str, str]:

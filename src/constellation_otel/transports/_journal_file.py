@@ -51,6 +51,7 @@ __all__ = [
     "drop_sink",
     "held_for",
     "items_of",
+    "known_bits",
     "open_database",
     "opening",
     "register",
@@ -254,6 +255,11 @@ def held_for(database: Database) -> dict[str, int]:
     return dict(database.rows("SELECT name, held FROM sinks", timeout=_TIMEOUT))
 
 
+def known_bits(database: Database) -> dict[str, int]:
+    """The bits of the sinks that the file knows."""
+    return dict(database.rows("SELECT name, bit FROM sinks", timeout=_TIMEOUT))
+
+
 def register_any(database: Database) -> None:
     """Makes :data:`DEFAULT_SINK` known to the file where it knows no sink yet."""
     with database.transaction(_TIMEOUT) as connection:
@@ -266,7 +272,7 @@ def drop_sink(database: Database, sink: str) -> int:
     Raises:
         ValueError: The file does not know it.
     """
-    known = dict(database.rows("SELECT name, bit FROM sinks", timeout=_TIMEOUT))
+    known = known_bits(database)
     if sink not in known:
         message = f"{database.path} knows no sink {sink!r}, only {sorted(known)}"
         raise ValueError(message)

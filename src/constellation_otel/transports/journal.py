@@ -30,6 +30,7 @@ from constellation_otel.transports._journal_file import (
     drop_sink,
     held_for,
     items_of,
+    known_bits,
     open_database,
     opening,
     register,
@@ -297,21 +298,32 @@ class JournalSource:
             One that is new to the file gets what is appended from then on.
         follow: Whether to wait for more when all is read. If not, it ends there, and the
             file has to be there.
+        only_looks: Whether nothing is written, or claimed: what is read cannot be
+            acknowledged, and another process may be reading, too.
 
     Raises:
         JournalError: As for :class:`Journal`.
         UnavailableError: As for :class:`Journal`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, sink: str = DEFAULT_SINK, follow: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sink: str = DEFAULT_SINK,
+        follow: bool = True,
+        only_looks: bool = False,
+    ) -> None:
         with opening() as stack:
             # what is only read to its end has to be there
-            database = open_database(stack, path, "rwc" if follow else "rw")
-            claim(stack, database, "consume")
+            database = open_database(stack, path, "ro" if only_looks else "rwc" if follow else "rw")
+            if not only_looks:
+                claim(stack, database, "consume")
             if not follow:
                 _check_known(database, sink)
-            bits = _registered(database, [sink])
-            self._reader = Reader(database, database, sink, bits[sink])
+            # nothing is pending for a sink that the file does not know
+            bit = known_bits(database).get(sink, 0) if only_looks else _registered(database, [sink])[sink]
+            self._reader = Reader(database, database, sink, bit)
             self._stack = stack.pop_all()
         self._name = f"journal:{path}"
         self._follow = follow
