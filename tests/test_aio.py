@@ -504,6 +504,76 @@ def test_what_finds_the_queue_full_is_dropped_and_counted() -> None:
     assert adapter.close(DEADLINE)
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_any_float_is_taken_as_a_timeout(timeout: float) -> None:
+    listener = Everything()
+    adapter = AsyncListenerAdapter(listener, callback_timeout=timeout)
+    adapter.on_module_start(E, M, "m")
+    assert adapter.flush(timeout)
+    assert adapter.close(timeout)
+    assert [call[-1] for call in listener.calls] == ["m"]
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("-inf"), float("nan")])
+def test_no_time_is_taken_as_a_timeout_that_is_over(timeout: float) -> None:
+    gate = threading.Event()
+
+    class Slow:
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            await asyncio.to_thread(gate.wait, DEADLINE)
+
+    adapter = AsyncListenerAdapter(Slow())
+    adapter.on_execution_start(E, "d")
+    assert not adapter.flush(timeout)
+    assert not adapter.close(timeout)
+    gate.set()
+    assert adapter.close(DEADLINE)
+
+
+def test_where_the_loop_can_have_no_thread_it_runs_in_the_workers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As at the exit of Python 3.12.0 to 3.12.2, when the first events are called only then."""
+    start = threading.Thread.start
+    left: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == AsyncListenerAdapter.__name__:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        start(thread)
+
+    class Mixed(Everything):
+        async def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+            self.task = asyncio.create_task(self.stay())
+            await super().on_execution_start(execution_id, dag_name)
+
+        async def stay(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.append("ended")
+
+        def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+            return asyncio.Event().wait()  # type: ignore[return-value] # an awaitable, from what is no coroutine function
+
+        async def on_module_failed(self, *args: object) -> None:
+            raise SystemExit
+
+    listener = Mixed()
+    adapter = AsyncListenerAdapter(listener, callback_timeout=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        adapter.on_execution_start(E, "d")
+        adapter.on_execution_cancelled(E, "d")
+        adapter.on_module_failed(E, M, "m", ValueError())
+        adapter.on_module_start(E, M, "m")
+        assert adapter.close(DEADLINE)
+    assert [call[0] for call in listener.calls] == ["execution_start", "module_start"]
+    assert left == ["ended"]
+    assert adapter.counters == QueueCounters(received=4, delivered=2, dropped=0, rejected=2, held=0)
+    assert "the event loop has no thread of its own: can't create new thread" in caplog.text
+
+
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
     listener = Everything()
     adapter = AsyncListenerAdapter(listener)

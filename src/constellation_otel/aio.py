@@ -126,17 +126,27 @@ class AsyncListenerAdapter(EventListener):
 class _LoopThread:
     """An event loop, and the thread in which it runs until it is closed.
 
+    Where no thread can be started any more, as at the exit of Python 3.12.0 to 3.12.2, the
+    loop runs in the caller's thread, while something is waited for.
+
     Args:
         name: The thread's.
         timeout: Seconds that anything which is waited for may take.
     """
 
     def __init__(self, name: str, timeout: float) -> None:
-        self._timeout = timeout
+        # any float, as a thread's join takes it: less than 0 and NaN are 0
+        self._timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX / 3)
         self._loop = asyncio.new_event_loop()
         self._closing: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._has_thread = False
+            log(_LOGGER, logging.WARNING, "%s: the event loop has no thread of its own: %s", name, error)
+        else:
+            self._has_thread = True
 
     def wait_for(self, awaitable: Awaitable[object]) -> None:
         """Has something awaited, and waits until it has been.
@@ -145,6 +155,9 @@ class _LoopThread:
             TimeoutError: It took too long, and is cancelled.
             BaseException: What it raised.
         """
+        if not self._has_thread:
+            self._wait_here(self._loop.create_task(_contained(awaitable)))
+            return
         future = asyncio.run_coroutine_threadsafe(_contained(awaitable), self._loop)
         try:
             future.result(self._timeout)
@@ -152,8 +165,19 @@ class _LoopThread:
             future.cancel()
             raise
 
+    def _wait_here(self, task: asyncio.Task[None]) -> None:
+        self._run_until(self._loop.create_task(asyncio.wait({task}, timeout=self._timeout)))
+        if not task.done():
+            task.cancel()
+            raise TimeoutError
+        task.result()
+
     def close(self) -> None:
         """Ends tasks, then async generators, then the loop; what does not end in time is logged."""
+        if not self._has_thread:
+            self._closing.set_result(None)
+            self._run()
+            return
         self._loop.call_soon_threadsafe(self._closing.set_result, None)
         self._thread.join(3 * self._timeout)  # tasks, generators, and what blocks the loop
         if self._thread.is_alive():
@@ -171,7 +195,7 @@ class _LoopThread:
         finally:
             self._loop.close()
 
-    def _run_until(self, future: asyncio.Future[None]) -> None:
+    def _run_until(self, future: asyncio.Future[Any]) -> None:
         while not future.done():
             # an exit is of a task that the listener has made, and that task has it; a RuntimeError is asyncio's own
             # word for a loop that was stopped: by what was still scheduled of the run that an exit cut short
