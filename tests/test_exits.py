@@ -38,7 +38,6 @@ def fails(n):
     raise SystemExit(3)
 
 if __name__ == "__main__":
-    import threading
     engine.run(Dag("parent", [load]), {"n": 0})
 """
 
@@ -81,41 +80,6 @@ def test_children_of_multiprocessing_deliver(tmp_path: Path, receiver: Receiver,
     assert "lost" not in run_to_the_end(tmp_path, receiver, program)
     # with spawn each child is a parent's program of its own, but runs nothing of it
     assert names(receiver) == ["child"] * 8 + ["parent"]
-
-
-def test_workers_of_a_process_pool_deliver(tmp_path: Path, receiver: Receiver) -> None:
-    program = """
-    from concurrent.futures import ProcessPoolExecutor
-    import multiprocessing
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
-        list(pool.map(task, range(4)))
-"""
-    run_to_the_end(tmp_path, receiver, program)
-    assert names(receiver) == ["child"] * 4 + ["parent"]
-
-
-def test_children_of_billiard_deliver(tmp_path: Path, receiver: Receiver) -> None:
-    """Those of its Pool end by a bare os._exit, a second after their last task: nothing can be promised of them."""
-    program = """
-    import billiard
-    children = [billiard.Process(target=task, args=(n,)) for n in range(2)]
-    for child in children: child.start()
-    for child in children: child.join(30)
-"""
-    run_to_the_end(tmp_path, receiver, program)
-    assert names(receiver) == ["child"] * 2 + ["parent"]
-
-
-def test_a_forked_child_that_never_uses_the_listener_builds_nothing(tmp_path: Path, receiver: Receiver) -> None:
-    program = """
-    child = os.fork()
-    if child == 0:
-        assert threading.active_count() == 1, threading.enumerate()
-        sys.exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-"""
-    run_to_the_end(tmp_path, receiver, program)
-    assert names(receiver) == ["parent"]
 
 
 @pytest.mark.parametrize("kind", ["sdk", "jsonl", "otlp", "logging", "async"])

@@ -2,8 +2,9 @@
 
 An interpreter's exit calls what ``atexit`` has. Before Python 3.13 the forked children
 of multiprocessing, and of billiard at any version, do not get there: they leave through
-``multiprocessing.util._exit_function`` and ``os._exit``. SIGTERM without a handler,
-SIGKILL and a bare ``os._exit`` run no code at all.
+``multiprocessing.util._exit_function`` and ``os._exit``, and a worker of billiard's pool,
+which Celery's are, through its ``on_exit``. SIGTERM without a handler, SIGKILL and a bare
+``os._exit`` run no code at all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import sys
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel._fork import after_fork_in_child
@@ -55,6 +57,7 @@ def call_at_exit(hook: Callable[[], None]) -> None:
     # an earlier registration stays: an exit that has begun calls nothing that is registered since
     atexit.register(hook)
     _EXIT.join_multiprocessing()
+    _EXIT.join_billiard()
 
 
 def forget_at_exit(hook: Callable[[], None]) -> None:
@@ -69,29 +72,54 @@ class _Exit:
     def __init__(self) -> None:
         self.hooks: dict[Callable[[], None], None] = {}
         self._finalizer: Any = None
+        self._thread: threading.Thread | None = None
+        self._worker: Any = None
         after_fork_in_child(self._forget)
 
     def _forget(self) -> None:
         self.hooks = {}
-        self._finalizer = None
+        self._finalizer = self._thread = self._worker = None
 
     def join_multiprocessing(self) -> None:
         """Has multiprocessing's way out call the hooks, where there is such a way; it is never imported for this."""
         util = sys.modules.get("multiprocessing.util")
         if util is None or not self.hooks or (self._finalizer is not None and self._finalizer.still_active()):
             return
+        if util.is_exiting():
+            # the finalizers have been called, and a thread that the process waits for has its first event
+            self._leave_after(_awaited())
+            return
         self._finalizer = util.Finalize(None, self._leave, exitpriority=_PRIORITY)
         # a child of a fork server may have had events while it imported the main module, before the registry is emptied
         util.register_after_fork(self, _Exit.join_multiprocessing)
 
+    def join_billiard(self) -> None:
+        """Has a worker of billiard's pool call the hooks at its end, behind its own ``on_exit``."""
+        billiard = sys.modules.get("billiard.process")
+        worker: Any = None if billiard is None else getattr(billiard.current_process(), "_target", None)
+        if worker is not self._worker and hasattr(worker, "on_exit"):
+            self._worker, worker.on_exit = worker, partial(self._leave_billiard, worker.on_exit)
+
+    def _leave_billiard(self, on_exit: Callable[[int, int], object] | None, pid: int, exit_code: int) -> None:
+        try:
+            if on_exit is not None:
+                on_exit(pid, exit_code)
+        finally:
+            self._call_hooks(())
+
     def _leave(self) -> None:
-        others = [thread for thread in threading.enumerate() if _is_awaited(thread)]
+        others = _awaited()
         if others:
-            # no daemon, though a daemon may have forked this process: so that it is awaited like those
-            thread = threading.Thread(target=self._call_hooks, args=(others,), name="exit", daemon=False)
-            thread.start()
+            self._leave_after(others)
         else:
             self._call_hooks(others)
+
+    def _leave_after(self, others: list[threading.Thread]) -> None:
+        """Calls the hooks when threads have ended, in one that the process waits for as it does for those."""
+        if others and (self._thread is None or not self._thread.is_alive()):
+            # no daemon, though a daemon may have forked this process
+            self._thread = threading.Thread(target=self._call_hooks, args=(others,), name="exit", daemon=False)
+            self._thread.start()
 
     def _call_hooks(self, others: Iterable[threading.Thread]) -> None:
         for thread in others:
@@ -101,15 +129,16 @@ class _Exit:
             hook, _ = self.hooks.popitem()
             try:
                 hook()
-            except Exception as error:  # noqa: BLE001 - of one hook; the others are still called
-                log(_LOGGER, logging.ERROR, "%s raised at the end of the process", hook, error=error)
+            except Exception as error:  # noqa: BLE001 - the SDK's perhaps; the others are still called
+                log(_LOGGER, logging.ERROR, "an exit hook raised; the other ones are still called", error=error)
 
 
-def _is_awaited(thread: threading.Thread) -> bool:
-    """Whether the process will wait for a thread before it ends: a child of multiprocessing does, of billiard not."""
+def _awaited() -> list[threading.Thread]:
+    """The threads that the process waits for before it ends: a child of multiprocessing does, of billiard not."""
     process: Any = sys.modules["multiprocessing.process"]
-    is_child = process.parent_process() is not None
-    return is_child and not thread.daemon and thread is not threading.current_thread()
+    if process.parent_process() is None:
+        return []
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
 
 
 _EXIT: Final = _Exit()
