@@ -369,7 +369,7 @@ class WebSocketSource:
         except Exception as error:  # noqa: BLE001 - nothing may end the one thread that reads; it is logged
             failure = UnavailableError(f"an unexpected {type(error).__name__}")
             message = "%s: an unexpected error; the source goes on"
-            self._log.write(_LOGGER, logging.ERROR, str(failure), message, self.name, error=error)
+            self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, self.name, error=error)
         return _Loss(failure, None if opened_at is None else clock() - opened_at, is_answered)
 
     async def _read_while_it_runs(self, connection: Connection) -> NoReturn:
