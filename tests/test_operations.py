@@ -337,6 +337,15 @@ def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) ->
     assert "sink 2 is the source itself, which would be fed with what it gives; name another one" in done.stderr
 
 
+@pytest.mark.parametrize("command_name", ["bridge", "replay"])
+def test_a_table_that_would_feed_itself_is_refused_before_anything_is_made(command_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    done = command(command_name, f"sqlite:///{os.path.relpath(path)}", "--to", f"sqlite:///{path}")
+    assert done.returncode == 2
+    assert "sink 1 is the source itself" in done.stderr
+    assert not path.exists()
+
+
 def test_who_reads_only_the_beginning_is_not_waited_for(tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", events_of(*range(2_000)))
     pipeline = f"{shlex.join(line('replay', source, '--to', 'jsonl:-'))} | head -1"

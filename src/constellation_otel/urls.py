@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery import Sink, Source
 
-__all__ = ["check_sink", "sink_of", "source_of"]
+__all__ = ["check_sink", "places_of", "sink_of", "source_of"]
 
 _SOURCES: Final = (
     "ws://host:port or wss://host:port (a Constellation Engine), kafka://broker:9092/topic?group=name,"
@@ -154,6 +155,31 @@ def check_sink(url: str, *, resource: Resource) -> None:
     if max_bytes is not None and not max_bytes.isdecimal():
         message = f"?max_bytes={max_bytes} cannot be used; give a number of bytes"
         raise ConfigurationError(message)
+
+
+def places_of(url: str) -> set[tuple[object, ...]]:
+    """What a source and a sink have in common that are the same file, table or topic, however their URLs are written.
+
+    Nothing is opened or connected: two names of one host are two hosts here.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+        MissingExtraError: What it needs is not installed.
+    """
+    scheme, _, rest = url.partition(":")
+    match scheme:
+        case "kafka":
+            from constellation_otel.transports.kafka import places_of_topic  # noqa: PLC0415 - needs an extra
+
+            return places_of_topic(url)
+        case "postgresql" | "sqlite":
+            from constellation_otel.transports.sql import places_of_table  # noqa: PLC0415 - needs an extra
+
+            return places_of_table(url)
+        case "jsonl" | "journal":
+            return {(scheme, os.path.realpath(rest.partition("?")[0] if scheme == "journal" else rest))}
+        case _:
+            return {(url,)}
 
 
 def _split(url: str, known: str, what: str) -> tuple[str, str]:
