@@ -49,7 +49,7 @@ def active(reader: InMemoryMetricReader) -> dict[str, Any]:
     data = reader.get_metrics_data()
     assert data is not None
     return {
-        metric.name: point.value
+        metric.name: point.value  # type: ignore[union-attr]
         for resource in data.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
@@ -81,7 +81,12 @@ def test_a_listener_that_is_gone_while_metrics_are_read_is_not_missed(
 ) -> None:
     reader, instruments = metrics
     kept = [Listener() for _ in range(10)]
-    reading = Listener(lambda: (kept.clear(), gc.collect()))
+
+    def forget() -> None:
+        kept.clear()
+        gc.collect()
+
+    reading = Listener(forget)
     for listener in (*kept, reading):
         instruments.observe(listener)
     del listener

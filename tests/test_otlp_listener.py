@@ -434,13 +434,11 @@ def test_what_the_redact_hook_takes_out_is_nowhere(
     assert messages == [None, "too *** words", "WordCount failed: too *** words", "too *** words"]
 
 
-def test_it_keeps_the_spis_promises(receiver: Receiver, tmp_path: Path) -> None:
-    class Closing(OtlpListener):
-        def close(self, timeout: float = DEADLINE) -> bool:
-            return super().close(timeout)
-
-    check_listener(lambda: Closing(receiver.grpc_endpoint))
-    check_listener(lambda: Closing(receiver.http_endpoint, protocol="http/protobuf", journal=tmp_path / "journal.db"))
+def test_it_keeps_the_spis_promises(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constellation_otel.testing._CLOSE_TIMEOUT", DEADLINE)
+    journal = tmp_path / "journal.db"
+    check_listener(lambda: OtlpListener(receiver.grpc_endpoint))
+    check_listener(lambda: OtlpListener(receiver.http_endpoint, protocol="http/protobuf", journal=journal))
 
 
 # --- whose decision it is ------------------------------------------------------------------------------------------
