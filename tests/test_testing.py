@@ -239,7 +239,7 @@ READY: dict[str, Callable[[], ExecutionListener]] = {
     "KafkaListener": lambda: KafkaListener(NOWHERE),
     "AsyncListenerAdapter": lambda: AsyncListenerAdapter(ExecutionListener.noop),
 }
-WITH_JOURNAL: dict[str, Callable[[Path, str | None], ExecutionListener]] = {
+WITH_JOURNAL: dict[str, Callable[[Path, Any], ExecutionListener]] = {
     "JsonlListener": lambda folder, journal: JsonlListener(folder / "events.jsonl", journal=journal),
     "SqlAuditListener": lambda folder, journal: SqlAuditListener(f"sqlite:///{folder}/audit.db", journal=journal),
 }

@@ -202,9 +202,10 @@ def run_replay(
     if since_ns is not None and until_ns is not None and since_ns >= until_ns:
         message = f"no execution can have started from {since} on and before {until}; give a later --until"
         raise ConfigurationError(message)
-    if not dry_run:
-        _refuse_circle(source_url, sink_urls)
+    _refuse_circle(source_url, sink_urls)
     resource = make_resource(service_name)
+    for url in sink_urls if dry_run else ():
+        check_sink(url, resource=resource)
     select = DryRun if dry_run else Selection
     source = select(
         source_of(source_url, follow=False, execution_id=execution_id, dry_run=dry_run),
@@ -213,8 +214,6 @@ def run_replay(
         execution_id=execution_id,
     )
     sinks: list[Sink[Any]] = [_Nowhere()] if dry_run else [sink_of(url, resource=resource) for url in sink_urls]
-    for url in sink_urls if dry_run else ():
-        check_sink(url, resource=resource)
     bridge = Bridge(
         source,
         sinks,
