@@ -27,10 +27,10 @@ from rich.console import Console
 from constellation_otel import operations, trace_id_of
 from constellation_otel.bridge import Bridge
 from constellation_otel.dialects import encode_json
-from constellation_otel.errors import UnavailableError
+from constellation_otel.errors import ConfigurationError, UnavailableError
 from constellation_otel.receiver import Receiver, Refuse
 from constellation_otel.testing import span_tree
-from constellation_otel.transports.journal import Journal
+from constellation_otel.transports.journal import Journal, forget
 from constellation_otel.transports.jsonl import JsonlSink
 from constellation_otel.transports.sql import SqlSink
 from deliveries import MS, ListSink, ListSource, execution, records
@@ -337,6 +337,15 @@ def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) ->
     assert "sink 2 is the source itself, which would be fed with what it gives; name another one" in done.stderr
 
 
+@pytest.mark.parametrize("command_name", ["bridge", "replay"])
+def test_a_table_that_would_feed_itself_is_refused_before_anything_is_made(command_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    done = command(command_name, f"sqlite:///{os.path.relpath(path)}", "--to", f"sqlite:///{path}")
+    assert done.returncode == 2
+    assert "sink 1 is the source itself" in done.stderr
+    assert not path.exists()
+
+
 def test_who_reads_only_the_beginning_is_not_waited_for(tmp_path: Path) -> None:
     source = written(tmp_path / "events.jsonl", events_of(*range(2_000)))
     pipeline = f"{shlex.join(line('replay', source, '--to', 'jsonl:-'))} | head -1"
@@ -398,6 +407,51 @@ def test_a_dry_run_delivers_nothing_and_counts(tmp_path: Path) -> None:
     done = command("replay", source, "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith(f"4 events would be replayed from {source}: 1 executions, 2 spans, ")
+
+
+def files_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("journal:x.db?max_bytes=1", "max_bytes=1 cannot be used"),
+        ("journal:x.db?max=1", "means nothing"),
+        ("sqlite:///x.db?table=a%0Ab", "no name for a table"),
+        ("kafka://h/t?no.such.setting=1", "no.such.setting"),
+        ("otlp://", "otlp"),
+        ("ftp://h", "'ftp' is no sink"),
+        ("jsonl:{folder}/events.jsonl", "sink 1 is the source itself"),
+    ],
+)
+def test_a_dry_run_checks_the_urls_of_its_sinks(url: str, said: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "events.jsonl", events_of(1))
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        operations.run_replay(source, [url.replace("{folder}", str(tmp_path))], dry_run=True)
+
+
+def test_a_dry_run_of_a_journal_needs_it_no_more_than_it_changes_it(tmp_path: Path) -> None:
+    """A bridge may have it meanwhile."""
+    path = tmp_path / "j.db"
+    journal = Journal(path, sinks=["otlp"])
+    journal.append(events_of(1))
+    for _ in range(2):
+        assert "4 events would be replayed" in command("replay", f"journal:{path}?sink=otlp", "--dry-run").stdout
+    assert journal.held("otlp") == 4
+    journal.close()
+    before = files_in(tmp_path)
+    assert "4 events would be replayed" in command("replay", f"journal:{path}?sink=otlp", "--dry-run").stdout
+    assert files_in(tmp_path) == before
+
+
+def test_a_dry_run_of_a_journal_registers_no_sink_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    Journal(path, sinks=["gone"]).close()
+    forget(path, "gone")
+    before = files_in(tmp_path)
+    assert command("replay", f"journal:{path}", "--dry-run").stdout.startswith("0 events would be replayed")
+    assert files_in(tmp_path) == before
 
 
 def test_where_standard_output_is_a_sink_the_summary_is_not_in_it(tmp_path: Path) -> None:

@@ -750,10 +750,58 @@ def test_a_start_that_is_late_or_refused_leaves_no_decision_behind(
         listener.accept(ExecutionStarted(uuid4(), "my-pipeline", -1))
     listener.on_execution_start(["no id"], "my-pipeline")  # type: ignore[arg-type]
     listener.on_execution_start("no id", "my-pipeline")  # type: ignore[arg-type]
+    for name in (7, None, b"my-pipeline"):
+        listener.on_execution_start(uuid4(), name)  # type: ignore[arg-type]
     assert listener.close(DEADLINE)
     listener.on_execution_start(uuid4(), "after closing")
     assert listener._decisions == {}
-    assert (listener.counters.late, listener.counters.rejected, listener.counters.dropped) == (40, 22, 1)
+    assert (listener.counters.late, listener.counters.rejected, listener.counters.dropped) == (40, 25, 1)
+
+
+def test_the_answers_of_samplers_are_bounded_with_what_is_open(
+    memory: tuple[TracerProvider, InMemorySpanExporter], make: Callable[..., OpenTelemetryListener]
+) -> None:
+    provider, _ = memory
+    listener = make(provider, max_open=20, max_queue=1_000)
+    for _ in range(300):
+        listener.on_execution_start(uuid4(), "d")
+        listener.accept(ExecutionStarted(uuid4(), "d", 1))
+    assert len(listener._decisions) <= 40
+    assert listener.flush(DEADLINE)
+    assert len(listener._decisions) == listener.open_executions <= 20
+
+
+def test_threads_that_start_the_same_execution_agree_on_one_answer(
+    make: Callable[..., OpenTelemetryListener],
+) -> None:
+    entered = threading.Barrier(2)
+
+    class Together(Opinionated):
+        def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+            result = super().should_sample(*args, **kwargs)
+            entered.wait(DEADLINE)
+            return result
+
+    provider, exporter = provider_with(Together())
+    listener = make(provider)
+    execution_id, answers = uuid4(), []
+
+    def start(trace_id: int) -> None:
+        with trace.use_span(NonRecordingSpan(SpanContext(trace_id, 7, is_remote=True))):
+            listener.on_execution_start(execution_id, "d")
+        context = listener.module_context(execution_id, uuid4(), Context())
+        answers.append(trace.get_current_span(context).get_span_context().trace_id)
+
+    threads = [threading.Thread(target=start, args=(trace_id,)) for trace_id in (5, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    listener.on_execution_complete(execution_id, "d", True, 1.0)
+    assert listener.flush(DEADLINE)
+    (span,) = exporter.get_finished_spans()
+    assert answers == [span.context.trace_id] * 2
+    provider.shutdown()
 
 
 @pytest.mark.parametrize(("sampled", "expected"), [(True, ["GET", "d", "m"]), (False, [])])

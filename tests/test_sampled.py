@@ -189,12 +189,13 @@ def test_the_answer_at_the_start_and_the_answer_from_the_spans_are_the_same(
     assert [at_the_start(span) for span in spans] == [afterwards(span) for span in spans]
 
 
-def test_a_sampler_that_raises_has_the_execution_sampled(caplog: pytest.LogCaptureFixture) -> None:
-    sampled = Sampled(Raising())
+def test_an_execution_for_which_the_sampler_raises_is_not_traced(caplog: pytest.LogCaptureFixture) -> None:
+    observed: list[Span] = []
+    sampled = Sampled(Raising(), lambda span, _: observed.append(span))
     execution_id = uuid4()
-    sent = [sampled(span) for span in spans_of(execution_id)]
-    assert sent == [replace(span, trace_flags=int(SAMPLED | RANDOM)) for span in spans_of(execution_id)]
-    assert caplog.messages == [f"the sampler raised for execution {execution_id}, which is sampled"]
+    assert [sampled(span) for span in spans_of(execution_id)] == [None] * len(spans_of(execution_id))
+    assert observed == spans_of(execution_id)
+    assert caplog.messages == [f"the sampler raised for execution {execution_id}; the execution is not traced"]
     assert "no opinion" in caplog.text
 
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
+from constellation_otel.aio import AsyncListenerAdapter
 from constellation_otel.events import ExecutionCancelled, ExecutionStarted, ModuleFailed, ModuleStarted
 from constellation_otel.listener import ExecutionListener, LoggingListener
+from constellation_otel.otel import OpenTelemetryListener
+from constellation_otel.otlp_listener import OtlpListener
 from constellation_otel.spans import OUTCOME, Span
 from constellation_otel.testing import RecordingListener, check_listener, span_tree
+from constellation_otel.transports.jsonl import JsonlListener
+from constellation_otel.transports.kafka import KafkaListener
+from constellation_otel.transports.sql import SqlAuditListener
+from support import DEADLINE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from opentelemetry.context import Context
 
 EXECUTION = UUID(int=1)
@@ -218,6 +231,64 @@ def test_listeners_that_keep_the_promises_pass() -> None:
     check_listener(lambda: ExecutionListener.noop)
 
 
+NOWHERE = "127.0.0.1:1"
+READY: dict[str, Callable[[], ExecutionListener]] = {
+    "OpenTelemetryListener": lambda: OpenTelemetryListener(TracerProvider(shutdown_on_exit=False)),
+    "OtlpListener over gRPC": lambda: OtlpListener(f"http://{NOWHERE}"),
+    "OtlpListener over HTTP": lambda: OtlpListener(f"http://{NOWHERE}", protocol="http/protobuf"),
+    "KafkaListener": lambda: KafkaListener(NOWHERE),
+    "AsyncListenerAdapter": lambda: AsyncListenerAdapter(ExecutionListener.noop),
+}
+WITH_JOURNAL: dict[str, Callable[[Path, Any], ExecutionListener]] = {
+    "JsonlListener": lambda folder, journal: JsonlListener(folder / "events.jsonl", journal=journal),
+    "SqlAuditListener": lambda folder, journal: SqlAuditListener(f"sqlite:///{folder}/audit.db", journal=journal),
+}
+
+
+@pytest.mark.parametrize("name", READY)
+def test_our_own_listeners_keep_the_promises_without_an_endpoint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constellation_otel.testing._CLOSE_TIMEOUT", 0.1)
+    check_listener(READY[name])
+
+
+@pytest.mark.parametrize("has_journal", [False, True])
+@pytest.mark.parametrize("name", WITH_JOURNAL)
+def test_our_own_listeners_keep_the_promises_with_a_journal_and_without(
+    name: str, has_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # all parts have the one journal, which a close that has no time may still be busy with
+    monkeypatch.setattr("constellation_otel.testing._CLOSE_TIMEOUT", DEADLINE)
+    journal = str(tmp_path / "journal.db") if has_journal else None
+    check_listener(lambda: WITH_JOURNAL[name](tmp_path, journal))
+
+
+def test_a_close_that_wants_a_timeout_gets_one() -> None:
+    class Closing(ExecutionListener):
+        def close(self, timeout: float) -> None:
+            given.append(timeout)
+
+    given: list[float] = []
+    check_listener(Closing)
+    assert given == [2.0] * 3
+
+
+def test_a_listener_that_is_not_safe_for_threads_is_reported() -> None:
+    class Keeps(ExecutionListener):
+        def __init__(self) -> None:
+            self.names: dict[UUID, str] = {}
+
+        def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+            self.names[module_id] = module_name
+            for _ in self.names:
+                time.sleep(0)
+
+    message = "on_module_start raised RuntimeError: 'dictionary changed size during iteration' from eight threads"
+    interval = sys.getswitchinterval()
+    with pytest.raises(AssertionError, match=message):
+        check_listener(Keeps)
+    assert sys.getswitchinterval() == interval
+
+
 def test_every_callback_of_the_spi_is_called() -> None:
     called: set[str] = set()
 
@@ -335,7 +406,17 @@ def test_a_listener_that_cannot_be_made_or_closed_is_reported() -> None:
         check_listener(Stuck)
     with pytest.raises(AssertionError, match=r"\n  make\(\) raised ValueError: 'no url', and 2 times more$"):
         check_listener(make)
-    with pytest.raises(
-        AssertionError, match=r"\n  make\(\) returned 3, which is no ExecutionListener, and 2 times more$"
-    ):
-        check_listener(lambda: 3)  # type: ignore[arg-type,return-value] # that is the violation
+    given = {"a int": lambda: 3, "the class Stuck": lambda: Stuck}
+    for what, wrong in given.items():
+        message = rf"\n  make\(\) returned {what}, which is no ExecutionListener; derive the class from it and call it,"
+        with pytest.raises(AssertionError, match=message):
+            check_listener(wrong)  # type: ignore[arg-type] # that is the violation
+
+
+def test_a_close_that_has_to_be_awaited_is_reported() -> None:
+    class Closing(ExecutionListener):
+        async def close(self) -> None:
+            """Never gets here."""
+
+    with pytest.raises(AssertionError, match=r"\n  close\(\) returned an awaitable, which nobody awaits with odd"):
+        check_listener(Closing)

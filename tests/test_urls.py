@@ -18,7 +18,7 @@ from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 from constellation_otel.transports.otlp import OtlpSink
 from constellation_otel.transports.sql import SqlSink, SqlSource
 from constellation_otel.transports.websocket import WebSocketSource
-from constellation_otel.urls import sink_of, source_of
+from constellation_otel.urls import places_of, sink_of, source_of
 from deliveries import execution
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ import sys
 sys.modules.update(dict.fromkeys({missing!r}))
 from opentelemetry.sdk.resources import Resource
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.urls import sink_of, source_of
+from constellation_otel.urls import places_of, sink_of, source_of
 for make in (lambda: source_of({url!r}, follow=True), lambda: sink_of({url!r}, resource=Resource({{}}))):
     try:
         made = make()
@@ -319,3 +319,38 @@ def test_what_needs_no_extra_does_without_any(url: str, made: list[str]) -> None
     missing = ["confluent_kafka", "sqlalchemy", "psycopg", "websockets", "click", "rich"]
     assert made_without(missing, url) == made
     assert made_without(missing, "otlp://collector")[1:] == ["OtlpSink"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("sqlite:///a.db", "sqlite:////{folder}/a.db", True),
+        ("sqlite:///a.db", "sqlite:///./a.db?table=execution_audit", True),
+        ("sqlite:///a.db", "sqlite:///file:a.db?uri=true", True),
+        ("sqlite:///link.db", "sqlite:///a.db", True),
+        ("sqlite:///a.db", "sqlite:///a.db?table=copy", False),
+        ("sqlite:///a.db", "sqlite:///b.db", False),
+        ("jsonl:a.jsonl", "jsonl:{folder}/./a.jsonl", True),
+        ("jsonl:a?b", "jsonl:a", False),
+        ("journal:a.db?sink=otlp", "journal:{folder}/a.db", True),
+        ("journal:a.db", "jsonl:a.db", False),
+        ("kafka://a,b/t?group=g", "kafka://b,a/t", True),
+        ("kafka://a:9092,b/t?group=g", "kafka://A,c/t", True),
+        ("kafka://user:password@a/constellation-events?group=g", "kafka://a", True),
+        ("kafka://a/t?group=g", "kafka://a/u", False),
+        ("kafka://a/t?group=g", "kafka://a:9093/t", False),
+        ("postgresql://me:secret@host/db", "postgresql://you@HOST:5432/db?application_name=x", True),
+        ("postgresql://me@host", "postgresql://host/me", True),
+        ("postgresql:///db?host=a&host=b:5433", "postgresql://b:5433/db?table=public.execution_audit", True),
+        ("postgresql://host/db", "postgresql://host/db?table=other.execution_audit", False),
+        ("postgresql://host/db", "postgresql://host:5433/db", False),
+        ("postgresql://host/db", "otlp://host:4317", False),
+    ],
+)
+def test_two_urls_of_one_place_have_something_in_common_however_they_are_written(
+    one: str, other: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.db").symlink_to("a.db")
+    other = other.replace("{folder}", str(tmp_path))
+    assert bool(places_of(one) & places_of(other)) is same

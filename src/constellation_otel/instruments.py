@@ -72,7 +72,9 @@ class Instruments:
     """The instruments of a meter provider; see :meth:`of`."""
 
     def __init__(self, meter: Meter) -> None:
-        self._observed: weakref.WeakSet[Observed] = weakref.WeakSet()
+        # a dict, since listing one is a single step: the reader's thread does so while others add. Without a lock,
+        # since the SDK's own is held then, which making instruments waits for
+        self._observed: dict[weakref.ref[Observed], None] = {}
         self._execution_duration = meter.create_histogram(
             "constellation.execution.duration",
             "s",
@@ -120,8 +122,7 @@ class Instruments:
 
     def observe(self, observed: Observed) -> None:
         """Adds a listener to the sums of what is open, for as long as it lives."""
-        with _REGISTRY.lock:
-            self._observed.add(observed)
+        self._observed[weakref.ref(observed, self._observed.pop)] = None
 
     def record(self, span: Span, context: Context) -> None:
         """Records a span's length, where it has one.
@@ -170,9 +171,7 @@ class Instruments:
         return [Observation(sum(observed.open_modules for observed in self._all_observed()))]
 
     def _all_observed(self) -> list[Observed]:
-        # the SDK's reader asks in a thread of its own, while listeners are made in others
-        with _REGISTRY.lock:
-            return list(self._observed)
+        return [observed for ref in list(self._observed) if (observed := ref()) is not None]
 
 
 class _Registry:

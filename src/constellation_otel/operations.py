@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -27,7 +26,7 @@ from constellation_otel.selection import DryRun, Selection
 from constellation_otel.signals import PrivateSignals
 from constellation_otel.transports.journal import Journal, events_of
 from constellation_otel.transports.otlp import OtlpSink, make_resource
-from constellation_otel.urls import check_sink, sink_of, source_of
+from constellation_otel.urls import check_sink, places_of, sink_of, source_of
 from constellation_otel.waterfall import render_waterfall
 
 try:
@@ -203,9 +202,10 @@ def run_replay(
     if since_ns is not None and until_ns is not None and since_ns >= until_ns:
         message = f"no execution can have started from {since} on and before {until}; give a later --until"
         raise ConfigurationError(message)
-    if not dry_run:
-        _refuse_circle(source_url, sink_urls)
+    _refuse_circle(source_url, sink_urls)
     resource = make_resource(service_name)
+    for url in sink_urls if dry_run else ():
+        check_sink(url, resource=resource)
     select = DryRun if dry_run else Selection
     source = select(
         source_of(source_url, follow=False, execution_id=execution_id, dry_run=dry_run),
@@ -214,8 +214,6 @@ def run_replay(
         execution_id=execution_id,
     )
     sinks: list[Sink[Any]] = [_Nowhere()] if dry_run else [sink_of(url, resource=resource) for url in sink_urls]
-    for url in sink_urls if dry_run else ():
-        check_sink(url, resource=resource)
     bridge = Bridge(
         source,
         sinks,
@@ -296,17 +294,11 @@ def _refuse_circle(source_url: str, sink_urls: Sequence[str]) -> None:
     """A bridge that feeds itself would fill the disk."""
     if source_url == "jsonl:-":
         return
-    source = _place_of(source_url)
+    source = places_of(source_url)
     for number, sink_url in enumerate(sink_urls, 1):
-        if _place_of(sink_url) == source:
+        if source & places_of(sink_url):
             message = f"sink {number} is the source itself, which would be fed with what it gives; name another one"
             raise ConfigurationError(message)
-
-
-def _place_of(url: str) -> str:
-    """A URL without its options; a file's as the file that it is."""
-    scheme, _, rest = url.partition("?")[0].partition(":")
-    return f"{scheme}:{os.path.realpath(rest)}" if scheme in {"jsonl", "journal"} else f"{scheme}:{rest}"
 
 
 def _ns_of(when: datetime | None) -> int | None:

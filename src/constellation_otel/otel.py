@@ -171,6 +171,8 @@ class OpenTelemetryListener(EventListener):
         self._metrics_known = False
         self._active = False
         self._assembler = self._new_assembler()
+        # callbacks and the worker share it by single steps of a dict. The callbacks add max_open at most; beyond
+        # that the worker does for what is open, and is bounded, too
         self._decisions: dict[UUID, Decision] = {}
         self._failed = self._corrected = 0
         self._published = ListenerCounters(*[0] * len(ListenerCounters.__struct_fields__))
@@ -289,8 +291,9 @@ class OpenTelemetryListener(EventListener):
         execution_id: object = event.execution_id
         if self._traces is None or not isinstance(execution_id, UUID) or execution_id in self._decisions:
             return False
-        self._decisions[execution_id] = self._decision(execution_id, event.dag_name, context)
-        return True
+        decision = self._decision(execution_id, event.dag_name, context)
+        # another thread may have been faster
+        return self._decisions.setdefault(execution_id, decision) is decision
 
     def _decision(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
         if self._traces is None:
@@ -360,6 +363,16 @@ class OpenTelemetryListener(EventListener):
         return PlainTraces(tracer, self._max_open)
 
     def _handle(self, event: Event) -> None:
+        try:
+            spans = self._add(event)
+        finally:
+            if isinstance(event, ExecutionStarted):
+                self._forget_unless_open(event.execution_id)
+        for span in spans:
+            self._emit(span)
+
+    def _add(self, event: Event) -> list[Span]:
+        """Takes an event in; the spans that are emitted by it."""
         event, corrected = validated(event)
         self._corrected += len(corrected)
         for reason in corrected:
@@ -368,17 +381,11 @@ class OpenTelemetryListener(EventListener):
         if isinstance(event, ExecutionStarted):
             # where the callback could not: the event has travelled, or the SDK or room for an answer came later
             self._decide(event, remote_parent(event.traceparent, event.tracestate) or Context())
-        try:
-            spans = self._assembler.add(event, time.monotonic_ns())
-        finally:
-            if isinstance(event, ExecutionStarted):
-                self._forget_unless_open(event.execution_id)
-        for span in spans:
-            self._emit(span)
+        return self._assembler.add(event, time.monotonic_ns())
 
-    def _forget_unless_open(self, execution_id: UUID) -> None:
+    def _forget_unless_open(self, execution_id: object) -> None:
         """Of a start that was late, or refused, no span will come that takes the decision away."""
-        if not self._assembler.is_open(execution_id):
+        if isinstance(execution_id, UUID) and not self._assembler.is_open(execution_id):
             self._decisions.pop(execution_id, None)
 
     def _tick(self) -> float | None:
@@ -424,8 +431,8 @@ class OpenTelemetryListener(EventListener):
         decision = self._decisions.get(execution_id)
         if decision is None:
             decision = self._decision(execution_id, str(span.attributes[DAG_NAME]), Context())
-            self._decisions[execution_id] = decision
+            decision = self._decisions.setdefault(execution_id, decision)
         if MODULE_NAME not in span.attributes:
             # an execution's own span is its last
-            del self._decisions[execution_id]
+            self._decisions.pop(execution_id, None)
         return decision

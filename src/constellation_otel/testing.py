@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import threading
 from collections import Counter, defaultdict
 from math import inf, nan
@@ -211,7 +212,9 @@ def check_listener(make: Callable[[], ExecutionListener], timeout: float = 30.0)
 
     Args:
         make: Makes a listener; called once for each part of the check. A listener that
-            has a ``close`` method is closed at the end of its part, without arguments.
+            has a ``close`` method is closed at the end of its part: with two seconds as its
+            timeout where it wants one, otherwise without arguments. What it could not
+            deliver by then is no violation.
         timeout: Seconds that each part may take. It is for telling that a callback
             blocks, not for measuring how fast one is.
 
@@ -219,25 +222,36 @@ def check_listener(make: Callable[[], ExecutionListener], timeout: float = 30.0)
         AssertionError: The listener does not; the message has every violation.
     """
     violations = _Violations()
-    for what, part in (
-        ("with odd values", _odd_values),
-        ("in any order", _any_order),
-        ("from eight threads at once", _eight_threads),
-    ):
-        progress = _Progress("make()")
-        # a daemon, so that a callback that blocks for ever does not keep the process
-        thread = threading.Thread(
-            target=_run_part, args=(make, part, f" {what}", progress, violations), name="check-listener", daemon=True
-        )
-        thread.start()
-        thread.join(timeout)
-        if thread.is_alive():
-            violations.add(f"{progress.call} had not returned after {timeout:g} s", f" {what}")
+    interval = sys.getswitchinterval()
+    try:
+        # threads that take turns this often meet inside a callback
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        for what, part in (
+            ("with odd values", _odd_values),
+            ("in any order", _any_order),
+            ("from eight threads at once", _eight_threads),
+        ):
+            progress = _Progress("make()")
+            # a daemon, so that a callback that blocks for ever does not keep the process
+            thread = threading.Thread(
+                target=_run_part,
+                args=(make, part, f" {what}", progress, violations),
+                name="check-listener",
+                daemon=True,
+            )
+            thread.start()
+            thread.join(timeout)
+            if thread.is_alive():
+                violations.add(f"{progress.call} had not returned after {timeout:g} s", f" {what}")
+    finally:
+        sys.setswitchinterval(interval)
     violations.raise_if_any()
 
 
 _THREADS: Final = 8
 _ROUNDS: Final = 25
+_SWITCH_INTERVAL: Final = 1e-5
+_CLOSE_TIMEOUT: Final = 2.0
 _MEGABYTE: Final = 1_000_000
 _EXECUTION: Final = UUID("6f3a0b52-6c1e-4f0c-9d55-2f6b4f6d7a11")
 _MODULE: Final = UUID("b1946ac9-2f4e-4a57-8f5e-6b1f4d0c9e22")
@@ -293,7 +307,9 @@ def _run_part(
         violations.add(f"make() raised {_told(error)}", "")
         return
     if not isinstance(listener, ExecutionListener):
-        violations.add(f"make() returned {listener!r}, which is no ExecutionListener", "")
+        given = f"the class {listener.__name__}" if isinstance(listener, type) else f"a {type(listener).__name__}"
+        message = f"make() returned {given}, which is no ExecutionListener; derive the class from it and call it"
+        violations.add(message, "")
         return
 
     def call(it: _Call) -> None:
@@ -305,9 +321,28 @@ def _run_part(
     if close is not None:
         progress.call = "close()"
         try:
-            close()
+            answer = close(*_arguments_of(close))
         except BaseException as error:  # noqa: BLE001 - reported, whatever it is
             violations.add(f"close() raised {_told(error)}", what)
+        else:
+            if _is_awaitable(answer):
+                violations.add("close() returned an awaitable, which nobody awaits", what)
+
+
+def _arguments_of(close: Callable[..., object]) -> tuple[float, ...]:
+    """A timeout, where ``close`` does not do without."""
+    try:
+        inspect.signature(close).bind()
+    except TypeError:
+        return (_CLOSE_TIMEOUT,)
+    return ()
+
+
+def _is_awaitable(answer: object) -> bool:
+    if inspect.iscoroutine(answer):
+        # else it would warn that nobody awaited it
+        answer.close()
+    return inspect.isawaitable(answer)
 
 
 def _call(listener: ExecutionListener, it: _Call, what: str, violations: _Violations) -> None:
@@ -321,11 +356,8 @@ def _call(listener: ExecutionListener, it: _Call, what: str, violations: _Violat
     else:
         if it.name == "module_context" and not isinstance(answer, otel_context.Context):
             violations.add(f"module_context returned a {type(answer).__name__} and no context", where)
-    if inspect.isawaitable(answer):
+    if _is_awaitable(answer):
         violations.add(f"{it.name} returned an awaitable, which nobody awaits", where)
-        if inspect.iscoroutine(answer):
-            # else it would warn that nobody did
-            answer.close()
     if otel_context.get_current() != before:
         violations.add(f"{it.name} left another OpenTelemetry context current", where)
         otel_context.attach(before)
@@ -372,18 +404,19 @@ def _any_order(call: Callable[[_Call], None], provides_context: bool) -> None:
 
 
 def _eight_threads(call: Callable[[_Call], None], provides_context: bool) -> None:
-    """All threads over one execution, and each over one of its own."""
+    """All threads over one execution, and each over one of its own; every round over modules of its own."""
     together = threading.Barrier(_THREADS)
 
     def work(number: int) -> None:
         own = UUID(int=number + 1)
         together.wait()
-        for _ in range(_ROUNDS):
+        for round_ in range(_ROUNDS):
+            module_id = UUID(int=number * _ROUNDS + round_ + 1)
             for execution_id in (_EXECUTION, own):
-                for it in _life(execution_id, _MODULE, "dag", "module", 1.0, ValueError("boom"), ""):
+                for it in _life(execution_id, module_id, "dag", "module", 1.0, ValueError("boom"), ""):
                     call(it)
                 if provides_context:
-                    call(_Call("module_context", (execution_id, _MODULE, otel_context.get_current())))
+                    call(_Call("module_context", (execution_id, module_id, otel_context.get_current())))
 
     threads = [
         threading.Thread(target=work, args=(number,), name=f"check-listener-{number}", daemon=True)

@@ -21,8 +21,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.sdk.trace.sampling import Decision as Sampling
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, TraceFlags
 from opentelemetry.trace.span import TraceState
 
@@ -214,14 +214,14 @@ class Sampled:
     def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
         """What holds for an execution; never raises.
 
-        A sampler that raises has the execution sampled: what is ours to decide is not lost by it.
+        An execution for which the sampler raises is not traced.
         """
         try:
             return decide(self._sampler, execution_id, dag_name, context)
         except Exception as error:  # noqa: BLE001 - a sampler of the user's own
-            message = "the sampler raised for execution %s, which is sampled"
+            message = "the sampler raised for execution %s; the execution is not traced"
             self._log.write(_LOGGER, logging.ERROR, "sampler", message, execution_id, error=error)
-            return decide(ALWAYS_ON, execution_id, dag_name, context)
+            return NOT_TRACED
 
     def remember(self, execution_id: UUID, decision: Decision) -> None:
         """Has :meth:`__call__` go by a decision, until the execution's own span has passed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery import Sink, Source
 
-__all__ = ["check_sink", "sink_of", "source_of"]
+__all__ = ["check_sink", "places_of", "sink_of", "source_of"]
 
 _SOURCES: Final = (
     "ws://host:port or wss://host:port (a Constellation Engine), kafka://broker:9092/topic?group=name,"
@@ -128,12 +129,8 @@ def sink_of(url: str, *, resource: Resource) -> Sink[Any]:
         case "journal":
             from constellation_otel.transports.journal import JournalSink  # noqa: PLC0415 - only where it is used
 
-            path, max_bytes = _journal(rest, "max_bytes")
-            try:
-                return JournalSink(path) if max_bytes is None else JournalSink(path, max_bytes=int(max_bytes))
-            except ValueError as error:
-                message = f"?max_bytes={max_bytes} cannot be used: {error}; give a number of bytes"
-                raise ConfigurationError(message) from error
+            path, max_bytes = _journal_to_append(rest)
+            return JournalSink(path) if max_bytes is None else JournalSink(path, max_bytes=max_bytes)
         case _:
             raise _unknown(url, _SINKS, "sink")
 
@@ -150,10 +147,32 @@ def check_sink(url: str, *, resource: Resource) -> None:
         # none of these does anything before it is sent something
         sink_of(url, resource=resource).close()
         return
-    _, max_bytes = _journal(rest, "max_bytes")
-    if max_bytes is not None and not max_bytes.isdecimal():
-        message = f"?max_bytes={max_bytes} cannot be used; give a number of bytes"
-        raise ConfigurationError(message)
+    _journal_to_append(rest)
+
+
+def places_of(url: str) -> set[tuple[object, ...]]:
+    """What a source and a sink have in common that are the same file, table or topic, however their URLs are written.
+
+    Nothing is opened or connected: two names of one host are two hosts here.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+        MissingExtraError: What it needs is not installed.
+    """
+    scheme, _, rest = url.partition(":")
+    match scheme:
+        case "kafka":
+            from constellation_otel.transports.kafka import places_of_topic  # noqa: PLC0415 - needs an extra
+
+            return places_of_topic(url)
+        case "postgresql" | "sqlite":
+            from constellation_otel.transports.sql import places_of_table  # noqa: PLC0415 - needs an extra
+
+            return places_of_table(url)
+        case "jsonl" | "journal":
+            return {(scheme, os.path.realpath(rest.partition("?")[0] if scheme == "journal" else rest))}
+        case _:
+            return {(url,)}
 
 
 def _split(url: str, known: str, what: str) -> tuple[str, str]:
@@ -172,6 +191,22 @@ def _unknown(url: str, known: str, what: str) -> ConfigurationError:
     is_scheme = colon and _SCHEME.fullmatch(scheme) and ("@" not in rest or rest.startswith("//"))
     begins = f"a URL that begins with {scheme!r}" if is_scheme else "what has no scheme"
     return ConfigurationError(f"{begins} is no {what}; there are: {known}")
+
+
+def _journal_to_append(rest: str) -> tuple[str, int | None]:
+    """A journal's path, and the bytes that it may have where the URL says so."""
+    from constellation_otel.transports.journal import check_max_bytes  # noqa: PLC0415 - only where it is used
+
+    path, max_bytes = _journal(rest, "max_bytes")
+    if max_bytes is None:
+        return path, None
+    try:
+        number = int(max_bytes)
+        check_max_bytes(number)
+    except ValueError as error:
+        message = f"?max_bytes={max_bytes} cannot be used: {error}; give a number of bytes"
+        raise ConfigurationError(message) from error
+    return path, number
 
 
 def _journal(rest: str, parameter: str) -> tuple[str, str | None]:

@@ -217,6 +217,19 @@ class Address:
         hidden = [value for name, values in parameters.items() if "password" in name for value in values]
         self._secrets = [secret for secret in (parsed.password, *hidden) if secret]
 
+    @property
+    def places(self) -> set[tuple[object, ...]]:
+        """The table in its file, or at each host: equal for two ways to write a URL."""
+        if self.dialect is SQLITE:
+            return {(os.path.realpath(str(self.url.database).removeprefix("file:")), self.table.name)}
+        # as its client reads them: the parameters before the rest, and a user's name for the database's
+        query = self.url.normalized_query
+        port = ",".join(query.get("port", (str(self.url.port or 5432),)))
+        hosts = ",".join(query.get("host", (self.url.host or "",))).lower().split(",")
+        database = ",".join(query.get("dbname", (self.url.database or self.url.username or "",)))
+        table = (self.table.schema or "public", self.table.name)
+        return {(host if ":" in host else f"{host}:{port}", database, *table) for host in hosts}
+
     def told(self, error: SQLAlchemyError) -> str:
         """What a database or its driver said, in a line, without secrets."""
         said = " ".join(str(getattr(error, "orig", error)).split())

@@ -93,7 +93,7 @@ class Journal:
         if not sinks or len(set(sinks)) < len(sinks):
             message = f"sinks={list(sinks)!r} must be one or more different names"
             raise ValueError(message)
-        _check_max_bytes(max_bytes)
+        check_max_bytes(max_bytes)
         with opening() as stack:
             self._database = open_database(stack, path, "rwc")
             claim(stack, self._database, "append", "consume")
@@ -221,7 +221,7 @@ class JournalSink:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = _MAX_BYTES) -> None:
-        _check_max_bytes(max_bytes)
+        check_max_bytes(max_bytes)
         with opening() as stack:
             self._database = open_database(stack, path, "rwc")
             claim(stack, self._database, "append")
@@ -316,7 +316,8 @@ class JournalSource:
     ) -> None:
         with opening() as stack:
             # what is only read to its end has to be there
-            database = open_database(stack, path, "ro" if only_looks else "rwc" if follow else "rw")
+            # (and not "ro", which leaves SQLite's two files beside it)
+            database = open_database(stack, path, "rwc" if follow else "rw")
             if not only_looks:
                 claim(stack, database, "consume")
             if not follow:
@@ -477,7 +478,8 @@ def _registered(database: Database, names: Sequence[str]) -> dict[str, int]:
     return bits
 
 
-def _check_max_bytes(max_bytes: int) -> None:
+def check_max_bytes(max_bytes: int) -> None:
+    """Raises :class:`ValueError` where a journal cannot be so small."""
     if max_bytes < _MIN_BYTES:
         message = f"max_bytes={max_bytes!r} must be at least {_MIN_BYTES}"
         raise ValueError(message)

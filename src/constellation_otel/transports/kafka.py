@@ -10,6 +10,7 @@ it commits of a partition in ``_kafka_partition``.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaListener", "KafkaSink", "KafkaSource"]
 
+_HAS_PORT: Final = re.compile(r":\d+$")
 _MAX_BATCH: Final = 512
 _MAX_CALLERS: Final = 16_384
 _SAMPLED_AND_RANDOM: Final = 0x03
@@ -66,6 +68,17 @@ _REFUSED: Final = {
 }
 """Refusals for good: of a record, or of all the records that went in one request with it."""
 _PURGED: Final = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 - as above
+
+
+def places_of_topic(url: str) -> set[tuple[object, ...]]:
+    """The topic at each broker that a URL names: two URLs of one topic have a broker in common.
+
+    Raises:
+        ConfigurationError: It is no Kafka URL.
+    """
+    brokers, topic, _ = parse_url(url)
+    names = {broker.strip().lower() for broker in brokers.split(",")}
+    return {(name if _HAS_PORT.search(name) else f"{name}:9092", topic) for name in names if name}
 
 
 class KafkaSink:

@@ -65,6 +65,15 @@ def schema_ddl(dialect: Literal["postgresql", "sqlite"], table: str = TABLE) -> 
     return "".join(f"{statement};\n" for statement in statements(kind, table_of(table, kind)))
 
 
+def places_of_table(url: str) -> set[tuple[object, ...]]:
+    """The table in its file, or at each host that a URL names: two URLs of one table have one in common.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    return Address(url, TABLE, None).places
+
+
 class SqlSink:
     """Writes events into an audit table.
 
