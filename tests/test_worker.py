@@ -551,6 +551,8 @@ from constellation_otel.worker import Worker
 worker = Worker(lambda item: os.write(1, item), name="closed", finish=lambda: os.write(1, b"finished\\n"))
 worker.put(b"item\\n")
 worker.close(30)
+# ends a moment after it has said so, and Python 3.12 warns of a fork beside another thread
+worker._thread.join(30)
 child = os.fork()
 if child == 0:
     taken = worker.put("child's")
