@@ -201,6 +201,15 @@ def test_what_cannot_be_read_is_counted_logged_buried_and_acknowledged(
     assert volatile.acknowledged == []
 
 
+def test_the_words_of_unreadable_records_do_not_decide_how_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    junk = [
+        Unreadable(b"junk", f"not an event: eventType '{number}'", Position(None, number)) for number in range(5000)
+    ]
+    report = Bridge(ListSource(junk), [ListSink()]).run()
+    assert report.unreadable == 5000
+    assert [record.levelname for record in caplog.records].count("WARNING") < 5
+
+
 def test_a_source_that_cannot_be_read_now_is_read_again(caplog: pytest.LogCaptureFixture) -> None:
     source = ListSource(records(events_of(1)))
     source.faults = [UnavailableError("no broker")] * 3

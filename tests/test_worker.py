@@ -85,6 +85,24 @@ def test_the_newest_is_dropped_counted_and_logged_when_the_queue_is_full(caplog:
     ]
 
 
+def test_what_is_dropped_costs_one_lock_and_no_formatted_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log's own lock counts it as well."""
+    blocked = Blocked()
+    worker = Worker[int](blocked, name="full", max_queue=1, linger=0)
+    worker.put(0)
+    assert blocked.entered.wait(DEADLINE)
+    worker.put(1)
+    condition = worker._condition
+    with monkeypatch.context() as patch:
+        # anything that used it would raise
+        patch.setattr(worker, "_condition", None)
+        assert [worker.put(item) for item in range(3)] == [False, False, False]
+    assert worker._condition is condition
+    assert worker.counters.dropped == 3
+    blocked.gate.set()
+    assert worker.close(DEADLINE)
+
+
 def test_nothing_is_taken_after_closing(caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker[int](lambda _: None, name="closed")
     assert worker.close(DEADLINE)
