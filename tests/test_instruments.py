@@ -155,7 +155,7 @@ class ReadMeanwhile(MeterProvider):
             assert not reading.is_alive(), "the reader waits for who makes instruments, who waits for the reader"
             return make(*args, **kwargs)
 
-        meter.create_observable_up_down_counter = make_while_it_is_read
+        meter.create_observable_up_down_counter = make_while_it_is_read  # type: ignore[method-assign]
         return meter
 
 
