@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -20,6 +21,10 @@ from constellation_otel.receiver import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+# what is slow is no failure: a machine may be busy
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 RESOURCE = Resource({"service.name": "shop", "service.version": "1.2.3"})
 

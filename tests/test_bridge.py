@@ -1048,3 +1048,35 @@ def test_a_restart_that_found_no_room_in_the_journal_is_written_before_what_come
     assert journal.kept == [None, two[0].event]
     assert reasons(sink) == {"dag-1": "engine_restarted"}
     assert (report.abandoned, report.dropped) == (1, 0)
+
+
+class RaisingJournal(FullJournal):
+    """A journal with a defect: it raises for the executions that are named, or for everything."""
+
+    def __init__(self, *bad: int, breaks: bool = False) -> None:
+        super().__init__()
+        self.room = 100
+        self.bad = {UUID(int=each) for each in bad}
+        self.breaks = breaks
+
+    def append(self, events: Any) -> int:
+        if self.breaks or self.bad & {event.execution_id for event in events}:
+            raise ZeroDivisionError("a defect")
+        return super().append(events)
+
+
+def test_an_event_for_which_a_journal_raises_is_left_out_alone(tmp_path: Path) -> None:
+    journal, sink = RaisingJournal(2), ListSink()
+    dead = tmp_path / "dead.jsonl"
+    source = ListSource(records(events_of(1, 2, 3)))
+    report = Bridge(source, [sink], journal=journal, dead_letters=DeadLetters(dead)).run()
+    assert sink.items == events_of(1, 3)
+    assert (report.unreadable, dead.read_text().count("the journal raised ZeroDivisionError: a defect")) == (4, 4)
+    assert sorted(position.offset for position in source.acknowledged) == [*range(12)]
+
+
+def test_a_journal_that_raises_for_everything_loses_nothing() -> None:
+    journal, sink = RaisingJournal(breaks=True), ListSink()
+    bridge = Bridge(ListSource(records(events_of(1))), [sink], journal=journal)
+    report = bridge.run()
+    assert (sink.items, report.not_durable, report.unreadable) == (events_of(1), 4, 0)

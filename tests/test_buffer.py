@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from constellation_otel.buffer import BufferCounters, BufferedListener, Feed
+from constellation_otel.buffer import BufferCounters, BufferedListener, Feed, isolate
 from constellation_otel.dead_letters import DeadLetters
 from constellation_otel.delivery import Position, Record, Rejection, Restarted, Unreadable
 from constellation_otel.errors import JournalError, UnavailableError
@@ -740,3 +740,67 @@ def test_events_that_were_read_keep_their_time() -> None:
     listener.accept(ModuleStarted(UUID(int=1), None, "trim", T0 + 1))
     assert listener.close(DEADLINE)
     assert sink.items == [event, ModuleStarted(UUID(int=1), None, "trim", T0 + 1)]
+
+
+def test_an_event_for_which_a_journal_raises_is_left_out_alone(store: Store, tmp_path: Path) -> None:
+    """By a defect: what passes the door can be written."""
+
+    def raises(events: Sequence[Event | None]) -> Any:
+        return ZeroDivisionError("a defect") if any(event and event.execution_id == BAD for event in events) else None
+
+    store.append_faults = [raises] * 20
+    sink = ListSink()
+    dead = tmp_path / "dead.jsonl"
+    listener = BufferedListener(sink, journal=store, dead_letters=DeadLetters(dead))
+    for execution_id in (UUID(int=1), BAD, UUID(int=3)):
+        listener.on_execution_start(execution_id, "dag")
+    assert listener.flush(DEADLINE)
+    assert [event.execution_id for event in sink.items] == [UUID(int=1), UUID(int=3)]
+    assert listener.close(DEADLINE)
+    counters = listener.counters
+    assert (counters.received, counters.delivered, counters.rejected, counters.held) == (3, 2, 1, 0)
+    assert "ZeroDivisionError: a defect" in dead.read_text()
+
+
+BAD = UUID(int=2)
+
+
+@pytest.mark.parametrize("faults", [4, 3, 1])
+def test_a_journal_that_raises_for_everything_is_away_and_loses_nothing(store: Store, faults: int) -> None:
+    """Nor does one that recovers in the middle."""
+    store.append_faults = [ZeroDivisionError("a defect")] * faults
+    sink = ListSink()
+    listener = BufferedListener(sink, journal=store)
+    listener.on_execution_start(UUID(int=1), "dag")
+    listener.on_execution_cancelled(UUID(int=1), "dag")
+    eventually(lambda: len(sink.items) == 2, "they come from memory or from the journal")
+    assert listener.close(DEADLINE)
+    assert (listener.counters.delivered, listener.counters.rejected) == (2, 0)
+
+
+def test_what_a_journal_cannot_take_now_is_no_defect_of_the_events() -> None:
+    def append(events: list[int]) -> int:
+        if len(events) > 1:
+            raise ZeroDivisionError
+        if events == [1]:
+            return 1
+        raise UnavailableError("away")
+
+    items = [1, 2, 3, 4]
+    assert isolate(append, items, ZeroDivisionError()) == (1, [])
+    assert items == [2, 3, 4]
+
+
+@pytest.mark.parametrize("answer", [UnavailableError("away"), 0])
+def test_what_a_journal_cannot_take_at_the_second_look_is_written_later(answer: Exception | int) -> None:
+    answers: list[Any] = [ZeroDivisionError(), ZeroDivisionError(), 1, answer]
+
+    def append(events: list[str]) -> int:
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return int(given)
+
+    items = ["first", "second"]
+    assert isolate(append, items, ZeroDivisionError()) == (1, [])
+    assert items == ["first"]

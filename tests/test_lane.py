@@ -724,3 +724,14 @@ def test_a_lane_without_room_in_which_nothing_is_open_does_not_spin(caplog: pyte
         lane.add(record)
     lane.tick()
     assert "nothing is open that could be let go" in caplog.text
+
+
+def test_an_item_that_cannot_even_be_shown_as_it_is_becomes_a_dead_letter(tmp_path: Path) -> None:
+    sink = ListSink(ZeroDivisionError(), ZeroDivisionError(), [], ZeroDivisionError())
+    lane = event_lane(sink, dead_letters=DeadLetters(tmp_path / "dead.jsonl"))
+    odd = ModuleStarted(UUID(int=1), None, object(), T0)  # type: ignore[arg-type] # by a defect
+    for offset, event in enumerate((odd, execution(1)[0])):
+        lane.add(Record(event, Position(None, offset)))
+    lane.tick()
+    assert (lane.counters.delivered, lane.counters.rejected, lane.counters.dead_lettered) == (1, 1, 1)
+    assert "ModuleStarted(" in (tmp_path / "dead.jsonl").read_text()

@@ -647,10 +647,11 @@ def test_what_others_say_does_nothing_to_a_terminal(tmp_path: Path, capfd: pytes
         operations._LOGGER.warning("%s", HOSTILE)
     report = Bridge(ListSource([]), [ListSink()]).report
     (sent,) = report.sinks.values()
-    report = msgspec.structs.replace(report, source=HOSTILE, sinks={HOSTILE: sent})
+    report = msgspec.structs.replace(report, source=HOSTILE, sinks={HOSTILE: sent}, failed_acknowledgements=3)
     operations._say(report, HOSTILE, console)
     console.print(operations._status(report, {HOSTILE: HOSTILE}, None))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 acknowledgements failed" in shown
     for harmful in ("\x1b[2J", "\x9b", "\u202e", "\x1b[31m"):
         assert harmful not in shown
     assert shown.count("[red]b[/]") >= 6

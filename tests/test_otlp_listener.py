@@ -1125,3 +1125,12 @@ def test_under_opentelemetry_instrument_modules_calls_are_traced_and_our_own_are
     ours = [request for request in receiver.requests if request.protocol == "http/protobuf"]
     assert {request.signal for request in ours} == {"traces", "metrics"}
     assert not any("traceparent" in request.headers for request in ours)
+
+
+def test_a_variable_that_cannot_be_used_leaves_the_journal_to_others(
+    make: Callable[..., OtlpListener], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "foo")
+    with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXEMPLAR_FILTER"):
+        make("http://127.0.0.1:1", journal=tmp_path / "journal.db")
+    Journal(tmp_path / "journal.db", sinks=["otlp"]).close()

@@ -90,6 +90,18 @@ def isolate(append: Callable[[list[T]], int], items: list[T], error: Exception) 
             left = part[count:]
     if not taken:
         raise error
+    suspects, faulty = faulty, []
+    for item, _ in suspects:
+        # once more, after others were taken: it may have been the journal's own doing
+        try:
+            if append([item]):
+                taken += 1
+            else:
+                left = [item, *left]
+        except (JournalError, UnavailableError):
+            left = [item, *left]
+        except Exception as raised:  # noqa: BLE001 - it is raised for this item
+            faulty.append(Faulty(item, raised))
     items[:] = [*left, *chain.from_iterable(reversed(parts))]
     return taken, faulty
 

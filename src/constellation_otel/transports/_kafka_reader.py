@@ -276,8 +276,8 @@ class Reader:
     def _drop(self, origins: Iterable[Hashable]) -> None:
         # of what was never read from, nobody knows anything that would have to be dropped
         self.items += [Revoked(origin) for origin in origins if self._partitions.pop(origin, None) is not None]
-        if not self._partitions:
-            self.commit_error = None
+        # of what is still ours, the next commit says whether it works
+        self.commit_error = None
 
     def _commit_if_due(self, consumer: Consumer) -> None:
         now = time.monotonic()
