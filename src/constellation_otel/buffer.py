@@ -90,20 +90,29 @@ def isolate(append: Callable[[list[T]], int], items: list[T], error: Exception) 
             left = part[count:]
     if not taken:
         raise error
-    suspects, faulty = faulty, []
-    for item, _ in suspects:
-        # once more, after others were taken: it may have been the journal's own doing
+    again, later, faulty = _look_again(append, [item for item, _ in faulty])
+    items[:] = [*later, *left, *chain.from_iterable(reversed(parts))]
+    return taken + again, faulty
+
+
+def _look_again(append: Callable[[list[T]], int], suspects: list[T]) -> tuple[int, list[T], list[Faulty[T]]]:
+    """Writes once more, each alone, what raised before others were taken: it may have been the journal's own doing.
+
+    Returns:
+        How many were taken, what is to be written later, and the items at fault.
+    """
+    taken, later, faulty = 0, list[T](), list[Faulty[T]]()
+    for item in suspects:
         try:
-            if append([item]):
-                taken += 1
-            else:
-                left = [item, *left]
+            count = append([item])
         except (JournalError, UnavailableError):
-            left = [item, *left]
+            count = 0
         except Exception as raised:  # noqa: BLE001 - it is raised for this item
             faulty.append(Faulty(item, raised))
-    items[:] = [*left, *chain.from_iterable(reversed(parts))]
-    return taken, faulty
+            continue
+        taken += count
+        later += [] if count else [item]
+    return taken, later, faulty
 
 
 class Feed:
