@@ -1080,3 +1080,16 @@ def test_a_journal_that_raises_for_everything_loses_nothing() -> None:
     bridge = Bridge(ListSource(records(events_of(1))), [sink], journal=journal)
     report = bridge.run()
     assert (sink.items, report.not_durable, report.unreadable) == (events_of(1), 4, 0)
+
+
+def test_a_source_that_raises_for_every_acknowledgement_is_counted_and_ends_nothing() -> None:
+    source = ListSource(records(events_of(1)))
+
+    def acknowledge(positions: Sequence[Position]) -> None:
+        raise ZeroDivisionError("a defect")
+
+    source.acknowledge = acknowledge  # type: ignore[method-assign]
+    sink = ListSink()
+    report = Bridge(source, [sink]).run()
+    assert sink.items == events_of(1)
+    assert report.failed_acknowledgements > 0

@@ -742,7 +742,8 @@ def test_events_that_were_read_keep_their_time() -> None:
     assert sink.items == [event, ModuleStarted(UUID(int=1), None, "trim", T0 + 1)]
 
 
-def test_an_event_for_which_a_journal_raises_is_left_out_alone(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_letters", [True, False])
+def test_an_event_for_which_a_journal_raises_is_left_out_alone(store: Store, tmp_path: Path, has_letters: bool) -> None:
     """By a defect: what passes the door can be written."""
 
     def raises(events: Sequence[Event | None]) -> Any:
@@ -751,7 +752,7 @@ def test_an_event_for_which_a_journal_raises_is_left_out_alone(store: Store, tmp
     store.append_faults = [raises] * 20
     sink = ListSink()
     dead = tmp_path / "dead.jsonl"
-    listener = BufferedListener(sink, journal=store, dead_letters=DeadLetters(dead))
+    listener = BufferedListener(sink, journal=store, dead_letters=DeadLetters(dead) if has_letters else None)
     for execution_id in (UUID(int=1), BAD, UUID(int=3)):
         listener.on_execution_start(execution_id, "dag")
     assert listener.flush(DEADLINE)
@@ -759,7 +760,7 @@ def test_an_event_for_which_a_journal_raises_is_left_out_alone(store: Store, tmp
     assert listener.close(DEADLINE)
     counters = listener.counters
     assert (counters.received, counters.delivered, counters.rejected, counters.held) == (3, 2, 1, 0)
-    assert "ZeroDivisionError: a defect" in dead.read_text()
+    assert dead.exists() == has_letters
 
 
 BAD = UUID(int=2)

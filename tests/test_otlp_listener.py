@@ -1131,6 +1131,7 @@ def test_a_variable_that_cannot_be_used_leaves_the_journal_to_others(
     make: Callable[..., OtlpListener], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "foo")
-    with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXEMPLAR_FILTER"):
-        make("http://127.0.0.1:1", journal=tmp_path / "journal.db")
+    for options in ({}, {"journal": tmp_path / "journal.db"}):
+        with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXEMPLAR_FILTER"):
+            make("http://127.0.0.1:1", **options)
     Journal(tmp_path / "journal.db", sinks=["otlp"]).close()
