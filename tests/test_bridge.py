@@ -1085,7 +1085,7 @@ def test_a_journal_that_raises_for_everything_loses_nothing() -> None:
 def test_a_source_that_raises_for_every_acknowledgement_is_counted_and_ends_nothing() -> None:
     source = ListSource(records(events_of(1)))
 
-    def acknowledge(positions: Sequence[Position]) -> None:
+    def acknowledge(positions: Any) -> None:
         raise ZeroDivisionError("a defect")
 
     source.acknowledge = acknowledge  # type: ignore[method-assign]
