@@ -116,8 +116,10 @@ def test_threads_may_make_listeners_while_another_one_reads(
     def make() -> None:
         together.wait(DEADLINE)
         for _ in range(1_000):
-            kept.append(Listener())
-            instruments.observe(kept[-1])
+            # not kept[-1], which may be the other thread's
+            listener = Listener()
+            kept.append(listener)
+            instruments.observe(listener)
 
     threads = [threading.Thread(target=make) for _ in range(2)]
     interval = sys.getswitchinterval()
