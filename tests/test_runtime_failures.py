@@ -717,7 +717,39 @@ def test_whatever_the_errors_and_outputs_of_modules_do_an_execution_ends(
     assert recorder.calls[-1] == "p ends"
 
 
-# Engines that are forgotten
+# Engines that are forgotten, or closed
+
+
+def test_what_arrives_when_an_engine_was_closed_starts_no_thread_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An output that comes in the very instant in which its execution is cancelled and its engine closed."""
+    threads = set(threading.enumerate())
+    sent: queue.Queue[Future[Any]] = queue.Queue()
+
+    class Slow(Executor):
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            sent.put(future := Future[Any]())
+            return future
+
+    constellation = Constellation(executor=Slow())
+    execution = constellation.start(Dag("p", [one]), {})
+    future = sent.get(timeout=DEADLINE)
+    submit = runtime._Threads.submit
+
+    def late(self: Any, *args: Any) -> Future[None]:
+        execution.cancel()
+        assert constellation.close(DEADLINE)
+        return submit(self, *args)
+
+    eventually(lambda: len(future._done_callbacks) > 1, "it is followed")
+    monkeypatch.setattr(runtime._Threads, "submit", late)
+    future.set_running_or_notify_cancel()
+    future.set_result((1, 0.5))
+    with pytest.raises(ExecutionCancelledError):
+        execution.result(DEADLINE)
+    assert set(threading.enumerate()) <= threads
+    assert caplog.records == []
 
 
 def test_an_engine_that_is_forgotten_keeps_neither_threads_nor_descriptors() -> None:

@@ -284,9 +284,15 @@ class _Run:
 
     def _hand_over(self, function: Callable[..., object], *args: Any) -> None:
         """Calls in the engine's own thread: submitting may take long, and a thread of the executor hold its locks."""
-        if not self._over:  # then the engine does not close before it is
+        if self._over:
+            return
+        try:
             ticket = self._in_context(self._threads.submit, self._on_loop, function, *args)
-            ticket.add_done_callback(functools.partial(self._guarded, self._handed_over))
+        except RuntimeError:
+            if self._over:  # since then, and the engine was closed
+                return
+            raise
+        ticket.add_done_callback(functools.partial(self._guarded, self._handed_over))
 
     def _handed_over(self, ticket: Future[None]) -> None:
         if ticket.cancelled() or ticket.exception() is not None:
@@ -711,12 +717,20 @@ class _Threads:
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
         self._closed = False
+        self._ended = False
         self._loop: _EventLoop | None = None
         self._ref = weakref.ref(self)
 
     def submit(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Future[None]:
-        """Runs a coroutine on the event loop."""
+        """Runs a coroutine on the event loop.
+
+        Raises:
+            RuntimeError: The engine was closed and all of it has ended, or there is no thread or descriptor for a loop.
+        """
         with self._lock:  # so that it is not closed between
+            if self._ended:
+                message = "the engine has ended"
+                raise RuntimeError(message)
             if self._loop is None or not self._loop.is_running:
                 loop = _EventLoop()
                 try:
@@ -777,6 +791,7 @@ class _Threads:
         if self._owned:
             self.executor.shutdown()
         with self._lock:
+            self._ended = True
             loop = self._loop
         if loop is None:
             return True
