@@ -15,7 +15,7 @@ demo: $(STAMP)
 	@$(BIN)/constellation-otel demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=3 --cov --cov-report=term --cov-fail-under=100
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=4 --dist=worksteal --cov --cov-report=term --cov-fail-under=100
 
 e2e: $(STAMP)
 	tests/e2e/peers/get collector jaeger kafka postgres pgbouncer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from uuid import UUID
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
+from commands import command
 from constellation_otel import OpenTelemetryListener, demo, trace_id_of
 from constellation_otel.testing import span_tree
 from demo_traces import PIPELINES, TRACES, linked_traces
@@ -22,13 +22,6 @@ from support import DEADLINE
 if TYPE_CHECKING:
     from constellation_otel.receiver import Receiver
     from constellation_otel.spans import Span
-
-
-def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    environment |= {"COLUMNS": "100"} | env
-    line = [sys.executable, "-W", "error", "-m", "constellation_otel", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
 def traces_of(spans: list[Span]) -> dict[int, list[Span]]:

@@ -221,6 +221,33 @@ def test_a_forked_child_that_never_uses_a_listener_builds_nothing(receiver: Rece
     assert requests["metrics"] == 1
 
 
+IMPORTING = """
+import os, sys
+endpoint, protocol, os.environ["OTEL_METRICS_EXPORTER"] = sys.argv[1:]
+from constellation_otel import Constellation, Dag, OtlpListener
+
+def load(n: int) -> int:
+    return n + 1
+
+listener = OtlpListener(endpoint, protocol=protocol)
+engine = Constellation(listener=listener)
+dag = Dag("orders", [load])
+before = set(sys.modules)
+engine.run(dag, {"n": 1})
+assert listener.close(10)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize(
+    ("protocol", "metrics"), [("http/protobuf", "none"), ("http/protobuf", "otlp"), ("grpc", "none"), ("grpc", "otlp")]
+)
+def test_a_listener_at_work_imports_nothing(receiver: Receiver, tmp_path: Path, protocol: str, metrics: str) -> None:
+    """A module that another thread was importing during a fork is half made in the child for ever."""
+    endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
+    assert output_of(program(tmp_path, IMPORTING), endpoint, protocol, metrics) == "[]\n"
+
+
 def test_hooks_are_called_the_latest_first_and_one_that_raises_stops_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

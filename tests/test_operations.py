@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import pty
 import re
 import select
@@ -24,6 +25,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from commands import command, environment, line
 from constellation_otel import operations, trace_id_of
 from constellation_otel.bridge import Bridge
 from constellation_otel.dialects import encode_json
@@ -38,25 +40,10 @@ from engine_stand_in import EngineStandIn, recorded
 from support import DEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from constellation_otel.events import Event
-
-
-def line(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "constellation_otel", *arguments]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    return inherited | {"COLUMNS": "100"} | variables
-
-
-def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        line(*arguments), capture_output=True, text=True, timeout=60, env=environment(**variables), check=False
-    )
 
 
 @contextmanager
@@ -337,6 +324,17 @@ def test_what_would_feed_itself_is_refused(command_name: str, tmp_path: Path) ->
     assert "sink 2 is the source itself, which would be fed with what it gives; name another one" in done.stderr
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_would_feed_itself_through_a_link_is_refused(link: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    path, other = tmp_path / "events.jsonl", tmp_path / "other"
+    source = written(path, events_of(1))
+    link(path, other)
+    with pytest.raises(ConfigurationError, match="sink 1 is the source itself"):
+        operations.run_replay(source, [f"jsonl:{other}"])
+    with pytest.raises(ConfigurationError, match="sink 1 is the source itself"):
+        operations.run_replay(f"sqlite:///{path}?table=events", [f"sqlite:///{other}?table=Events"])
+
+
 @pytest.mark.parametrize("command_name", ["bridge", "replay"])
 def test_a_table_that_would_feed_itself_is_refused_before_anything_is_made(command_name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.db"
@@ -443,6 +441,26 @@ def test_a_dry_run_of_a_journal_needs_it_no_more_than_it_changes_it(tmp_path: Pa
     before = files_in(tmp_path)
     assert "4 events would be replayed" in command("replay", f"journal:{path}?sink=otlp", "--dry-run").stdout
     assert files_in(tmp_path) == before
+
+
+KILLED = """
+import os, pickle, sys
+from constellation_otel.transports.journal import Journal
+
+Journal(sys.argv[1], sinks=["otlp"]).append(pickle.load(sys.stdin.buffer))
+os._exit(0)
+"""
+
+
+def test_a_dry_run_leaves_what_a_killed_writer_left(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    subprocess.run([sys.executable, "-c", KILLED, path], input=pickle.dumps(events_of(1)), check=True)
+    before = files_in(tmp_path)
+    assert before["j.db-wal"][0]
+    assert "4 events would be replayed" in command("replay", f"journal:{path}?sink=otlp", "--dry-run").stdout
+    after = files_in(tmp_path)
+    assert after.keys() == before.keys()
+    assert [after[name] == before[name] for name in ("j.db", "j.db-wal")] == [True, True]
 
 
 def test_a_dry_run_of_a_journal_registers_no_sink_with_it(tmp_path: Path) -> None:
@@ -688,13 +706,12 @@ def test_what_others_say_does_nothing_to_a_terminal(tmp_path: Path, capfd: pytes
     ],
 )
 def test_an_odd_word_of_the_command_line_is_one_error_without_a_trace(
-    arguments: list[str], code: int, tmp_path: Path
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run(
-        line(*arguments), cwd=tmp_path, env=environment(), input=b"", capture_output=True, timeout=60, check=False
-    )
-    said = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (code, b""), said
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
+    said = done.stderr
+    assert (done.returncode, done.stdout) == (code, ""), said
     assert "Traceback" not in said
     assert "s3cr3t" not in said
     assert said.replace("\n", "").replace("│", "").isprintable()

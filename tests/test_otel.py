@@ -325,6 +325,7 @@ def provider_with(sampler: Sampler) -> tuple[TracerProvider, InMemorySpanExporte
     return provider, exporter
 
 
+@pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
 @pytest.mark.parametrize("sampler", [TraceIdRatioBased(0.1), ParentBased(TraceIdRatioBased(0.1))])
 def test_ratio_sampling_keeps_its_share_of_executions_each_of_them_whole(
     make: Callable[..., OpenTelemetryListener], sampler: Sampler
@@ -1236,6 +1237,15 @@ class Counts(ExecutionListener):
         self.ended.append(execution_id)
 
 
+def in_eight_threads(function: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=function) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()
+
+
 def execute_from_eight_threads(listener: ExecutionListener) -> list[UUID]:
     """10,000 executions of three modules through the embedded engine; their ids."""
     ids: list[UUID] = []
@@ -1248,12 +1258,7 @@ def execute_from_eight_threads(listener: ExecutionListener) -> list[UUID]:
                 assert execution.result(LONG)["third"] == f"{number}ab"
                 ids.append(execution.execution_id)
 
-        threads = [threading.Thread(target=execute) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LONG)
-            assert not thread.is_alive()
+        in_eight_threads(execute)
     return ids
 
 
@@ -1269,6 +1274,7 @@ def third(first: str, second: str) -> str:
     return first + second[-1]
 
 
+@pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
 def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
     application: Any, make: Callable[..., OpenTelemetryListener], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1291,6 +1297,7 @@ def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
     assert all(record.exc_info for record in raised_records)
 
 
+@pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
 def test_with_the_default_queue_what_is_not_delivered_is_dropped_counted_and_logged(
     make: Callable[..., OpenTelemetryListener], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1298,7 +1305,19 @@ def test_with_the_default_queue_what_is_not_delivered_is_dropped_counted_and_log
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     listener = make(provider)
-    execute_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, Counts()))
+    composite = ExecutionListener.composite(AlwaysRaises(), listener, Counts())
+
+    def tell() -> None:
+        for _ in range(1_250):
+            execution_id = uuid4()
+            composite.on_execution_start(execution_id, "d")
+            for name in ("first", "second", "third"):
+                module_id = uuid4()
+                composite.on_module_start(execution_id, module_id, name)
+                composite.on_module_complete(execution_id, module_id, name, 1.0)
+            composite.on_execution_complete(execution_id, "d", True, 2.0)
+
+    in_eight_threads(tell)
     exporter.gate.set()
     assert listener.flush(LONG)
     counters = listener.counters

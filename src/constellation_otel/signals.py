@@ -7,6 +7,7 @@ SDK sends them, with the same resource and to the same endpoint.
 from __future__ import annotations
 
 import logging
+import netrc  # noqa: F401 - the first export would: a fork during that leaves it half made in the child
 import os
 import time
 import weakref

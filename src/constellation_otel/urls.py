@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from constellation_otel.errors import ConfigurationError
+from constellation_otel.transports._places import names_of_file
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -170,7 +170,8 @@ def places_of(url: str) -> set[tuple[object, ...]]:
 
             return places_of_table(url)
         case "jsonl" | "journal":
-            return {(scheme, os.path.realpath(rest.partition("?")[0] if scheme == "journal" else rest))}
+            path = rest.partition("?")[0] if scheme == "journal" else rest
+            return {(scheme, name) for name in names_of_file(path)}
         case _:
             return {(url,)}
 

@@ -8,6 +8,7 @@ its thread with the first item, and keeps the timeouts of flush and close.
 from __future__ import annotations
 
 import contextvars
+import encodings.idna  # noqa: F401 - the first look-up would: a fork during that leaves it half made in the child
 import logging
 import sys
 import threading

@@ -49,6 +49,7 @@ __all__ = [
     "Reader",
     "claim",
     "drop_sink",
+    "has_log",
     "held_for",
     "items_of",
     "known_bits",
@@ -143,6 +144,19 @@ def open_database(stack: ExitStack, path: str | os.PathLike[str], mode: _Mode) -
     database = Database(Path(path).resolve(), mode)
     stack.callback(database.close)
     return database
+
+
+def has_log(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a write-ahead log beside the file, as when its writer is at work, or was killed.
+
+    Who opens the file to write and is the last to close it folds the log into it. Who opens it to
+    read makes SQLite's two files beside it and leaves them there. So what is to leave everything
+    as it is opens to read where they are there, and to write where they are not.
+    """
+    try:
+        return Path(f"{Path(path).resolve()}-wal").stat().st_size > 0
+    except OSError:
+        return False
 
 
 def claim(stack: ExitStack, database: Database, *roles: _Role) -> None:

@@ -31,6 +31,7 @@ from constellation_otel.errors import (
     RefusedError,
     UnavailableError,
 )
+from constellation_otel.transports._places import names_of_file
 
 try:
     import sqlalchemy
@@ -221,7 +222,9 @@ class Address:
     def places(self) -> set[tuple[object, ...]]:
         """The table in its file, or at each host: equal for two ways to write a URL."""
         if self.dialect is SQLITE:
-            return {(os.path.realpath(str(self.url.database).removeprefix("file:")), self.table.name)}
+            # whose names of tables are the same in upper and lower case
+            names = names_of_file(str(self.url.database).removeprefix("file:"))
+            return {(name, self.table.name.lower()) for name in names}
         # as its client reads them: the parameters before the rest, and a user's name for the database's
         query = self.url.normalized_query
         port = ",".join(query.get("port", (str(self.url.port or 5432),)))

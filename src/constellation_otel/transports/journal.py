@@ -28,6 +28,7 @@ from constellation_otel.transports._journal_file import (
     Reader,
     claim,
     drop_sink,
+    has_log,
     held_for,
     items_of,
     known_bits,
@@ -316,8 +317,7 @@ class JournalSource:
     ) -> None:
         with opening() as stack:
             # what is only read to its end has to be there
-            # (and not "ro", which leaves SQLite's two files beside it)
-            database = open_database(stack, path, "rwc" if follow else "rw")
+            database = open_database(stack, path, "rwc" if follow else "ro" if only_looks and has_log(path) else "rw")
             if not only_looks:
                 claim(stack, database, "consume")
             if not follow:

@@ -39,6 +39,7 @@ import logging
 import re
 import ssl
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
@@ -76,6 +77,11 @@ from constellation_otel.errors import (
 from constellation_otel.otlp_encoding import encode_request
 from constellation_otel.transports._bounded_http import Clock, Connection, TlsConnection
 from constellation_otel.transports._otlp_settings import FarSide, endpoint_of_url, far_side_of
+
+with suppress(ImportError):
+    # the first channel would: a fork during that leaves it half made in the child
+    import grpc._channel
+    import grpc.experimental
 
 if TYPE_CHECKING:
     import os
