@@ -9,6 +9,9 @@ WITH :=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
+# the tests start hundreds of processes: none of them compiles again what another one has
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test e2e bench lint format clean
 
 demo: $(STAMP)

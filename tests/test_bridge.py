@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -985,14 +986,21 @@ def test_a_lane_without_room_is_notified_of_a_restart_when_it_has_some_and_what_
     source = ListSource(
         records([*events_of(1), *events_of(2)[:1]]),
         *[records(events_of(number), first=4 * number) for number in range(3, 30)],
-        [Restarted(Position(None, 200))],
         ends=False,
         is_durable=False,
     )
     bridge = Bridge(source, [sink], max_held=6)
+    numbers = itertools.count(30)
+
+    def restart() -> bool:
+        """Restarts behind ever more executions, for the lane takes some of what it has no room for now."""
+        number = next(numbers)
+        source.put([*records(events_of(number), first=4 * number), Restarted(Position(None, 4 * number))])
+        return bool(bridge._unnotified)
+
     with running(bridge):
         eventually(lambda: bridge.report.dropped, "there is no room")
-        eventually(lambda: bridge._unnotified, "the restart has found none")
+        eventually(restart, "a restart has found none")
         gate.opened.set()
         eventually(lambda: not bridge._unnotified, "there is room")
         eventually(lambda: "dag-2" in reasons(sink), "it is abandoned")

@@ -1276,17 +1276,17 @@ def third(first: str, second: str) -> str:
 
 @pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
 def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
-    application: Any, make: Callable[..., OpenTelemetryListener], caplog: pytest.LogCaptureFixture
+    make: Callable[..., OpenTelemetryListener], caplog: pytest.LogCaptureFixture
 ) -> None:
-    listener, counts = make(application.traces, max_queue=100_000), Counts()
+    provider, exporter = provider_with(ALWAYS_ON)
+    listener, counts = make(provider, max_queue=100_000), Counts()
     ids = execute_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, counts))
     assert sorted(counts.ended) == sorted(ids)
     assert len(ids) == 10_000
     assert listener.flush(LONG)
-    application.export()
     traces: dict[int, list[str]] = {}
-    for span in application.receiver.spans:
-        traces.setdefault(span.trace_id, []).append(span.name)
+    for span in exporter.get_finished_spans():
+        traces.setdefault(span.context.trace_id, []).append(span.name)
     assert set(traces) == {trace_id_of(execution_id) for execution_id in ids}
     assert {tuple(sorted(names)) for names in traces.values()} == {("d", "first", "second", "third")}
     counters = listener.counters
@@ -1295,6 +1295,7 @@ def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
     raised_records = [record for record in caplog.records if record.name.endswith(".AlwaysRaises")]
     assert 2 <= len(raised_records) <= 100
     assert all(record.exc_info for record in raised_records)
+    provider.shutdown()
 
 
 @pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time

@@ -17,6 +17,7 @@ import pickle
 import threading
 import weakref
 from collections import deque
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
@@ -42,7 +43,7 @@ from constellation_otel.errors import (
 from constellation_otel.listener import ExecutionListener, ModuleContextProvider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from types import TracebackType
 
     from constellation_otel.dag import Dag, Module
@@ -834,12 +835,7 @@ class _EventLoop:
             if not self.is_running:
                 message = "the event loop has ended"
                 raise RuntimeError(message)
-            coroutine = function(*args)
-            try:
-                future = cast("Future[None]", asyncio.run_coroutine_threadsafe(coroutine, self._loop))
-            except BaseException:
-                coroutine.close()
-                raise
+            future = cast("Future[None]", asyncio.run_coroutine_threadsafe(_Later(function, args), self._loop))
             self._left.add(future)
         future.add_done_callback(self._left.discard)
         return future
@@ -890,6 +886,29 @@ class _EventLoop:
                 self._loop.run_until_complete(winding_up)
 
 
+class _Later(Coroutine[Any, Any, T]):
+    """A coroutine that is made where it first runs: who gave it away has nothing to close should that have failed."""
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]) -> None:
+        self._make = functools.partial(function, *args)
+
+    @functools.cached_property
+    def _made(self) -> Coroutine[Any, Any, T]:
+        return self._make()
+
+    def send(self, value: Any) -> Any:
+        return self._made.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._made.throw(*error)
+
+    def close(self) -> None:
+        self._made.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._made.__await__()
+
+
 _Inside: TypeAlias = "tuple[weakref.ref[_Threads], ...]"
 
 _inside: Final = contextvars.ContextVar[_Inside]("constellation_inside", default=())
@@ -934,7 +953,7 @@ async def _awaited(output: Any) -> Any:
 
 def _discard(output: object) -> None:
     """Spares a coroutine that is not awaited the warning."""
-    if type(output) is CoroutineType:
+    if type(output) is CoroutineType and inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
         output.close()
 
 
