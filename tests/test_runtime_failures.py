@@ -485,6 +485,13 @@ def test_what_the_engine_gives_its_event_loop_may_be_awaited_and_closed() -> Non
     assert asyncio.run(main()) == 2
 
 
+def test_an_event_loop_that_was_stopped_takes_nothing() -> None:
+    loop = runtime._EventLoop()
+    loop.stop()
+    with pytest.raises(RuntimeError, match="the event loop has ended"):
+        loop.submit(two, 1)
+
+
 WITHOUT_DESCRIPTORS = """
 import os, resource, sys
 from concurrent.futures import ThreadPoolExecutor
