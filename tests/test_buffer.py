@@ -246,7 +246,7 @@ def test_more_than_a_page_and_than_the_lane_holds_comes_through(path: Path) -> N
     told(away, [event for number in range(400) for event in execution(number)])
     assert away._writer is not None
     assert away._writer.flush(DEADLINE)
-    away.close(0.1)
+    away.close(1.0)
     listener = BufferedListener(sink, journal=journal(path), max_queue=600)
     assert listener.flush(DEADLINE)
     assert len(sink.items) == 1_600

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -39,8 +38,6 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
 from constellation_otel import (
-    Constellation,
-    Dag,
     ExecutionListener,
     OpenTelemetryListener,
     span_id_of,
@@ -1237,41 +1234,28 @@ class Counts(ExecutionListener):
         self.ended.append(execution_id)
 
 
-def in_eight_threads(function: Callable[[], None]) -> None:
-    threads = [threading.Thread(target=function) for _ in range(8)]
+def tell_from_eight_threads(listener: ExecutionListener) -> list[UUID]:
+    """Tells of 10,000 executions of three modules; their ids."""
+    ids: list[UUID] = []
+
+    def tell() -> None:
+        for _ in range(1_250):
+            ids.append(execution_id := uuid4())
+            listener.on_execution_start(execution_id, "d")
+            module_ids = {name: uuid4() for name in ("first", "second", "third")}
+            for name, module_id in module_ids.items():
+                listener.on_module_start(execution_id, module_id, name)
+            for name, module_id in module_ids.items():
+                listener.on_module_complete(execution_id, module_id, name, 1.0)
+            listener.on_execution_complete(execution_id, "d", True, 2.0)
+
+    threads = [threading.Thread(target=tell) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(LONG)
         assert not thread.is_alive()
-
-
-def execute_from_eight_threads(listener: ExecutionListener) -> list[UUID]:
-    """10,000 executions of three modules through the embedded engine; their ids."""
-    ids: list[UUID] = []
-    dag = Dag("d", [first, second, third])
-    with Constellation(listener=listener, executor=ThreadPoolExecutor(4)) as engine:
-
-        def execute() -> None:
-            for number in range(1_250):
-                execution = engine.start(dag, {"text": str(number)})
-                assert execution.result(LONG)["third"] == f"{number}ab"
-                ids.append(execution.execution_id)
-
-        in_eight_threads(execute)
     return ids
-
-
-def first(text: str) -> str:
-    return text + "a"
-
-
-def second(text: str) -> str:
-    return text + "b"
-
-
-def third(first: str, second: str) -> str:
-    return first + second[-1]
 
 
 @pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
@@ -1280,7 +1264,7 @@ def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
 ) -> None:
     provider, exporter = provider_with(ALWAYS_ON)
     listener, counts = make(provider, max_queue=100_000), Counts()
-    ids = execute_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, counts))
+    ids = tell_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, counts))
     assert sorted(counts.ended) == sorted(ids)
     assert len(ids) == 10_000
     assert listener.flush(LONG)
@@ -1306,19 +1290,7 @@ def test_with_the_default_queue_what_is_not_delivered_is_dropped_counted_and_log
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     listener = make(provider)
-    composite = ExecutionListener.composite(AlwaysRaises(), listener, Counts())
-
-    def tell() -> None:
-        for _ in range(1_250):
-            execution_id = uuid4()
-            composite.on_execution_start(execution_id, "d")
-            for name in ("first", "second", "third"):
-                module_id = uuid4()
-                composite.on_module_start(execution_id, module_id, name)
-                composite.on_module_complete(execution_id, module_id, name, 1.0)
-            composite.on_execution_complete(execution_id, "d", True, 2.0)
-
-    in_eight_threads(tell)
+    tell_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, Counts()))
     exporter.gate.set()
     assert listener.flush(LONG)
     counters = listener.counters

@@ -489,7 +489,7 @@ def test_an_event_loop_that_was_stopped_takes_nothing() -> None:
     loop = runtime._EventLoop()
     loop.stop()
     with pytest.raises(RuntimeError, match="the event loop has ended"):
-        loop.submit(two, 1)
+        loop.submit(runtime._wind_up, loop._loop)
 
 
 WITHOUT_DESCRIPTORS = """

@@ -366,8 +366,8 @@ class _Run:
         try:
             self._run_on_loop(each, self._await_output, each, begun)
         except Exception as error:  # noqa: BLE001 - as in _launch
+            self._finish(each, error)  # first: the loop may have it in spite of the error, and meets what is discarded
             _discard(begun.output)
-            self._finish(each, error)
 
     async def _await(self, each: Module[..., Any]) -> None:
         """An async module on the engine's event loop."""
