@@ -13,7 +13,7 @@ import pytest
 
 import constellation_otel
 from constellation_otel import _log
-from constellation_otel._log import CleanFormatter, RateLimitedLog
+from constellation_otel._log import CleanFormatter, RateLimitedLog, clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,6 +192,23 @@ def test_a_clean_formatter_escapes_what_others_have_logged() -> None:
     except ValueError:
         record.exc_info = sys.exc_info()
     assert all(line.isprintable() for line in CleanFormatter().format(record).split("\n"))
+
+
+def test_others_records_are_cleaned_and_left_alone_where_they_are_clean(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("theirs")
+    for _ in range(2):
+        clean(logger.name)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logger.exception("bad: %s", HOSTILE)
+    logger.error("good: %s", 1)
+    with pytest.raises(TypeError):  # by the handler, as without
+        logger.error("%d", "none")
+    bad, good = caplog.records[:2]
+    assert all(line.replace("\t", " ").isprintable() for line in logging.Formatter().format(bad).split("\n"))
+    assert (good.msg, good.args) == ("good: %s", (1,))
+    assert len(logger.filters) == 1
 
 
 def test_nothing_is_logged_but_by_the_function_that_cleans_it() -> None:

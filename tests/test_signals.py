@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+from grpc import StatusCode
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -20,7 +22,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from constellation_otel.assembler import Assembler
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.instruments import Published
-from constellation_otel.receiver import Delay
+from constellation_otel.receiver import Delay, Refuse
 from constellation_otel.signals import PrivateSignals
 from deliveries import execution
 from programs import ROOT
@@ -440,3 +442,36 @@ def test_a_variable_that_metrics_cannot_use_leaves_no_thread(
         with pytest.raises(ConfigurationError, match=r"^OTEL_METRICS_EXEMPLAR_FILTER cannot be used: ValueError: "):
             make("http://127.0.0.1:1")
     eventually(lambda: our_threads() <= before, "the threads to end")
+
+
+HOSTILE = "a\x1b[2J\x9b5n\nERROR forged \x7f"
+
+
+class Rude(BaseHTTPRequestHandler):
+    """Refuses for good, with what could do something to a terminal."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(400, HOSTILE.replace("\n", ""))
+        self.end_headers()
+        self.wfile.write(HOSTILE.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@BOTH
+def test_what_an_endpoint_answers_does_nothing_to_the_sdks_log_lines(
+    receiver: Receiver, make: Callable[..., PrivateSignals], caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Rude) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        receiver.order(Refuse(grpc_code=StatusCode.INVALID_ARGUMENT, message=HOSTILE), signal="metrics")
+        endpoint = receiver.grpc_endpoint if protocol == "grpc" else f"http://127.0.0.1:{server.server_port}"
+        signals = make(endpoint, protocol)
+        observe(signals)
+        signals.close(DEADLINE)
+        server.shutdown()
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry.")]
+    assert said
+    assert all(map(str.isprintable, said))

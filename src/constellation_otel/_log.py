@@ -19,7 +19,7 @@ from constellation_otel._text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["CleanFormatter", "RateLimitedLog", "log"]
+__all__ = ["CleanFormatter", "RateLimitedLog", "clean", "log"]
 
 _MAX_KEYS = 1024
 _IN_TRACEBACKS = "\n\t"
@@ -65,6 +65,26 @@ class CleanFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the base class's
         return printable(super().formatException(ei), keep=_IN_TRACEBACKS)
+
+
+class _Cleaned(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        with suppress(Exception):  # a message that does not go with its values: the handler says so
+            said = record.getMessage()
+            if not said.isprintable():
+                record.msg, record.args = printable(said), None
+        if record.exc_info:
+            record.exc_text = printable(_FORMATTER.formatException(record.exc_info), keep=_IN_TRACEBACKS)
+        return True
+
+
+_CLEANED = _Cleaned()
+
+
+def clean(*loggers: str) -> None:
+    """Cleans what others write to their own loggers, as :func:`log` cleans ours; once more does nothing."""
+    for name in loggers:
+        logging.getLogger(name).addFilter(_CLEANED)
 
 
 class RateLimitedLog:

@@ -28,7 +28,7 @@ from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._environment import configured
 from constellation_otel._exit import call_at_exit, exit_hook, forget_at_exit
 from constellation_otel._fork import after_fork_in_child
-from constellation_otel._log import RateLimitedLog
+from constellation_otel._log import RateLimitedLog, clean
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.exception_logs import exception_signals, log_exceptions
 from constellation_otel.instruments import Instruments
@@ -55,6 +55,14 @@ _EXIT_TIMEOUT: Final = 1.0
 _OWN_CONNECTION: Final[Any] = ("grpc.use_local_subchannel_pool", 1)
 """Of gRPC's channels: a shared connection would be the parent's in a forked child."""
 _MAX_INTERVAL: Final = 86_400_000
+_THEIR_LOGGERS: Final = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.metrics._internal.export",
+)
+"""They repeat what an endpoint has answered."""
 
 
 class PrivateSignals:
@@ -98,6 +106,7 @@ class PrivateSignals:
         self.with_events, with_logs = exception_signals()
         self._resource = resource
         self._exporters = Exporters(endpoint, protocol, headers)
+        clean(*_THEIR_LOGGERS)
         self._has_metrics = _is_wanted("OTEL_METRICS_EXPORTER")
         self._has_logs = with_logs and _is_wanted("OTEL_LOGS_EXPORTER")
         self._observed: weakref.WeakSet[Observed] = weakref.WeakSet()
