@@ -40,6 +40,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from constellation_otel._deadline import bounded
 from constellation_otel._log import log
 from constellation_otel.errors import DecodeError, ReceiverError
 from constellation_otel.otlp_decoding import (
@@ -356,7 +357,7 @@ class Receiver:
             ReceiverError: It was not there in time; the message says what was.
         """
         with self._condition:
-            if not self._condition.wait_for(lambda: predicate(self), timeout):
+            if not self._condition.wait_for(lambda: predicate(self), bounded(timeout)):
                 message = f"waited {timeout:g} s for {what}; there were {self._inventory()}"
                 raise ReceiverError(message)
 

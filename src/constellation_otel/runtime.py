@@ -30,7 +30,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
 
-from constellation_otel._deadline import deadline_of, seconds_left
+from constellation_otel._deadline import bounded, deadline_of, seconds_left
 from constellation_otel._log import RateLimitedLog, log
 from constellation_otel._text import message_of
 from constellation_otel.errors import (
@@ -91,7 +91,7 @@ class Execution:
             ConstellationOtelError: Called on the engine's own event loop, which would
                 stop what it waits for: await :meth:`Constellation.run_async` instead.
         """
-        run = self._run
+        run, timeout = self._run, None if timeout is None else bounded(timeout)
         return self._future.result(timeout) if run is None else run.result(timeout)
 
     def cancel(self) -> bool:

@@ -19,6 +19,7 @@ from msgspec import Struct
 from opentelemetry import context as otel_context
 from opentelemetry.trace import StatusCode
 
+from constellation_otel._deadline import bounded
 from constellation_otel._text import message_of
 from constellation_otel.errors import RemoteError
 from constellation_otel.events import EventListener
@@ -80,7 +81,7 @@ class RecordingListener(EventListener):
             return condition(self.events)
 
         with self._arrived:
-            if not self._arrived.wait_for(met, timeout):
+            if not self._arrived.wait_for(met, bounded(timeout)):
                 what = f"{condition} events" if isinstance(condition, int) else "the events to meet the condition"
                 came = "".join(f"\n  {event!r}" for event in self._events)
                 message = f"waited {timeout:g} s for {what}; {len(self._events)} came{':' if came else ''}{came}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec.structs import replace
 
+from constellation_otel._deadline import bounded, deadline_of
 from constellation_otel.delivery import Position, Revoked, SourceItem, Unreadable
 from constellation_otel.dialects import json_item
 from constellation_otel.errors import SourceError, UnavailableError
@@ -92,7 +93,8 @@ class Reader:
 
     def read(self, timeout: float) -> Sequence[SourceItem]:
         """Polls until there is enough, or nothing more at once, or nothing in time."""
-        end = time.monotonic() + timeout
+        timeout = bounded(timeout)
+        end = deadline_of(timeout)
         consumer = self.consumer = self.consumer or self._cluster.open(Consumer)
         if self._is_paused:
             consumer.resume(consumer.assignment())

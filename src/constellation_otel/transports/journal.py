@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
+from constellation_otel._deadline import deadline_of
 from constellation_otel._log import log
 from constellation_otel.delivery import Position, Record, Rejection, Restarted, Unreadable
 from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
@@ -366,7 +367,7 @@ class JournalSource:
             UnavailableError: The disk fails.
             SourceError: The file is damaged or cannot be read any more, or this is a forked child.
         """
-        deadline = time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         while True:
             try:
                 items = self._reader.read(self._after, _MAX_BATCH)

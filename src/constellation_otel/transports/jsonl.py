@@ -20,6 +20,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, Unpack
 
+from constellation_otel._deadline import deadline_of
 from constellation_otel.delivery import Position, Record, Unreadable
 from constellation_otel.dialects import encode_json, json_item
 from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
@@ -150,7 +151,7 @@ class JsonlSource:
                 file, or it must not be read.
             UnavailableError: The system could not read it now.
         """
-        deadline = time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         # set before it looks whether this is closed, as close() does it the other way round: one of them lets go
         self._is_reading = True
         try:
@@ -299,7 +300,7 @@ class JsonlSink:
             UnavailableError: The disk is full, or failed, and the file is as before; or
                 standard output is read too slowly, and ``delivered`` says what it has.
         """
-        self._output.write([encode_json(event) + b"\n" for event in items], time.monotonic() + timeout)
+        self._output.write([encode_json(event) + b"\n" for event in items], deadline_of(timeout))
         return ()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, Unpack
 
 from opentelemetry import trace
 
+from constellation_otel._deadline import bounded, deadline_of
 from constellation_otel._fork import after_fork_in_child
 from constellation_otel.delivery import Rejection
 from constellation_otel.dialects import encode_json
@@ -170,7 +171,8 @@ class KafkaSink:
             MisconfiguredError: The topic is missing, or the credentials are wrong.
             RefusedError: One bad or too large record failed all, which went in one request.
         """
-        end = time.monotonic() + timeout
+        timeout = bounded(timeout)
+        end = deadline_of(timeout)
         until = end - min(_PURGE, timeout / 4)
         self._cluster.forget_trouble()
         producer = self._producer = self._producer or self._cluster.open(Producer)

@@ -63,6 +63,7 @@ from opentelemetry.sdk.resources import (
 )
 from opentelemetry.sdk.version import __version__ as _SDK_VERSION  # noqa: N812 - a constant, whatever its name
 
+from constellation_otel._deadline import deadline_of
 from constellation_otel._fork import after_fork_in_child
 from constellation_otel._log import RateLimitedLog
 from constellation_otel._version import SCOPE_VERSION
@@ -247,7 +248,7 @@ class OtlpSink:
             MisconfiguredError: The same, when somebody has mended it.
             RefusedError: The endpoint refuses them for good, or so many at once.
         """
-        deadline = time.monotonic() + min(timeout, self._far_side.timeout)
+        deadline = deadline_of(min(timeout, self._far_side.timeout))
         body = encode_request(items, self._resource)
         answer = self._transport.export(body, deadline)
         try:

@@ -13,6 +13,7 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Unpack
 
+from constellation_otel._deadline import bounded, deadline_of
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
 from constellation_otel.transports._listener import ListenerOptions, TransportListener
@@ -136,7 +137,8 @@ class SqlSink:
                 no audit table.
             RefusedError: It refuses one of the rows.
         """
-        end = time.monotonic() + timeout
+        timeout = bounded(timeout)
+        end = deadline_of(timeout)
         try:
             layout = self._layout = self._layout or self._look(timeout)
             rows = [layout.row_of(item) for item in items]
@@ -290,7 +292,7 @@ class SqlSource:
             MisconfiguredError: It refuses the user, or has no such database.
             SourceError: There is no such table or file, or the table is no audit table.
         """
-        end = time.monotonic() + timeout
+        end = deadline_of(timeout)
         self._idle.clear()
         try:
             while not (self.has_ended or self._closing.is_set()):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 
 from msgspec import Struct
 
+from constellation_otel._deadline import bounded
 from constellation_otel._log import RateLimitedLog
 from constellation_otel.delivery import Position, Record, Restarted, SourceItem, Unreadable
 from constellation_otel.dialects import frame_item
@@ -282,7 +283,7 @@ class WebSocketSource:
         with self._condition:
             if self._running is None and not self._closed:
                 self._running = self._start()
-            self._condition.wait_for(lambda: self._held or self._closed, timeout)
+            self._condition.wait_for(lambda: self._held or self._closed, bounded(timeout))
             taken = [self._held.popleft() for _ in range(min(len(self._held), _MAX_READ))]
             frames = [held for held in taken if isinstance(held, _Held)]
             self._held_bytes -= sum(len(held.message.data) for held in frames)
