@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,35 @@ assert "{kind}" == "logging" or listener.close(timeout=10)
     assert names(receiver) == (["child"] if kind == "otlp" else [])
 
 
+@pytest.mark.parametrize("is_used", [False, True])
+def test_greenlets_that_run_engines_at_the_same_time_go_on(tmp_path: Path, receiver: Receiver, is_used: bool) -> None:
+    """Also where gevent has patched after a listener and an engine were made, or used."""
+    program = f"""
+import faulthandler
+faulthandler.dump_traceback_later(20, exit=True)
+if {is_used}:
+    engine.run(Dag("child", [load]), {{"n": 0}})
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent
+
+def run():
+    for n in range(5):
+        made = engine if n % 2 and not {is_used} else Constellation(listener=listener)
+        assert dict(made.run(Dag("child", [load]), {{"n": n}})) == {{"load": n + 1}}
+
+greenlets = [gevent.spawn(run) for _ in range(20)]
+gevent.joinall(greenlets, timeout=15, raise_error=True)
+assert all(greenlet.successful() for greenlet in greenlets)
+assert listener.close(timeout=10)
+"""
+    program = PROGRAM.partition("if __name__")[0] + program
+    with started(tmp_path, receiver, program) as process:
+        errors = process.communicate(timeout=DEADLINE)[1]
+        assert process.returncode == 0, errors
+    assert len(names(receiver)) == 100 + is_used
+
+
 APPLICATION = """
 import os
 from constellation_otel import Constellation, Dag, OtlpListener
@@ -167,7 +197,7 @@ def gunicorn(tmp_path: Path, receiver: Receiver, worker: str) -> Iterator[str]:
 @pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
 def test_gunicorns_preloaded_workers_deliver(tmp_path: Path, receiver: Receiver, worker: str) -> None:
     """With gevent it patches the standard library in each worker, after the listener was made."""
-    with gunicorn(tmp_path, receiver, worker) as url:
-        answers = [urllib.request.urlopen(url, timeout=DEADLINE).read() for _ in range(6)]
+    with gunicorn(tmp_path, receiver, worker) as url, ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: urllib.request.urlopen(url, timeout=DEADLINE).read(), range(12)))
     assert all(answer.isdigit() for answer in answers)
-    assert names(receiver) == ["request"] * 6
+    assert names(receiver) == ["request"] * 12

@@ -44,6 +44,7 @@ from constellation_otel.listener import ExecutionListener, ModuleContextProvider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from constellation_otel.dag import Dag, Module
@@ -265,7 +266,7 @@ class _Run:
             elif each.is_async:
                 self._in_context(self._run_on_loop, each, self._await, each)
             else:
-                ticket = self._threads.executor.submit(self._guarded, self._take, each)
+                ticket = self._threads.submit_plain(self._guarded, self._take, each)
                 self._threads.track(ticket)
                 ticket.add_done_callback(functools.partial(self._guarded, self._ticket_ended, each))
         except Exception as error:  # noqa: BLE001 - shut down or broken, no thread, no descriptor: the module fails with it
@@ -722,6 +723,13 @@ class _Threads:
         self._loop: _EventLoop | None = None
         self._ref = weakref.ref(self)
 
+    def submit_plain(self, function: Callable[..., None], *args: Any) -> Future[None]:
+        """Runs a function in a thread of the executor."""
+        if type(self.executor) is not ThreadPoolExecutor:
+            return self.executor.submit(function, *args)
+        with _submitting():
+            return self.executor.submit(function, *args)
+
     def submit(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Future[None]:
         """Runs a coroutine on the event loop.
 
@@ -800,6 +808,20 @@ class _Threads:
         loop.stop()
         loop.thread.join(seconds_left(deadline))
         return not loop.thread.is_alive()
+
+
+def _submitting() -> AbstractContextManager[object]:
+    """A lock for submitting to thread pools, which has them start their threads.
+
+    They hold a lock of their own meanwhile, one of all pools. Where gevent has patched the process
+    since that was made, whoever waits for it stops everybody else, and starting a thread has others
+    run: so nobody comes to wait for it. This one is of the class that ``threading`` has now.
+    """
+    key = (os.getpid(), threading.Lock)
+    return _SUBMITTING.get(key) or _SUBMITTING.setdefault(key, threading.Lock())
+
+
+_SUBMITTING: Final[dict[tuple[int, object], AbstractContextManager[object]]] = {}
 
 
 class _EventLoop:
