@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec import Struct
 from opentelemetry.metrics import CallbackOptions, NoOpMeter, Observation
 
-from constellation_otel._fork import after_fork_in_child
+from constellation_otel._fork import PerProcess
 from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.spans import DAG_NAME, ERROR_TYPE, MISSING, MODULE_NAME, OUTCOME, Span
 
@@ -177,13 +177,10 @@ class Instruments:
 class _Registry:
     """The instruments of each meter provider, for as long as that lives."""
 
+    lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
+
     def __init__(self) -> None:
         self.instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
-        self._new_lock()
-        after_fork_in_child(self._new_lock)
-
-    def _new_lock(self) -> None:
-        self.lock = threading.Lock()
 
 
 _REGISTRY: Final = _Registry()
