@@ -142,8 +142,8 @@ MAY_IMPORT = {
     "dag": {"_text", "errors"},
     "runtime": {"_deadline", "_log", "_text", "dag", "errors", "listener"},
     "otlp_decoding": {"errors", "spans"},
-    "receiver": {"_log", "errors", "otlp_decoding", "spans"},
-    "testing": {"_text", "errors", "events", "listener", "spans"},
+    "receiver": {"_deadline", "_log", "errors", "otlp_decoding", "spans"},
+    "testing": {"_deadline", "_text", "errors", "events", "listener", "spans"},
     "waterfall": {"_text", "errors", "spans"},
     "demo_pipelines": {"dag", "dialects", "errors", "events", "listener"},
     "demo": {

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    _Time = click.ParamType[datetime]
+else:
+    _Time = click.ParamType  # older releases do not say of what
+
 __all__ = ["cli"]
 
 _USAGE = 2
 _OTLP_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
-class _When(click.ParamType[datetime]):
+class _When(_Time):
     """A moment in ISO 8601; without a zone, local time."""
 
     name = "time"

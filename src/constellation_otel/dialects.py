@@ -323,7 +323,7 @@ def _record(data: bytes | str, kind: type[_R], decoder: msgspec.json.Decoder[_R]
         if name in fields:
             try:
                 values[field.name] = msgspec.convert(fields[name], field.type)
-            except (msgspec.ValidationError, UnicodeError) as wrong:
+            except (msgspec.ValidationError, UnicodeError, SystemError) as wrong:  # the last: msgspec 0.21, of 10**400
                 if field.required:
                     raise _unreadable(data, f"{wrong} - at `$.{name}`") from wrong
                 corrected.append(f"{name} is {shown(fields[name])}: {wrong}")
