@@ -186,12 +186,16 @@ for listener in listeners if "used" in sys.argv else []:
 import gevent.monkey
 gevent.monkey.patch_all()
 run("after")
+if (3, 12) <= sys.version_info < (3, 12, 3):
+    # their exit refuses gevent the threads in which it looks names up
+    for listener in listeners:
+        assert listener.close(10)
 """
 
 
 @pytest.mark.parametrize("how", ["new", "used"])
 def test_gevent_may_patch_after_the_listeners_were_made(receiver: Receiver, tmp_path: Path, how: str) -> None:
-    """New or used before; what is not closed is so at the exit."""
+    """New or used before; what is not closed is so at the exit, except where gevent itself cannot work in one."""
     path = program(tmp_path, f"import uuid\n{LISTENERS}{GEVENT}")
     output_of(path, receiver.http_endpoint, str(tmp_path), how)
     ended = Counter({"after": 1})
@@ -202,6 +206,9 @@ def test_gevent_may_patch_after_the_listeners_were_made(receiver: Receiver, tmp_
 UNUSED = """
 import threading
 run("before")
+for listener in listeners:
+    # all that they build is there, and the async listener has its loop before the exit, where 3.12.1 refuses threads
+    assert listener.flush(10)
 child = os.fork()
 if child == 0:
     print(sorted(thread.name for thread in threading.enumerate()), otlp.counters.received, flush=True)
