@@ -24,6 +24,7 @@ from constellation_otel.errors import ConfigurationError, MissingExtraError
 from constellation_otel.health import Health
 from constellation_otel.selection import DryRun, Selection
 from constellation_otel.signals import PrivateSignals
+from constellation_otel.tracing import sampler_of_environment
 from constellation_otel.transports.journal import Journal, events_of
 from constellation_otel.transports.otlp import OtlpSink, make_resource
 from constellation_otel.urls import check_sink, places_of, sink_of, source_of
@@ -131,11 +132,13 @@ def run_bridge(
         if execution_id is not None:
             source = Selection(source, execution_id=execution_id)
         sinks = [sink_of(url, resource=resource) for url in sink_urls]
+        kept = None if journal is None else Journal(journal, sinks=sink_names(sinks))
+        letters = None if dead_letters is None else DeadLetters(dead_letters)
         telemetry = _telemetry_of(sinks, resource)
         bridge = Bridge(
             source,
             sinks,
-            journal=None if journal is None else Journal(journal, sinks=sink_names(sinks)),
+            journal=kept,
             settle=settle,
             idle_timeout=idle_timeout,
             max_age=max_age,
@@ -143,7 +146,7 @@ def run_bridge(
             # what is piped in can wait
             on_full="wait" if source_url == "jsonl:-" else None,
             telemetry=telemetry,
-            dead_letters=None if dead_letters is None else DeadLetters(dead_letters),
+            dead_letters=letters,
             close_timeout=close_timeout,
         )
         log(_LOGGER, logging.INFO, "from %s to %s", source.name, ", ".join(sink_names(sinks)))
@@ -312,6 +315,8 @@ def _telemetry_of(sinks: Sequence[Sink[Any]], resource: Resource) -> PrivateSign
     """Metrics and failure logs go where the traces go: to the first OTLP endpoint."""
     for sink in sinks:
         if isinstance(sink, OtlpSink):
+            # what a bridge refuses is refused before there are metrics, which would be sent at the exit
+            sampler_of_environment()
             return PrivateSignals(resource, endpoint=sink.endpoint, protocol=sink.protocol)
     return None
 

@@ -648,7 +648,7 @@ source.close()
 def test_a_forked_child_has_clients_of_its_own_and_ends_in_order() -> None:
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", FORKING.format(folder=str(here))],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING.format(folder=str(here))],
         env={**os.environ, "PYTHONPATH": str(here.parent)},
         capture_output=True,
         text=True,

@@ -211,12 +211,27 @@ class Address:
         self.zone = None if zone is None else zone_of(zone, "timezone", ConfigurationError)
         self.dialect = dialect
         for_driver = parsed.difference_update_query(["table", "timezone"])
-        self.file = _file_of(for_driver) if dialect is SQLITE else None
         self.url = for_driver.set(drivername=dialect.driver, query={**dialect.options, **for_driver.query})
+        self._check_parameters()
+        self.file = _file_of(for_driver) if dialect is SQLITE else None
         shown = {name: value for name, value in parsed.query.items() if name in _SHOWN}
         self.name = parsed.set(query=shown).render_as_string(hide_password=True)
         hidden = [value for name, values in parameters.items() if "password" in name for value in values]
         self._secrets = [secret for secret in (parsed.password, *hidden) if secret]
+
+    def _check_parameters(self) -> None:
+        """Refuses what SQLAlchemy would raise for at the first connection, in its own way."""
+        dialect = self.url.get_dialect()()
+        # SQLite takes the others with this one only, which _file_of sees to
+        beside = {"uri": "true"} if self.dialect is SQLITE else {}
+        for name, given in self.url.query.items():
+            try:
+                dialect.create_connect_args(self.url.set(query=beside | {name: given}))
+            except (ArgumentError, TypeError, ValueError) as error:
+                values = (given,) if isinstance(given, str) else given
+                value = "it" if "password" in name else ", ".join(map(repr, values))
+                message = f"the parameter {name!r} of the URL cannot be used: {value} ({error})"
+                raise ConfigurationError(message) from None
 
     @property
     def places(self) -> set[tuple[object, ...]]:
