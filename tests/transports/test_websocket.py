@@ -199,9 +199,10 @@ def test_an_execution_id_goes_into_the_query_and_may_be_given_twice_if_it_is_the
         ("http://engine", "the URL is no WebSocket's; give ws://host:port or wss://host:port"),
         ("engine:8080", "the URL is no WebSocket's; give ws://host:port or wss://host:port"),
         ("ws://:8080", "the URL is no WebSocket's; give ws://host:port or wss://host:port"),
-        ("ws://engine:port", "the URL's host or port cannot be used; give ws://host:port or wss://host:port"),
-        ("ws://[::1", "the URL's host or port cannot be used; give ws://host:port or wss://host:port"),
-        ("ws://a..b", "the URL's host or port cannot be used; give ws://host:port or wss://host:port"),
+        ("ws://engine:port", "the URL's host, port or path cannot be used; give ws://host:port or wss://host:port"),
+        ("ws://[::1", "the URL's host, port or path cannot be used; give ws://host:port or wss://host:port"),
+        ("ws://h:1/\udcff", "the URL's host, port or path cannot be used; give ws://host:port or wss://host:port"),
+        ("ws://a..b", "the URL's host, port or path cannot be used; give ws://host:port or wss://host:port"),
         (
             "ws://me:secret@engine",
             "ws://engine: a URL may have no user or password; the key goes into api_key, or CONSTELLATION_API_KEY",

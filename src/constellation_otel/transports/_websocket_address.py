@@ -37,8 +37,9 @@ def uri_of(url: str, execution_id: UUID | None) -> WebSocketURI:
         parts = urlsplit(url)
         port = parts.port
         host = (parts.hostname or "").encode("idna").decode()
+        parts.path.encode()
     except ValueError:
-        message = f"the URL's host or port cannot be used; {remedy}"
+        message = f"the URL's host, port or path cannot be used; {remedy}"
         # not chained: its message has the URL's parts
         raise ConfigurationError(message) from None
     if parts.scheme not in _PORTS or not host:

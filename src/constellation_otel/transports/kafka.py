@@ -337,7 +337,8 @@ class KafkaSource:
         max_batch: int = _MAX_BATCH,
     ) -> None:
         config = config or {}
-        if follow and not group:
+        if follow and not (group and group.strip()):
+            # of blanks alone, librdkafka would end the process
             message = "following a topic needs a consumer group: add ?group=NAME to the URL"
             raise ConfigurationError(message)
         defaults: dict[str, Setting] = {
