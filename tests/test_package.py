@@ -174,6 +174,7 @@ MAY_IMPORT = {
         "selection",
         "signals",
         "spans",
+        "tracing",
         "transports",
         "urls",
         "waterfall",
