@@ -716,12 +716,14 @@ def test_what_was_not_delivered_is_delivered_by_the_next_one_with_the_same_journ
     receiver: Receiver, make: Callable[..., OtlpListener], tmp_path: Path
 ) -> None:
     receiver.stop()
+    before = our_threads()
     listener = make(receiver.http_endpoint, protocol="http/protobuf", journal=tmp_path / "journal.db")
     with caller_of(5, 1, [("vendor", "1")]):
         run(listener)
     ids = [run(listener) for _ in range(10)]
     assert not listener.close(0.3)
     assert receiver.spans == []
+    eventually(lambda: our_threads() <= before, "the threads to end")
     receiver.start()
     after = make(receiver.grpc_endpoint, journal=tmp_path / "journal.db")
     assert after.flush(DEADLINE)
