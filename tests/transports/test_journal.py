@@ -28,7 +28,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from constellation_otel.delivery import Position, Record, Rejection, Restarted, Sink, Source, Unreadable
-from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.errors import (
+    ConfigurationError,
+    JournalError,
+    MisconfiguredError,
+    SourceError,
+    UnavailableError,
+)
 from constellation_otel.events import (
     ErrorInfo,
     Event,
@@ -1074,7 +1080,7 @@ FORKED = """
 import os, sys
 from contextlib import closing
 from constellation_otel.delivery import Position
-from constellation_otel.errors import JournalError
+from constellation_otel.errors import ConfigurationError, JournalError
 from constellation_otel.events import ExecutionCancelled
 from constellation_otel.transports.journal import Journal, JournalSink, JournalSource, events_of
 from uuid import UUID
@@ -1397,3 +1403,10 @@ def test_that_an_engine_was_restarted_is_kept_among_the_events_until_every_sink_
         journal.acknowledge("b", positions(1, 2, 3))
     assert offsets_in(path) == []
     assert events_of(path, EXECUTION) == []
+
+
+def test_a_sinks_name_that_is_no_text_is_refused(path: Path) -> None:
+    for make in (lambda: Journal(path, sinks=["\udcff"]), lambda: JournalSource(path, sink="\udcff")):
+        with pytest.raises(ConfigurationError, match=r"'\\udcff' can be no sink's name"):
+            make()
+    Journal(path, sinks=["otlp"]).close()

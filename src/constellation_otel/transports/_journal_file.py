@@ -26,7 +26,13 @@ from msgspec import Struct
 from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._fork import after_fork_in_child
 from constellation_otel.delivery import Position, Record, Restarted, Unreadable
-from constellation_otel.errors import DecodeError, JournalError, MisconfiguredError, UnavailableError
+from constellation_otel.errors import (
+    ConfigurationError,
+    DecodeError,
+    JournalError,
+    MisconfiguredError,
+    UnavailableError,
+)
 from constellation_otel.events import (
     Event,
     ExecutionCancelled,
@@ -251,7 +257,17 @@ class Reader:
 
 
 def register(database: Database, names: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Makes sinks known to the file; answers their bits, and how many events it holds for others, if any."""
+    """Makes sinks known to the file; answers their bits, and how many events it holds for others, if any.
+
+    Raises:
+        ConfigurationError: A name is no text.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeError:
+            message = f"{name!r} can be no sink's name; name it in characters that are text"
+            raise ConfigurationError(message) from None
     with database.transaction(_TIMEOUT) as connection:
         sinks = connection.execute("SELECT name, bit, held FROM sinks").fetchall()
         bits = {name: bit for name, bit, _ in sinks}

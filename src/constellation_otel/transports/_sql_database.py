@@ -220,8 +220,12 @@ class Address:
         self._secrets = [secret for secret in (parsed.password, *hidden) if secret]
 
     def _check_parameters(self) -> None:
-        """Refuses what SQLAlchemy would raise for at the first connection, in its own way."""
+        """Refuses what SQLAlchemy and the driver would raise for at the first connection, in their own ways."""
         dialect = self.url.get_dialect()()
+        try:
+            dialect.create_connect_args(self.url.set(query={}))
+        except ArgumentError:
+            raise ConfigurationError(_NO_URL) from None
         # SQLite takes the others with this one only, which _file_of sees to
         beside = {"uri": "true"} if self.dialect is SQLITE else {}
         for name, given in self.url.query.items():
@@ -231,6 +235,13 @@ class Address:
                 values = (given,) if isinstance(given, str) else given
                 value = "it" if "password" in name else ", ".join(map(repr, values))
                 message = f"the parameter {name!r} of the URL cannot be used: {value} ({error})"
+                raise ConfigurationError(message) from None
+        hosts = ",".join((self.url.host or "", *self.url.normalized_query.get("host", ())))
+        for host in hosts.split(",") if self.dialect is not SQLITE else ():
+            try:
+                host.encode("idna")
+            except UnicodeError as error:
+                message = f"{host!r} in the URL can be no host's name ({error})"
                 raise ConfigurationError(message) from None
 
     @property
