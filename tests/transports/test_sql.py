@@ -1361,7 +1361,7 @@ def test_connecting_takes_half_of_the_time_for_each_of_two_addresses(
     made = _Database(Address(database.url, "execution_audit", None))
     options: dict[str, object] = {}
     with made.transaction(timeout):
-        made._before_connect(None, None, None, options)
+        made._set_options(options)
     made.close()
     assert options == {"timeout": seconds}
 

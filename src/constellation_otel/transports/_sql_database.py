@@ -413,12 +413,20 @@ class Database:
         except ModuleNotFoundError as error:
             raise MissingExtraError("psycopg", "sql") from error
         self._raw: Any = None
-        hooks.listen(self._engine, "do_connect", self._before_connect)
+        hooks.listen(self._engine, "do_connect", self._connect)
         hooks.listen(self._engine, "connect", self._after_connect)
 
-    def _before_connect(self, _dialect: object, _record: object, _args: object, options: dict[str, Any]) -> None:
+    def _set_options(self, options: dict[str, Any]) -> None:
         options |= self.address.dialect.fixed
         options[self.address.dialect.connect_timeout] = self._connect_timeout
+
+    def _connect(self, dialect: Any, _record: object, args: Any, options: dict[str, Any]) -> Any:
+        self._set_options(options)
+        try:
+            return dialect.connect(*args, **options)
+        except (OverflowError, TypeError, ValueError) as error:  # not the driver's own: of what it was given
+            message = f"{self.address.name}: a parameter of the URL cannot be used: {error}"
+            raise MisconfiguredError(message) from None
 
     def _after_connect(self, connection: Any, _record: object) -> None:
         self.address.dialect.prepare(connection)
