@@ -327,6 +327,8 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_secret(url: str, said:
         ("HEADERS", "s3cr3t key=1", "the name of header 1 in OTEL_EXPORTER_OTLP_HEADERS has characters that cannot be"),
         ("HEADERS", "a=s3cr3t%0A", "the value of a in OTEL_EXPORTER_OTLP_HEADERS has characters that cannot be sent"),
         ("HEADERS", "grpc-timeout=s3cr3t", "grpc-timeout in OTEL_EXPORTER_OTLP_HEADERS is a name that gRPC keeps to"),
+        ("HEADERS", "Content-Length=5", "content-length in OTEL_EXPORTER_OTLP_HEADERS is a name that HTTP keeps to"),
+        ("HEADERS", "te=5,a=b", "te in OTEL_EXPORTER_OTLP_HEADERS is a name that HTTP keeps to itself; leave it out"),
         ("HEADERS", "a-bin=s3cr3t", "a-bin in OTEL_EXPORTER_OTLP_HEADERS would be binary over gRPC, which is not"),
     ],
 )

@@ -345,6 +345,15 @@ def _printable(url: SplitResult) -> str:
     return url._replace(query="", fragment="").geturl()
 
 
+_OF_HTTP: Final = frozenset(
+    {
+        *("connection", "content-encoding", "content-length", "expect"),
+        *("keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
+    }
+)
+"""Say how the body or the connection is to be read: another value, and a server refuses for good what it could take."""
+
+
 def _chosen_headers(signal: Signal, given: Mapping[str, str] | None, protocol: WireProtocol) -> dict[str, str]:
     """Names in lower case and their values; an error's message has no value in it, nor what may be one."""
     what, pairs = "headers", list((given or {}).items())
@@ -356,8 +365,9 @@ def _chosen_headers(signal: Signal, given: Mapping[str, str] | None, protocol: W
         if not _HEADER_NAME.fullmatch(name):
             message = f"the name of header {number} in {what} has characters that cannot be sent"
             raise ConfigurationError(message)
-        if protocol == "grpc" and name.startswith("grpc-"):
-            message = f"{name} in {what} is a name that gRPC keeps to itself; leave it out"
+        if name in _OF_HTTP or (protocol == "grpc" and name.startswith("grpc-")):
+            whose = "HTTP" if name in _OF_HTTP else "gRPC"
+            message = f"{name} in {what} is a name that {whose} keeps to itself; leave it out"
             raise ConfigurationError(message)
         if protocol == "grpc" and name.endswith("-bin"):
             message = f"{name} in {what} would be binary over gRPC, which is not supported; leave it out"
