@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 
 from constellation_otel import _exit
 from constellation_otel._exit import call_at_exit, exit_hook, forget_at_exit
+from support import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -282,6 +284,30 @@ def test_hooks_are_called_the_latest_first_and_one_that_raises_stops_no_other(
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
     for hook in hooks:
         forget_at_exit(hook)
+
+
+def test_hooks_are_called_when_the_threads_that_are_waited_for_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before Python 3.13 in a child of multiprocessing."""
+    leaving = _exit._Exit()
+    monkeypatch.setattr(_exit, "_EXIT", leaving)
+    gate = threading.Event()
+    other = threading.Thread(target=gate.wait, args=(DEADLINE,), daemon=True)
+    other.start()
+    monkeypatch.setattr(_exit, "_awaited", lambda: [other])
+    called: list[str] = []
+
+    def hook() -> None:
+        called.append("hook")
+
+    call_at_exit(hook)
+    leaving._leave()
+    leaving._leave()
+    waiting = leaving._thread
+    assert (called, waiting is not None) == ([], True)
+    gate.set()
+    assert waiting is not None
+    waiting.join(DEADLINE)
+    assert called == ["hook"]
 
 
 def test_a_hook_does_not_keep_its_object_and_is_forgotten_with_it() -> None:

@@ -97,7 +97,9 @@ def test_a_bridge_follows_an_engine_until_it_is_told_to_end_and_says_what_it_did
         receiver.wait_for_spans(200, DEADLINE)
         code, logged = ended(process)
     assert code == 0
-    assert [(entry["level"], re.sub(r"http\S+", "URL", entry["message"])) for entry in logged] == [
+    # on a busy machine the end finds something that is held for a moment more
+    said = [entry for entry in logged if "what is held is delivered now" not in entry["message"]]
+    assert [(entry["level"], re.sub(r"http\S+", "URL", entry["message"])) for entry in said] == [
         ("INFO", f"from {engine.url}/api/v1/executions/events to otlp, jsonl"),
         ("INFO", "health is served on URL"),
         ("INFO", f"{engine.url}/api/v1/executions/events: connected"),
