@@ -18,6 +18,7 @@ from base64 import b64encode
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -40,7 +41,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from constellation_otel._deadline import bounded
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._log import log
 from constellation_otel.errors import DecodeError, ReceiverError
 from constellation_otel.otlp_decoding import (
@@ -220,8 +221,8 @@ class Receiver:
         self._grpc_port = grpc_port
         self._http_port = http_port
         self._max_request_bytes = max_request_bytes
-        # its lock is reentrant, so that a predicate may use the properties
         self._condition = threading.Condition()
+        self._happened = 0  # arrivals and faults
         self._spans: _Kept[Received] = _Kept(max_kept)
         self._metrics: _Kept[MetricPoint] = _Kept(max_kept)
         self._logs: _Kept[LogRecord] = _Kept(max_kept)
@@ -348,18 +349,26 @@ class Receiver:
         """Waits until something has arrived.
 
         Args:
-            predicate: Asked at once, and whenever something arrives or a fault begins; nothing
-                else arrives meanwhile.
+            predicate: Asked at once, and whenever something has arrived or a fault begins.
             timeout: Seconds.
             what: What is awaited, for the message.
 
         Raises:
             ReceiverError: It was not there in time; the message says what was.
         """
-        with self._condition:
-            if not self._condition.wait_for(lambda: predicate(self), bounded(timeout)):
-                message = f"waited {timeout:g} s for {what}; there were {self._inventory()}"
-                raise ReceiverError(message)
+        deadline = deadline_of(timeout)
+        while True:
+            with self._condition:
+                seen = self._happened
+            if predicate(self):
+                return
+            with self._condition:
+                if not self._condition.wait_for(partial(self._has_more_happened, seen), seconds_left(deadline)):
+                    message = f"waited {timeout:g} s for {what}; there were {self._inventory()}"
+                    raise ReceiverError(message)
+
+    def _has_more_happened(self, seen: int) -> bool:
+        return self._happened != seen
 
     def wait_for_spans(self, count: int, timeout: float = 10.0) -> list[Span]:
         """Waits for at least so many spans.
@@ -374,9 +383,8 @@ class Receiver:
         Raises:
             ReceiverError: They were not there in time; the message says what was.
         """
-        with self._condition:
-            self.wait_for(lambda receiver: len(receiver.spans) >= count, timeout, f"{count} spans")
-            return self.spans
+        self.wait_for(lambda receiver: len(receiver.spans) >= count, timeout, f"{count} spans")
+        return self.spans
 
     def _endpoint(self, port: int) -> str:
         if not port:
@@ -404,6 +412,7 @@ class Receiver:
                     else:
                         self._faults[position] = only, replace(fault, times=fault.times - 1)
                     # for who waits until it happens
+                    self._happened += 1
                     self._condition.notify_all()
                     return fault
         return None
@@ -459,6 +468,7 @@ class Receiver:
         )
         with self._condition:
             self._requests.extend([request])
+            self._happened += 1
             self._condition.notify_all()
         return answer
 

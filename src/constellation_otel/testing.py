@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 from collections import Counter, defaultdict
+from functools import partial
 from math import inf, nan
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
@@ -19,7 +20,7 @@ from msgspec import Struct
 from opentelemetry import context as otel_context
 from opentelemetry.trace import StatusCode
 
-from constellation_otel._deadline import bounded
+from constellation_otel._deadline import deadline_of, seconds_left
 from constellation_otel._text import message_of
 from constellation_otel.errors import RemoteError
 from constellation_otel.events import EventListener
@@ -74,19 +75,21 @@ class RecordingListener(EventListener):
         Raises:
             AssertionError: It was not met in time; the message has the events that did come.
         """
-
-        def met() -> bool:
-            if isinstance(condition, int):
-                return len(self._events) >= condition
-            return condition(self.events)
-
-        with self._arrived:
-            if not self._arrived.wait_for(met, bounded(timeout)):
+        deadline = deadline_of(timeout)
+        while True:
+            events = self.events
+            if len(events) >= condition if isinstance(condition, int) else condition(events):
+                return events
+            with self._arrived:
+                if self._arrived.wait_for(partial(self._has_changed, len(events)), seconds_left(deadline)):
+                    continue
                 what = f"{condition} events" if isinstance(condition, int) else "the events to meet the condition"
                 came = "".join(f"\n  {event!r}" for event in self._events)
                 message = f"waited {timeout:g} s for {what}; {len(self._events)} came{':' if came else ''}{came}"
                 raise AssertionError(message)
-            return self.events
+
+    def _has_changed(self, seen: int) -> bool:
+        return len(self._events) != seen
 
     def clear(self) -> None:
         """Forgets the events."""
