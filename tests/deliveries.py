@@ -21,7 +21,7 @@ from constellation_otel.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from constellation_otel.delivery import Rejection, SourceItem
+    from constellation_otel.delivery import Rejection, Source, SourceItem
 
 MS = 1_000_000
 T0 = 1_795_465_363_577 * MS
@@ -141,3 +141,12 @@ class ListSource:
 
     def close(self) -> None:
         self.closed.set()
+
+
+def read_all(source: Source) -> list[Any]:
+    """What a source gives until it has ended; closes it."""
+    items: list[Any] = []
+    while not source.has_ended:
+        items += source.read(10)
+    source.close()
+    return items

@@ -31,6 +31,20 @@ def eventually(condition: Callable[[], object], what: str) -> None:
         pause.wait(0.005)
 
 
+def in_threads(count: int, function: Callable[[], object], timeout: float = DEADLINE) -> None:
+    """Calls a function in so many threads at the same time, and waits for them.
+
+    Raises:
+        AssertionError: One has not ended in time.
+    """
+    threads = [threading.Thread(target=function, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
+        assert not thread.is_alive(), f"not within {timeout} s: a thread has ended"
+
+
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A disk of a size, ``64k`` or ``16m``, mounted on a new folder; the test fails where that cannot be done."""

@@ -48,7 +48,7 @@ from constellation_otel.events import ExecutionCompleted, ExecutionStarted, Modu
 from constellation_otel.otel import ListenerCounters
 from constellation_otel.testing import span_tree
 from constellation_otel.tracing import NOT_TRACED, _KnownAnswer
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from constellation_otel.receiver import Receiver
 
 LONG = 10 * DEADLINE
+UNWATCHED = pytest.mark.no_cover
+"""For what is covered elsewhere, and would spend most of its time on being watched."""
 """For what is much work, not a wait."""
 TREE = """\
 my-pipeline (server) failure ERROR "WordCount failed: too many words"
@@ -322,7 +324,7 @@ def provider_with(sampler: Sampler) -> tuple[TracerProvider, InMemorySpanExporte
     return provider, exporter
 
 
-@pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
+@UNWATCHED
 @pytest.mark.parametrize("sampler", [TraceIdRatioBased(0.1), ParentBased(TraceIdRatioBased(0.1))])
 def test_ratio_sampling_keeps_its_share_of_executions_each_of_them_whole(
     make: Callable[..., OpenTelemetryListener], sampler: Sampler
@@ -1249,16 +1251,11 @@ def tell_from_eight_threads(listener: ExecutionListener) -> list[UUID]:
                 listener.on_module_complete(execution_id, module_id, name, 1.0)
             listener.on_execution_complete(execution_id, "d", True, 2.0)
 
-    threads = [threading.Thread(target=tell) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LONG)
-        assert not thread.is_alive()
+    in_threads(8, tell, LONG)
     return ids
 
 
-@pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
+@UNWATCHED
 def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
     make: Callable[..., OpenTelemetryListener], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1282,7 +1279,7 @@ def test_eight_threads_and_ten_thousand_executions_lose_and_cross_nothing(
     provider.shutdown()
 
 
-@pytest.mark.no_cover  # what it runs is covered elsewhere, and being watched costs it most of its time
+@UNWATCHED
 def test_with_the_default_queue_what_is_not_delivered_is_dropped_counted_and_logged(
     make: Callable[..., OpenTelemetryListener], caplog: pytest.LogCaptureFixture
 ) -> None:

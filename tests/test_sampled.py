@@ -27,7 +27,7 @@ from constellation_otel.assembler import Assembler
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted
 from constellation_otel.ids import span_id_of, trace_id_of
 from constellation_otel.tracing import NOT_TRACED, Sampled
-from support import DEADLINE
+from support import DEADLINE, in_threads
 
 if TYPE_CHECKING:
     from constellation_otel.spans import Span
@@ -234,12 +234,7 @@ def test_threads_may_remember_and_forget_while_another_one_goes_by_it() -> None:
         except BaseException as error:  # noqa: BLE001 - for the test's own thread
             failures.append(error)
 
-    threads = [threading.Thread(target=tell) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
+    in_threads(3, tell)
     assert failures == []
     assert len(sampled._decisions) == 0
 

@@ -25,6 +25,7 @@ from constellation_otel.transports._journal_file import _item, _row
 from constellation_otel.transports.jsonl import JsonlListener, JsonlSource
 from constellation_otel.transports.sql import SqlAuditListener, SqlSource
 from constellation_otel.validation import Validated, said, shown, validated
+from deliveries import read_all
 from odd_events import (
     EVENTS,
     EXECUTION,
@@ -160,11 +161,7 @@ def test_through_json_lines(tmp_path: Path, journal: Any) -> None:
     listener = JsonlListener(tmp_path / "events.jsonl", journal=journal)
     put_all(listener)
     check(listener)
-    source = JsonlSource(tmp_path / "events.jsonl")
-    items: list[Any] = []
-    while not source.has_ended:
-        items += source.read(1)
-    source.close()
+    items = read_all(JsonlSource(tmp_path / "events.jsonl"))
     assert [item.event.execution_id for item in items[-2:]] == [GOOD, GOOD]
     assert [item.corrected for item in items if item.corrected] == []
     assert len(items) == listener.counters.delivered
@@ -175,11 +172,7 @@ def test_through_an_audit_table(tmp_path: Path, journal: Any) -> None:
     listener = SqlAuditListener(url, journal=journal)
     put_all(listener)
     check(listener)
-    source = SqlSource(url, execution_id=GOOD)
-    items: list[Any] = []
-    while not source.has_ended:
-        items += source.read(1)
-    source.close()
+    items = read_all(SqlSource(url, execution_id=GOOD))
     assert [item.event.execution_id for item in items] == [GOOD, GOOD]
 
 

@@ -47,8 +47,8 @@ class RecordingListener(EventListener):
 
     def __init__(self, redact: Callable[[str], str] | None = None) -> None:
         super().__init__(redact)
-        # its lock is reentrant, so that a condition may use the properties
         self._arrived = threading.Condition()
+        self._accepted = 0  # those that were forgotten included
         self._events: list[Event] = []
 
     @property
@@ -60,6 +60,7 @@ class RecordingListener(EventListener):
     def accept(self, event: Event) -> None:
         with self._arrived:
             self._events.append(event)
+            self._accepted += 1
             self._arrived.notify_all()
 
     def wait_for(self, condition: int | Callable[[Sequence[Event]], bool], timeout: float = 10.0) -> list[Event]:
@@ -77,11 +78,12 @@ class RecordingListener(EventListener):
         """
         deadline = deadline_of(timeout)
         while True:
-            events = self.events
+            with self._arrived:
+                events, seen = list(self._events), self._accepted
             if len(events) >= condition if isinstance(condition, int) else condition(events):
                 return events
             with self._arrived:
-                if self._arrived.wait_for(partial(self._has_changed, len(events)), seconds_left(deadline)):
+                if self._arrived.wait_for(partial(self._has_changed, seen), seconds_left(deadline)):
                     continue
                 what = f"{condition} events" if isinstance(condition, int) else "the events to meet the condition"
                 came = "".join(f"\n  {event!r}" for event in self._events)
@@ -89,7 +91,7 @@ class RecordingListener(EventListener):
                 raise AssertionError(message)
 
     def _has_changed(self, seen: int) -> bool:
-        return len(self._events) != seen
+        return self._accepted != seen
 
     def clear(self) -> None:
         """Forgets the events."""

@@ -10,6 +10,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from constellation_otel.transports.kafka import KafkaListener, KafkaSource
 from constellation_otel.transports.sql import SqlAuditListener, SqlSource
+from deliveries import read_all
 from odd_events import GOOD, check, put_all
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return None if request.param is None else tmp_path / request.param
 
 
-def read(source: Any) -> list[Any]:
-    items: list[Any] = []
-    while not source.has_ended:
-        items += source.read(10)
-    source.close()
-    return items
-
-
 def test_through_kafka(kafka: Kafka, journal: Any) -> None:
     topic = f"odd-{'memory' if journal is None else 'journal'}"
     admin = AdminClient({"bootstrap.servers": kafka.brokers})
@@ -38,7 +31,7 @@ def test_through_kafka(kafka: Kafka, journal: Any) -> None:
     listener = KafkaListener(kafka.brokers, topic, journal=journal)
     put_all(listener)
     check(listener)
-    items = read(KafkaSource(kafka.brokers, topic, group=None, follow=False))
+    items = read_all(KafkaSource(kafka.brokers, topic, group=None, follow=False))
     assert len(items) == listener.counters.delivered
     assert [item.corrected for item in items if item.corrected] == []
     assert len([item for item in items if item.event.execution_id == GOOD]) == 2
@@ -49,6 +42,6 @@ def test_through_postgresql(postgres: Postgres, journal: Any) -> None:
     listener = SqlAuditListener(postgres.url(), table=table, journal=journal)
     put_all(listener)
     check(listener)
-    assert [item.event.execution_id for item in read(SqlSource(postgres.url(), table=table, execution_id=GOOD))] == [
-        GOOD
-    ] * 2
+    assert [
+        item.event.execution_id for item in read_all(SqlSource(postgres.url(), table=table, execution_id=GOOD))
+    ] == [GOOD] * 2

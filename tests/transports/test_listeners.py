@@ -12,6 +12,7 @@ from constellation_otel.testing import RecordingListener
 from constellation_otel.transports.jsonl import JsonlListener, JsonlSource
 from constellation_otel.transports.kafka import KafkaListener
 from constellation_otel.transports.sql import SqlAuditListener, SqlSource
+from deliveries import read_all
 from support import DEADLINE
 
 if TYPE_CHECKING:
@@ -31,14 +32,6 @@ def year(trim: str) -> int:
 
 
 PIPELINE = Dag("my-pipeline", [trim, year])
-
-
-def read_all(source: Source) -> list[object]:
-    items: list[object] = []
-    while not source.has_ended:
-        items += source.read(1)
-    source.close()
-    return items
 
 
 @pytest.mark.parametrize("has_journal", [True, False])
@@ -64,7 +57,7 @@ def test_what_a_pipeline_told_a_ready_listener_reads_back_as_it_was_told(
         engine.run(PIPELINE, {"text": " secret "})
     assert listener.close(DEADLINE)
     source: Source = JsonlSource(path) if kind == "jsonl" else SqlSource(f"sqlite:///{path}")
-    read = [type(item.event).__name__ for item in read_all(source)]  # type: ignore[attr-defined] # all are records
+    read = [type(item.event).__name__ for item in read_all(source)]
     assert read == [type(event).__name__ for event in recording.events]
     assert "secret" not in path.read_bytes().decode(errors="replace")
     assert not (tmp_path / "dead.jsonl").exists()
