@@ -63,6 +63,7 @@ from constellation_otel.otlp_decoding import (
 )
 from constellation_otel.receiver import Delay, Drop, PartialSuccess, Receiver, Refuse
 from constellation_otel.spans import Span, SpanEvent
+from support import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -1004,3 +1005,17 @@ def test_grpc_metadata_is_kept_and_binary_values_are_in_base64(receiver: Receive
     call(receiver, spans_named("a"), metadata=(("authorization", "Bearer x"), ("token-bin", b"\xff")))
     headers = receiver.requests[0].headers
     assert (headers["authorization"], headers["token-bin"]) == ("Bearer x", "/w==")
+
+
+def test_a_predicate_that_is_waited_for_holds_no_request_up(receiver: Receiver) -> None:
+    asked: list[int] = []
+
+    def met(it: Receiver) -> bool:
+        asked.append(len(it.requests))
+        if len(asked) == 1:
+            # would wait for this one's lock
+            in_threads(1, lambda: post(it, ExportTraceServiceRequest(), timeout=5))
+        return len(asked) == 2
+
+    receiver.wait_for(met, 10.0, "the request")
+    assert asked == [0, 1]

@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from opentelemetry import context as otel_context
@@ -25,13 +25,15 @@ from constellation_otel.testing import RecordingListener, check_listener, span_t
 from constellation_otel.transports.jsonl import JsonlListener
 from constellation_otel.transports.kafka import KafkaListener
 from constellation_otel.transports.sql import SqlAuditListener
-from support import DEADLINE
+from support import DEADLINE, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from opentelemetry.context import Context
+
+    from constellation_otel.events import Event
 
 EXECUTION = UUID(int=1)
 MODULE = UUID(int=2)
@@ -420,3 +422,19 @@ def test_a_close_that_has_to_be_awaited_is_reported() -> None:
 
     with pytest.raises(AssertionError, match=r"\n  close\(\) returned an awaitable, which nobody awaits with odd"):
         check_listener(Closing)
+
+
+def test_a_condition_that_is_waited_for_holds_no_callback_up_and_sees_what_comes_after_a_clearing() -> None:
+    recorder = RecordingListener()
+    seen: list[int] = []
+
+    def met(events: Sequence[Event]) -> bool:
+        seen.append(len(events))
+        if len(seen) == 1:
+            # would wait for this one's lock
+            in_threads(1, lambda: recorder.on_execution_start(uuid4(), "d"), 5.0)
+            recorder.clear()
+        return len(seen) == 2
+
+    recorder.wait_for(met)
+    assert seen == [0, 0]
