@@ -27,7 +27,9 @@ def main() -> None:
     with Constellation(listener=listener) as constellation:
         constellation.run(Dag("my-pipeline", [trim]), {"text": " to be "})
     if not listener.close(timeout=20):
-        print(f"{listener.counters.held} events were not delivered")
+        held = listener.counters.held
+        message = f"{held} events were not delivered; start a broker at {brokers}, or set KAFKA_BOOTSTRAP_SERVERS"
+        raise SystemExit(message)
 
     source = KafkaSource(brokers, "constellation-events", group=None, follow=False)
     while not source.has_ended:
