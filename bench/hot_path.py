@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from constellation_otel import ExecutionListener, OpenTelemetryListener
-from constellation_otel.otlp_listener import OtlpListener
+from constellation_otel.otel import OtlpListener
 from constellation_otel.receiver import Receiver
 
 if TYPE_CHECKING:

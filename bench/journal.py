@@ -20,8 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from constellation_otel.dialects import encode_json
-from constellation_otel.events import ModuleCompleted, ModuleStarted
+from constellation_otel.events import ModuleCompleted, ModuleStarted, encode_json
 from constellation_otel.transports.journal import Journal
 
 if TYPE_CHECKING:

@@ -17,10 +17,9 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from constellation_otel._version import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
-from constellation_otel.ids import span_id_of, trace_id_of
-from constellation_otel.otlp_encoding import encode_request
-from constellation_otel.spans import (
+from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
+from constellation_otel.traces import span_id_of, trace_id_of
+from constellation_otel.traces.span import (
     DAG_NAME,
     ERROR_TYPE,
     EXCEPTION_EVENT,
@@ -33,7 +32,7 @@ from constellation_otel.spans import (
     Span,
     SpanEvent,
 )
-from constellation_otel.transports.otlp import make_resource
+from constellation_otel.transports.otlp import encode_request, make_resource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource

@@ -17,7 +17,7 @@ __all__ = ["command", "environment", "line"]
 
 _TIMEOUT = 60.0
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["constellation_otel.operations", "constellation_otel.transports.sql", "commands"])
+_FORKS.set_forkserver_preload(["constellation_otel.cli.operations", "constellation_otel.transports.sql", "commands"])
 
 
 def line(*arguments: str) -> list[str]:

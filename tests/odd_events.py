@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import structs
 
-from constellation_otel.events import (
+from constellation_otel.events.model import (
     ErrorInfo,
     Event,
     ExecutionCancelled,
@@ -26,7 +26,7 @@ from constellation_otel.events import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from constellation_otel.buffer import BufferedListener
+    from constellation_otel.delivery import BufferedListener
 
 EXECUTION = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
 MODULE = UUID("b44fdf1e-430d-4ac9-ab2c-8a06a5dc8538")

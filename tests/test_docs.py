@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from opentelemetry.metrics import NoOpMeter
 
-from constellation_otel import spans
 from constellation_otel.cli import cli
-from constellation_otel.instruments import Instruments
+from constellation_otel.otel.metrics import Instruments
 from constellation_otel.testing import span_tree
+from constellation_otel.traces import span as spans
 from programs import ROOT, run_command
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def names_in(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_has_no_block_of_a_kind_that_nothing_here_checks(page: str) -> None:
     kinds = [block.kind for block in BLOCKS[page]]
-    assert set(kinds) <= {"python", "sh", "text"}
+    assert set(kinds) <= {"python", "sh", "text", "diagram"}
     # an output follows what puts it out
     assert all(before in {"python", "sh"} for before, kind in zip(["", *kinds], kinds, strict=False) if kind == "text")
 
@@ -267,11 +267,14 @@ def test_a_table_of_attributes_has_every_one(page: str, head: str) -> None:
     assert sorted(name for row in rows for name in names_in(row[0])) == ATTRIBUTES
 
 
-def test_the_layout_has_every_module() -> None:
-    rows = table_after(README, "| module | what is in it |")
+def test_the_layout_has_every_room() -> None:
+    rows = table_after(README, "| room | what is in it |")
     source = ROOT / "src/constellation_otel"
-    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("_")} | {"transports/"}
-    assert sorted(name for row in rows for name in names_in(row[0])) == sorted(modules)
+    rooms = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")} | {
+        path.name for path in source.glob("*.py")
+    }
+    rooms = {room for room in rooms if not room.startswith("_")}
+    assert sorted(name for row in rows for name in names_in(row[0])) == sorted(rooms)
 
 
 def test_the_page_of_dependencies_has_every_one_with_its_bound_and_two_reasons() -> None:

@@ -16,9 +16,9 @@ import msgspec
 import pytest
 from opentelemetry.context import Context
 
-import constellation_otel._log
+import constellation_otel._support.log
 from constellation_otel import listener as spi_module
-from constellation_otel._callbacks import CALLBACKS, check_callbacks
+from constellation_otel._support.spelling import CALLBACKS, check_callbacks
 from constellation_otel.errors import ListenerDefinitionError
 from constellation_otel.events import ErrorInfo, Event, EventListener
 from constellation_otel.listener import CompositeListener, ExecutionListener, LoggingListener, ModuleContextProvider
@@ -327,7 +327,7 @@ def test_a_composites_log_is_limited_for_each_listener_and_callback_and_all_are_
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    limited = constellation_otel._log.RateLimitedLog
+    limited = constellation_otel._support.log.RateLimitedLog
     monkeypatch.setattr(spi_module, "RateLimitedLog", lambda: limited(clock=lambda: now))
     composite = ExecutionListener.composite(Raiser(BOOM))
     for _ in range(3):
@@ -426,13 +426,14 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in ("opente
 """
 
 
+SPI_NEEDS = ("_support", "_support.fork", "_support.log", "_support.spelling", "_support.text", "errors", "listener")
+
+
 def test_the_spi_imports_neither_opentelemetry_nor_the_events() -> None:
     package = Path(spi_module.__file__).parent
     command = [sys.executable, "-c", WITHOUT_THE_PACKAGES_INIT, str(package)]
     loaded, forbidden = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert loaded.split() == [
-        f"constellation_otel.{name}" for name in ("_callbacks", "_fork", "_log", "_text", "errors", "listener")
-    ]
+    assert loaded.split() == [f"constellation_otel.{name}" for name in SPI_NEEDS]
     assert forbidden == ""
 
 
@@ -541,8 +542,8 @@ GROWN_DRIFT = [
 
 def test_the_adapter_of_async_listeners_and_the_opentelemetry_listener_follow_the_spi() -> None:
     for module_name, follower in (
-        ("aio", "_Target"),
-        ("aio", "AsyncListenerAdapter"),
+        ("delivery.async_listener", "_Target"),
+        ("delivery", "AsyncListenerAdapter"),
         ("otel", "OpenTelemetryListener"),
     ):
         cls = getattr(import_module(f"constellation_otel.{module_name}"), follower)

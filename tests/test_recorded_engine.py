@@ -14,12 +14,12 @@ import pytest
 from opentelemetry.metrics import NoOpMeterProvider
 
 from constellation_otel import OpenTelemetryListener, span_id_of, trace_id_of
-from constellation_otel.dialects import decode_frame
+from constellation_otel.events import decode_frame
 from engine_stand_in import recorded
 from support import DEADLINE
 
 if TYPE_CHECKING:
-    from constellation_otel.spans import Span
+    from constellation_otel.traces import Span
 
 MS = 1_000_000
 RUNS = ("engine-frames.jsonl", "engine-frames-50.jsonl", "engine-frames-50-lossy.jsonl")

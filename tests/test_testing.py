@@ -15,13 +15,12 @@ from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
-from constellation_otel.aio import AsyncListenerAdapter
+from constellation_otel.delivery import AsyncListenerAdapter
 from constellation_otel.events import ExecutionCancelled, ExecutionStarted, ModuleFailed, ModuleStarted
 from constellation_otel.listener import ExecutionListener, LoggingListener
-from constellation_otel.otel import OpenTelemetryListener
-from constellation_otel.otlp_listener import OtlpListener
-from constellation_otel.spans import OUTCOME, Span
+from constellation_otel.otel import OpenTelemetryListener, OtlpListener
 from constellation_otel.testing import RecordingListener, check_listener, span_tree
+from constellation_otel.traces import OUTCOME, Span
 from constellation_otel.transports.jsonl import JsonlListener
 from constellation_otel.transports.kafka import KafkaListener
 from constellation_otel.transports.sql import SqlAuditListener

@@ -6,14 +6,13 @@ imported from its own module.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from constellation_otel._support.door import door
 
 if TYPE_CHECKING:
-    from constellation_otel.aio import AsyncListenerAdapter
-    from constellation_otel.bridge import Bridge
-    from constellation_otel.buffer import BufferedListener
-    from constellation_otel.dag import Dag, module
+    from constellation_otel.delivery import AsyncListenerAdapter, Bridge, BufferedListener
+    from constellation_otel.engine import Constellation, Dag, Execution, module
     from constellation_otel.errors import (
         ConfigurationError,
         ConstellationOtelError,
@@ -43,11 +42,49 @@ if TYPE_CHECKING:
         ModuleFailed,
         ModuleStarted,
     )
-    from constellation_otel.ids import span_id_of, trace_id_of
     from constellation_otel.listener import ExecutionListener, LoggingListener, ModuleContextProvider
-    from constellation_otel.otel import OpenTelemetryListener
-    from constellation_otel.otlp_listener import OtlpListener
-    from constellation_otel.runtime import Constellation, Execution
+    from constellation_otel.otel import OpenTelemetryListener, OtlpListener
+    from constellation_otel.traces import span_id_of, trace_id_of
+else:
+    __getattr__, __dir__ = door(
+        __name__,
+        {
+            "delivery": ("AsyncListenerAdapter", "Bridge", "BufferedListener"),
+            "engine": ("Constellation", "Dag", "Execution", "module"),
+            "errors": (
+                "ConfigurationError",
+                "ConstellationOtelError",
+                "DagError",
+                "DecodeError",
+                "DeliveryError",
+                "ExecutionCancelledError",
+                "ExecutionFailedError",
+                "JournalError",
+                "ListenerDefinitionError",
+                "MisconfiguredError",
+                "MissingExtraError",
+                "ReceiverError",
+                "RefusedError",
+                "RemoteError",
+                "SourceError",
+                "UnavailableError",
+            ),
+            "events": (
+                "ErrorInfo",
+                "Event",
+                "EventListener",
+                "ExecutionCancelled",
+                "ExecutionCompleted",
+                "ExecutionStarted",
+                "ModuleCompleted",
+                "ModuleFailed",
+                "ModuleStarted",
+            ),
+            "listener": ("ExecutionListener", "LoggingListener", "ModuleContextProvider"),
+            "otel": ("OpenTelemetryListener", "OtlpListener"),
+            "traces": ("span_id_of", "trace_id_of"),
+        },
+    )
 
 __all__ = [
     "AsyncListenerAdapter",
@@ -90,58 +127,3 @@ __all__ = [
     "span_id_of",
     "trace_id_of",
 ]
-
-_HOMES: Final = {
-    "aio": ("AsyncListenerAdapter",),
-    "bridge": ("Bridge",),
-    "buffer": ("BufferedListener",),
-    "errors": (
-        "ConfigurationError",
-        "ConstellationOtelError",
-        "DagError",
-        "DecodeError",
-        "DeliveryError",
-        "ExecutionCancelledError",
-        "ExecutionFailedError",
-        "JournalError",
-        "ListenerDefinitionError",
-        "MisconfiguredError",
-        "MissingExtraError",
-        "ReceiverError",
-        "RefusedError",
-        "RemoteError",
-        "SourceError",
-        "UnavailableError",
-    ),
-    "events": (
-        "ErrorInfo",
-        "Event",
-        "EventListener",
-        "ExecutionCancelled",
-        "ExecutionCompleted",
-        "ExecutionStarted",
-        "ModuleCompleted",
-        "ModuleFailed",
-        "ModuleStarted",
-    ),
-    "ids": ("span_id_of", "trace_id_of"),
-    "listener": ("ExecutionListener", "LoggingListener", "ModuleContextProvider"),
-    "otel": ("OpenTelemetryListener",),
-    "otlp_listener": ("OtlpListener",),
-    "dag": ("Dag", "module"),
-    "runtime": ("Constellation", "Execution"),
-}
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

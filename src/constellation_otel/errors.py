@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from constellation_otel._text import message_of, printable
+from constellation_otel._support.text import message_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from constellation_otel._callbacks import check_callbacks
-from constellation_otel._log import RateLimitedLog, log
+from constellation_otel._support.log import RateLimitedLog, log
+from constellation_otel._support.spelling import check_callbacks
 
 if TYPE_CHECKING:
     from uuid import UUID

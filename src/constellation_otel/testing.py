@@ -20,18 +20,18 @@ from msgspec import Struct
 from opentelemetry import context as otel_context
 from opentelemetry.trace import StatusCode
 
-from constellation_otel._deadline import deadline_of, seconds_left
-from constellation_otel._text import message_of
+from constellation_otel._support.deadline import deadline_of, seconds_left
+from constellation_otel._support.text import message_of
 from constellation_otel.errors import RemoteError
 from constellation_otel.events import EventListener
 from constellation_otel.listener import ExecutionListener, ModuleContextProvider
-from constellation_otel.spans import OUTCOME
+from constellation_otel.traces import OUTCOME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from constellation_otel.events import Event
-    from constellation_otel.spans import Span
+    from constellation_otel.traces import Span
 
 __all__ = ["RecordingListener", "check_listener", "span_tree"]
 

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel import span_id_of, trace_id_of
-from constellation_otel.dialects import encode_json
 from constellation_otel.events import (
     ErrorInfo,
     ExecutionCancelled,
@@ -26,9 +25,10 @@ from constellation_otel.events import (
     ModuleCompleted,
     ModuleFailed,
     ModuleStarted,
+    encode_json,
 )
-from constellation_otel.ids import anonymous_module_id
-from constellation_otel.spans import Span, SpanEvent
+from constellation_otel.traces import Span, SpanEvent
+from constellation_otel.traces.ids import anonymous_module_id
 
 from .bridges import bridging, command
 from .peers import Jaeger, Postgres
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from constellation_otel.events import Event
-    from constellation_otel.spans import AttributeValue
+    from constellation_otel.traces import AttributeValue
 
     from .bridges import RunningBridge
 

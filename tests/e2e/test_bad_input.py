@@ -16,8 +16,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from constellation_otel.dialects import encode_frame, encode_json
-from constellation_otel.spans import MISSING
+from constellation_otel.events import encode_frame, encode_json
+from constellation_otel.traces import MISSING
 from constellation_otel.transports.kafka import KafkaSink
 from deliveries import MS, T0, execution
 from engine_stand_in import EngineStandIn

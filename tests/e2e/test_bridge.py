@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from constellation_otel.spans import Span
+    from constellation_otel.traces import Span
 
 MS = 1_000_000
 

@@ -15,15 +15,15 @@ from uuid import UUID
 import pytest
 
 from constellation_otel import span_id_of, trace_id_of
-from constellation_otel.otlp_decoding import decode_traces
+from constellation_otel.receiver import decode_traces
 from constellation_otel.testing import span_tree
 from demo_traces import PIPELINES, TRACES, linked_traces
 
 from .peers import eventually
 
 if TYPE_CHECKING:
-    from constellation_otel.otlp_decoding import Received
-    from constellation_otel.spans import Span
+    from constellation_otel.receiver import Received
+    from constellation_otel.traces import Span
 
     from .peers import Collector, Jaeger
 

@@ -18,13 +18,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from constellation_otel.delivery import Position, Record, Revoked, Unreadable
+from constellation_otel.delivery import Lane, Position, Record, Revoked, Unreadable
+from constellation_otel.delivery.transform import EventStage
 from constellation_otel.errors import MisconfiguredError, UnavailableError
 from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleCompleted, ModuleFailed, ModuleStarted
-from constellation_otel.lane import Lane
-from constellation_otel.stages import EventStage
-from constellation_otel.transports import _kafka_reader
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
+from constellation_otel.transports.kafka import reader as reader_module
 
 from .peers import Kafka, NotYet, eventually
 
@@ -187,7 +186,7 @@ def test_a_member_that_comes_and_goes_takes_partitions_over_where_was_acknowledg
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # so that what is committed is committed because it is taken away
-    monkeypatch.setattr(_kafka_reader, "_COMMIT_EVERY", 3_600)
+    monkeypatch.setattr(reader_module, "_COMMIT_EVERY", 3_600)
     topic = new_topic(kafka, 4)
     assert sink(topic).send(modules(200), SENDING) == []
     first = make_source(topic, partition_assignment_strategy=strategy)

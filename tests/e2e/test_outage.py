@@ -20,10 +20,9 @@ import pytest
 from msgspec.structs import replace
 
 from constellation_otel import OtlpListener, span_id_of, trace_id_of
-from constellation_otel.dialects import encode_frame
-from constellation_otel.events import ExecutionCompleted, ExecutionStarted
-from constellation_otel.otlp_decoding import decode_traces
-from constellation_otel.spans import MISSING
+from constellation_otel.events import ExecutionCompleted, ExecutionStarted, encode_frame
+from constellation_otel.receiver import decode_traces
+from constellation_otel.traces import MISSING
 from deliveries import MS, T0, execution
 from engine_stand_in import EngineStandIn, Line
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from constellation_otel.events import Event
-    from constellation_otel.spans import Span
+    from constellation_otel.traces import Span
 
 DEADLINE = 90.0
 RATE = 500

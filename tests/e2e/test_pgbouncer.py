@@ -12,9 +12,8 @@ import psycopg
 import pytest
 
 from constellation_otel.delivery import Record
-from constellation_otel.dialects import encode_json
 from constellation_otel.errors import MisconfiguredError, UnavailableError
-from constellation_otel.events import ExecutionCompleted, ExecutionStarted
+from constellation_otel.events import ExecutionCompleted, ExecutionStarted, encode_json
 from constellation_otel.transports.sql import SqlSink, SqlSource
 
 from .bridges import bridging, command

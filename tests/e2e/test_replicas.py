@@ -22,7 +22,7 @@ from constellation_otel.events import (
     ModuleFailed,
     ModuleStarted,
 )
-from constellation_otel.ids import anonymous_module_id
+from constellation_otel.traces.ids import anonymous_module_id
 from constellation_otel.transports.kafka import KafkaSink
 from deliveries import MS, T0
 

@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from constellation_otel.delivery import Position, Record, Unreadable
-from constellation_otel.dialects import encode_json
 from constellation_otel.errors import MisconfiguredError, RefusedError, SourceError, UnavailableError
 from constellation_otel.events import (
     ErrorInfo,
@@ -37,10 +36,11 @@ from constellation_otel.events import (
     ModuleCompleted,
     ModuleFailed,
     ModuleStarted,
+    encode_json,
 )
-from constellation_otel.transports._sql_database import POSTGRESQL, Address
-from constellation_otel.transports._sql_table import GUIDE, OURS, base_of, can_hold
 from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
+from constellation_otel.transports.sql.database import POSTGRESQL, Address
+from constellation_otel.transports.sql.table import GUIDE, OURS, base_of, can_hold
 
 from .peers import Postgres, eventually
 from .peers.postgres import PASSWORD

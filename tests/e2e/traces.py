@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from constellation_otel.otlp_decoding import decode_traces
+from constellation_otel.receiver import decode_traces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from constellation_otel.otlp_decoding import Received
+    from constellation_otel.receiver import Received
 
     from .peers import Jaeger
 

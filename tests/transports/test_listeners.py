@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from constellation_otel.buffer import BufferedListener
-    from constellation_otel.delivery import Source
+    from constellation_otel.delivery import BufferedListener, Source
 
 
 def trim(text: str) -> str:

@@ -23,14 +23,14 @@ from constellation_otel import (
     span_id_of,
     trace_id_of,
 )
-from constellation_otel.dialects import decode_frame, decode_json, encode_json
+from constellation_otel.events import decode_frame, decode_json, encode_json
 from constellation_otel.otel import ListenerCounters
 from constellation_otel.receiver import Receiver
-from constellation_otel.spans import Span
 from constellation_otel.testing import RecordingListener, span_tree
+from constellation_otel.traces import Span
 
 if TYPE_CHECKING:
-    from constellation_otel.dag import Module
+    from constellation_otel.engine import Module
 
 
 class Mine(ExecutionListener):

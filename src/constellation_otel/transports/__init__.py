@@ -1,1 +1,12 @@
-"""What events travel by: one module for each transport, each with its source, its sink, or both."""
+"""One package per protocol, all of one shape, and the URLs that name them."""
+
+from __future__ import annotations
+
+from constellation_otel.transports.urls import check_sink, places_of, sink_of, source_of
+
+__all__ = [
+    "check_sink",
+    "places_of",
+    "sink_of",
+    "source_of",
+]

@@ -1,0 +1,1 @@
+"""Nothing of the domain: a drawer of small tools, each imported from its own file."""

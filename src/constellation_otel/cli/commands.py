@@ -1,0 +1,349 @@
+"""The commands of ``constellation-otel``: their words and options, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from constellation_otel._support.text import printable
+from constellation_otel.errors import ConfigurationError, ConstellationOtelError, MissingExtraError
+from constellation_otel.traces import trace_id_of
+
+try:
+    import click
+except ModuleNotFoundError as error:
+    raise MissingExtraError("click", "cli") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+    _Time = click.ParamType[datetime]
+else:
+    _Time = click.ParamType  # older releases do not say of what
+
+__all__ = ["cli"]
+
+_USAGE = 2
+_OTLP_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+class _When(_Time):
+    """A moment in ISO 8601; without a zone, local time."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time; 2026-11-24 or 2026-11-24T12:30:00+01:00 would be", param, ctx)
+
+
+class _Commands(click.Group):
+    """Commands whose errors have no control characters, whatever they repeat of the command line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _printable_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _printable_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        cast("Any", error).message = printable(error.message, keep="\n")
+        raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="constellation-otel")
+def cli() -> None:
+    """Traces, metrics and logs from a pipeline engine's execution events."""
+
+
+@cli.command("trace-id")
+@click.argument("execution_id", metavar="UUID", type=click.UUID)
+def trace_id(execution_id: UUID) -> None:
+    """Print the trace id of the execution UUID.
+
+    That of an execution whose caller had no span of its own; where it had one, the
+    execution is in the caller's trace.
+    """
+    click.echo(format(trace_id_of(execution_id), "032x"))
+
+
+@cli.command()
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    envvar=_OTLP_ENDPOINT,
+    show_envvar=True,
+    help="Send to this OTLP endpoint and print links, rather than to an embedded one and draw.",
+)
+@click.option(
+    "--jaeger",
+    metavar="URL",
+    default="http://localhost:16686",
+    show_default=True,
+    help="Jaeger's page, for the links.",
+)
+def demo(endpoint: str | None, jaeger: str) -> None:
+    """Run pipelines over real text, play recorded engine frames, and show their traces."""
+    try:
+        from constellation_otel.cli.demo import run_demo  # noqa: PLC0415 - it needs more than the other commands
+
+        run_demo(endpoint, jaeger)
+    except ConstellationOtelError as error:
+        _fail(error, "demo")
+
+
+_SOURCE = click.argument("source", metavar="SOURCE")
+_DEAD_LETTERS = click.option(
+    "--dead-letters", metavar="FILE", help="Write what cannot be read, or is refused for good, to this file."
+)
+_SERVICE_NAME = click.option(
+    "--service-name",
+    metavar="NAME",
+    help="The service that the traces are of.  [default: OTEL_SERVICE_NAME, or constellation]",
+)
+_SETTLE = click.option(
+    "--settle",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long spans wait, after their end, for events still on their way.  [default: 1]",
+)
+_EXIT_CODES = """\b
+Exit codes: 0 all that had to be delivered was; 1 it could not begin, or go on;
+2 wrong usage; 3 something is still to be delivered, run it again;
+4 some was lost: dropped, refused, not readable, or held where nobody reads
+it again. Executions that have not ended are left for the next run."""
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_SOURCE
+@click.option(
+    "--to", "sinks", metavar="SINK", multiple=True, required=True, help="Where to; several times for several."
+)
+@click.option("--journal", metavar="FILE", help="Keep events in this file until every sink has them.")
+@_SERVICE_NAME
+@_SETTLE
+@click.option(
+    "--idle-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3_600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Abandon an execution after this time without an event.",
+)
+@click.option(
+    "--max-age",
+    type=click.FloatRange(min=0, min_open=True),
+    default=86_400,
+    show_default=True,
+    metavar="SECONDS",
+    help="Abandon an execution at this age.",
+)
+@click.option(
+    "--max-held",
+    type=click.IntRange(min=1),
+    default=65_536,
+    show_default=True,
+    metavar="EVENTS",
+    help="Hold this many events for each sink at most.",
+)
+@click.option("--execution", type=click.UUID, metavar="UUID", help="Follow this execution only.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The engine's API key.  [default: what CONSTELLATION_API_KEY is]",
+)
+@click.option(
+    "--max-reconnect-wait",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Wait this long at most before connecting to the engine again.  [default: 5 while its host answers, else 30]",
+)
+@_DEAD_LETTERS
+@click.option("--health", metavar="HOST:PORT", help="Serve /livez, /readyz and counters there.")
+@click.option(
+    "--close-timeout",
+    type=click.FloatRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to deliver what is held, at the end; metrics and logs have five seconds more.",
+)
+def bridge(
+    source: str,
+    sinks: tuple[str, ...],
+    journal: str | None,
+    service_name: str | None,
+    settle: float | None,
+    idle_timeout: float,
+    max_age: float,
+    max_held: int,
+    execution: UUID | None,
+    api_key_file: Path | None,
+    max_reconnect_wait: float | None,
+    dead_letters: str | None,
+    health: str | None,
+    close_timeout: float,
+) -> None:
+    """Follow SOURCE and bring its events to every SINK, until SIGTERM.
+
+    \b
+    SOURCE: ws[s]://host:port  kafka://broker:9092/topic?group=name
+            postgresql://…  sqlite:///file  jsonl:file  jsonl:-  journal:file.db
+    SINK:   otlp://host:4317  otlp+http://host:4318  otlps://…  otlp+https://…
+            kafka://…  postgresql://…  sqlite:///file  jsonl:file  jsonl:-
+            journal:file.db
+    """
+
+    def run() -> int:
+        from constellation_otel.cli.operations import run_bridge  # noqa: PLC0415 - it needs more than the other commands
+
+        return run_bridge(
+            source,
+            sinks,
+            journal=journal,
+            service_name=service_name,
+            settle=settle,
+            idle_timeout=idle_timeout,
+            max_age=max_age,
+            max_held=max_held,
+            execution_id=execution,
+            api_key=None if api_key_file is None else _key_in(api_key_file),
+            max_reconnect_wait=max_reconnect_wait,
+            dead_letters=dead_letters,
+            health=health,
+            close_timeout=close_timeout,
+        )
+
+    _exit_with(run, "bridge")
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_SOURCE
+@click.option("--to", "sinks", metavar="SINK", multiple=True, help="Where to; may be given again.")
+@_SERVICE_NAME
+@_SETTLE
+@click.option("--since", type=_When(), metavar="TIME", help="Only executions that started then or later (ISO 8601).")
+@click.option("--until", type=_When(), metavar="TIME", help="Only executions that started before.")
+@click.option("--execution", type=click.UUID, metavar="UUID", help="Only this execution.")
+@click.option("--abandon-open", is_flag=True, help="Deliver executions without an end too, as abandoned.")
+@click.option("--dry-run", is_flag=True, help="Deliver nothing, count only.")
+@_DEAD_LETTERS
+def replay(
+    source: str,
+    sinks: tuple[str, ...],
+    service_name: str | None,
+    settle: float | None,
+    since: datetime | None,
+    until: datetime | None,
+    execution: UUID | None,
+    abandon_open: bool,
+    dry_run: bool,
+    dead_letters: str | None,
+) -> None:
+    """Read SOURCE to its end and bring its events to every SINK.
+
+    Time is what the events say: nothing is waited for, and no metrics are made.
+
+    \b
+    SOURCE: kafka://broker:9092/topic  postgresql://…  sqlite:///file
+            jsonl:file  jsonl:-  journal:file.db
+    SINK:   as for bridge
+    """
+    if not sinks and not dry_run:
+        message = "Missing option '--to'; without one there is --dry-run."
+        raise click.UsageError(message)
+
+    def run() -> int:
+        from constellation_otel.cli.operations import run_replay  # noqa: PLC0415 - as above
+
+        return run_replay(
+            source,
+            sinks,
+            service_name=service_name,
+            settle=settle,
+            since=since,
+            until=until,
+            execution_id=execution,
+            abandon_open=abandon_open,
+            dry_run=dry_run,
+            dead_letters=dead_letters,
+        )
+
+    _exit_with(run, "replay")
+
+
+@cli.command()
+@click.argument("execution_id", metavar="UUID", type=click.UUID)
+@click.option("--from", "source", metavar="SOURCE", required=True, help="Where its events are.")
+def show(execution_id: UUID, source: str) -> None:
+    """Draw the trace of the execution UUID from what SOURCE has of it.
+
+    \b
+    SOURCE: postgresql://…  sqlite:///file  kafka://broker:9092/topic
+            jsonl:file  journal:file.db
+    """
+
+    def run() -> int:
+        from rich.console import Console  # noqa: PLC0415 - as above
+
+        from constellation_otel.cli.operations import show  # noqa: PLC0415 - as above
+
+        if show(execution_id, source, Console(highlight=False)):
+            return 0
+        click.echo(f"constellation-otel show: there is no event of execution {execution_id}", err=True)
+        return 1
+
+    _exit_with(run, "show")
+
+
+@cli.command()
+@click.argument("url", metavar="URL")
+def schema(url: str) -> None:
+    """Print the DDL of the audit table, for the database of URL: postgresql: or sqlite:."""
+
+    def run() -> int:
+        from constellation_otel.cli.operations import schema  # noqa: PLC0415 - as above
+
+        click.echo(schema(url), nl=False)
+        return 0
+
+    _exit_with(run, "schema")
+
+
+def _key_in(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except UnicodeDecodeError as error:
+        message = f"{file} has no API key: it is not all ASCII; write the key alone into it"
+        raise ConfigurationError(message) from error
+
+
+def _exit_with(run: Callable[[], int], command: str) -> None:
+    """Ends with what a command answers, or with its error in one line."""
+    try:
+        code = run()
+    except ConstellationOtelError as error:
+        _fail(error, command)
+    sys.exit(code)
+
+
+def _fail(error: ConstellationOtelError, command: str) -> NoReturn:
+    """Ends with an error in one line."""
+    click.echo(f"constellation-otel {command}: {error}", err=True)
+    # what is wrong with a URL, an option or a variable is wrong usage
+    sys.exit(_USAGE if isinstance(error, ConfigurationError) else 1)

@@ -1,0 +1,376 @@
+"""A trace as a waterfall in the terminal: who ran when, for how long, and what became of it.
+
+Drawing only, with rich (the extra ``cli``); where spans come from is the caller's
+business. Colour is never the only sign: each outcome has a mark of its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from opentelemetry.trace import StatusCode
+
+from constellation_otel._support.text import printable
+from constellation_otel.errors import MissingExtraError
+from constellation_otel.traces import MISSING, OUTCOME, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.text import Text
+
+__all__ = ["render_waterfall"]
+
+
+def render_waterfall(spans: Sequence[Span]) -> RenderableType:
+    """Draws traces for a rich console: ``Console().print(render_waterfall(spans))``.
+
+    Above each trace stand its root's name and outcome, its length, how many spans it has
+    and its id. Below, a line for each span: a mark and a colour for its outcome, its
+    name in the tree, a bar on the trace's time scale, its duration. What there is to say
+    about a span (why it failed, which of its events never came) follows on its own lines.
+    Siblings are in the order of their starts. A span whose parent is not among ``spans``
+    stands under a line that says so.
+
+    The drawing takes the console's width: names are cut, and below about 30 columns
+    there are no bars. Where the console's encoding is not a Unicode one, it is all ASCII
+    and other characters of names are escaped; control characters are escaped anywhere.
+
+    Args:
+        spans: Of any number of traces, in any order; the traces are drawn in the order
+            of their starts.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
+    try:
+        import rich  # noqa: F401, PLC0415 - an extra
+    except ImportError as error:
+        library, extra = "rich", "cli"
+        raise MissingExtraError(library, extra) from error
+    return _Waterfall(spans)
+
+
+class _Glyphs(Struct, frozen=True):
+    """What lines are drawn with.
+
+    Attributes:
+        success: Marks an outcome, as do the four that follow.
+        failure: Likewise.
+        cancelled: Likewise.
+        unknown: Likewise; abandoned too.
+        other: Marks another library's span.
+        branch: Before a child that has later siblings.
+        last: Before the last child.
+        trunk: Before what is below a child that has later siblings.
+        from_left: Bars of 1/8 of a cell to a whole one, from its left edge.
+        from_right: The nearest to that that there is from its right edge.
+        tick: Where a span is too short for a bar.
+        ellipsis: Where something was cut.
+        separator: Between the parts of the header.
+        micro: The prefix of microseconds.
+    """
+
+    success: str
+    failure: str
+    cancelled: str
+    unknown: str
+    other: str
+    branch: str
+    last: str
+    trunk: str
+    from_left: str
+    from_right: str
+    tick: str
+    ellipsis: str
+    separator: str
+    micro: str
+
+
+_UNICODE: Final = _Glyphs("✓", "✗", "⊘", "?", "·", "├ ", "└ ", "│ ", "▏▎▍▌▋▊▉█", "▕▕▐▐▐███", "▏", "…", " · ", "µ")
+_ASCII: Final = _Glyphs("+", "x", "-", "?", ".", "|-", "`-", "| ", "   #####", "   #####", "|", "...", ", ", "u")
+
+_STYLES: Final = {
+    "success": "green",
+    "failure": "red",
+    "cancelled": "yellow",
+    "abandoned": "magenta",
+    "unknown": "magenta",
+    "other": "dim blue",
+}
+_MISSING: Final = {"start": "its start never came", "end": "its end never came"}
+
+_GAP: Final = "  "
+_NAME_SHARE: Final = 0.35
+"""How much of the width names get where they need more than that."""
+_MIN_NAME: Final = 12
+_MIN_BAR: Final = 8
+"""Columns below which a bar says nothing."""
+_MIN_BAR_WITH_MIDDLE: Final = 30
+"""Columns from which the time scale tells its middle, too."""
+_MARK_WIDTH: Final = 2
+_MAX_NOTE_LINES: Final = 3
+_EIGHTHS: Final = 8
+
+
+class _Row(Struct, frozen=True):
+    """A line of the tree.
+
+    Attributes:
+        span: ``None`` in the place of a parent that is not there.
+        label: What stands there instead.
+        guide: The tree's lines before the name.
+        guide_below: The same for further lines of this row.
+    """
+
+    span: Span | None
+    label: str
+    guide: str
+    guide_below: str
+
+
+class _Waterfall:
+    """What rich asks to draw itself."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        traces: defaultdict[int, list[Span]] = defaultdict(list)
+        for span in sorted(spans, key=_by_start):
+            traces[span.trace_id].append(span)
+        self._traces = list(traces.values())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        for number, trace in enumerate(self._traces):
+            if number:
+                yield Text()
+            yield from _Drawing(trace, options).lines(console)
+
+
+class _Drawing:
+    """One trace on one console. Its spans are in the order of their starts."""
+
+    def __init__(self, trace: list[Span], options: ConsoleOptions) -> None:
+        self._trace = trace
+        self._glyphs = _ASCII if options.ascii_only else _UNICODE
+        self._width = options.max_width
+        self._start_ns = trace[0].start_ns
+        self._length_ns = max(map(_end_ns, trace)) - self._start_ns
+        self._rows = list(_rows(trace, self._glyphs))
+
+    def lines(self, console: Console) -> Iterator[Text]:
+        duration_width = max(len(self._duration(_end_ns(span) - span.start_ns)) for span in self._trace)
+        name_width, bar_width = self._columns(duration_width)
+        yield from self._header()
+        if bar_width:
+            yield self._scale(name_width, bar_width)
+        for row in self._rows:
+            if row.span is None:
+                yield self._placeholder(row)
+            else:
+                yield self._line(row, row.span, name_width, bar_width, duration_width)
+                yield from self._notes(row, row.span, console)
+
+    def _columns(self, duration_width: int) -> tuple[int, int]:
+        """The widths of names and bars; 0 for bars where there is no room for them."""
+        from rich.cells import cell_len  # noqa: PLC0415 - an extra
+
+        longest = max(cell_len(row.guide + self._text(row.span.name)) for row in self._rows if row.span is not None)
+        free = self._width - _MARK_WIDTH - len(_GAP) - duration_width
+        name_width = min(longest, max(_MIN_NAME, int(self._width * _NAME_SHARE)))
+        bar_width = free - name_width - len(_GAP)
+        if bar_width < _MIN_BAR:
+            return max(1, min(longest, free)), 0
+        return name_width, bar_width
+
+    def _header(self) -> Iterator[Text]:
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        top = next(row.span for row in self._rows if row.span is not None)
+        spans = f"{len(self._trace)} span{'s' if len(self._trace) > 1 else ''}"
+        outcome = _outcome(top)
+        separator = (self._glyphs.separator, "dim")
+        parts: list[str | tuple[str, str]] = [(self._text(top.name), "bold")]
+        if outcome != "other":
+            parts += [separator, (outcome, f"bold {_STYLES[outcome]}")]
+        parts += [separator, self._duration(self._length_ns), separator, spans]
+        yield self._cut(Text.assemble(*parts), self._width)
+        yield self._cut(Text(f"trace {top.trace_id:032x}", style="dim"), self._width)
+
+    def _scale(self, name_width: int, bar_width: int) -> Text:
+        """The line above the bars: the times of their beginning, middle and end."""
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        end = self._duration(self._length_ns) if self._length_ns else ""
+        middle = self._duration(self._length_ns // 2) if end and bar_width >= _MIN_BAR_WITH_MIDDLE else ""
+        room = bar_width - len("0") - len(end)
+        scale = f"{middle:^{bar_width - 2}}"[:room] + end if room > 0 else ""
+        indent = " " * (_MARK_WIDTH + name_width + len(_GAP))
+        return Text(f"{indent}0{scale}".rstrip(), style="dim")
+
+    def _placeholder(self, row: _Row) -> Text:
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        text = Text(f"{' ' * _MARK_WIDTH}{self._glyphs.ellipsis} ({row.label})", style="dim")
+        return self._cut(text, self._width)
+
+    def _line(self, row: _Row, span: Span, name_width: int, bar_width: int, duration_width: int) -> Text:
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        outcome = _outcome(span)
+        style = _STYLES[outcome]
+        name_style = style if outcome == "other" else ""
+        name = self._cut(Text.assemble((row.guide, "dim"), (self._text(span.name), name_style)), name_width)
+        name.pad_right(name_width - name.cell_len)
+        parts: list[str | Text | tuple[str, str]] = [(self._mark(outcome), style), " ", name, _GAP]
+        if bar_width:
+            parts += [(self._bar(span, bar_width), style), _GAP]
+        return Text.assemble(*parts, f"{self._duration(_end_ns(span) - span.start_ns):>{duration_width}}")
+
+    def _notes(self, row: _Row, span: Span, console: Console) -> Iterator[Text]:
+        """What there is to say of a span, under its name."""
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        outcome = _outcome(span)
+        said = [span.status_description or ("" if outcome in {"success", "other"} else outcome)]
+        missing = span.attributes.get(MISSING)
+        if isinstance(missing, (list, tuple)):
+            said += [said_of for which, said_of in _MISSING.items() if which in missing]
+        note = Text(self._text("; ".join(filter(None, said)), keep="\n"), style=_STYLES[outcome])
+        indent = Text.assemble(" " * _MARK_WIDTH, (row.guide_below, "dim"))
+        width = max(1, self._width - indent.cell_len)
+        lines: list[Text] = list(note.wrap(console, width)) if note else []
+        for number, line in enumerate(lines[:_MAX_NOTE_LINES], 1):
+            line.rstrip()
+            if number == _MAX_NOTE_LINES < len(lines):
+                line.truncate(max(0, width - len(self._glyphs.ellipsis)))
+                line.append(self._glyphs.ellipsis[:width])
+            yield Text.assemble(indent, line)
+
+    def _bar(self, span: Span, width: int) -> str:
+        """The span's bar: its edges are as exact as there are characters for them."""
+        scale = width * _EIGHTHS / self._length_ns if self._length_ns else 0
+        start = round((span.start_ns - self._start_ns) * scale)
+        end = round((_end_ns(span) - self._start_ns) * scale)
+        if end - start < _EIGHTHS // 2:
+            cell = min(start // _EIGHTHS, width - 1)
+            return " " * cell + self._glyphs.tick + " " * (width - 1 - cell)
+        return "".join(
+            self._cell(max(0, start - left), min(_EIGHTHS, end - left)) for left in range(0, width * _EIGHTHS, _EIGHTHS)
+        )
+
+    def _cell(self, begin: int, end: int) -> str:
+        """One cell of a bar, covered from an eighth of it to another."""
+        if begin >= end:
+            return " "
+        if end == _EIGHTHS:
+            return self._glyphs.from_right[end - begin - 1]
+        return self._glyphs.from_left[end - begin - 1]
+
+    def _mark(self, outcome: str) -> str:
+        marks = {
+            "success": self._glyphs.success,
+            "failure": self._glyphs.failure,
+            "cancelled": self._glyphs.cancelled,
+            "other": self._glyphs.other,
+        }
+        return marks.get(outcome, self._glyphs.unknown)
+
+    def _text(self, text: str, keep: str = "") -> str:
+        """Text that can be written to this console and cannot do anything to it."""
+        escaped = printable(text, keep)
+        return escaped.encode("ascii", "backslashreplace").decode() if self._glyphs is _ASCII else escaped
+
+    def _cut(self, text: Text, width: int) -> Text:
+        if text.cell_len <= width:
+            return text
+        text.truncate(max(0, width - len(self._glyphs.ellipsis)))
+        return text.append(self._glyphs.ellipsis[:width])
+
+    def _duration(self, duration_ns: int) -> str:
+        return _duration(duration_ns, self._glyphs.micro)
+
+
+def _by_start(span: Span) -> tuple[int, str, int]:
+    return span.start_ns, span.name, span.span_id
+
+
+def _end_ns(span: Span) -> int:
+    # another library's clock may have been set back
+    return max(span.end_ns, span.start_ns)
+
+
+def _outcome(span: Span) -> str:
+    """The outcome as one of the styles' names."""
+    outcome = span.attributes.get(OUTCOME)
+    if isinstance(outcome, str) and outcome in _STYLES:
+        return outcome
+    return "failure" if span.status is StatusCode.ERROR else "other"
+
+
+def _rows(trace: Sequence[Span], glyphs: _Glyphs) -> Iterator[_Row]:
+    """The trace's tree from the top, each span once."""
+    ids = {span.span_id for span in trace}
+    children: defaultdict[int | None, list[Span]] = defaultdict(list)
+    for span in trace:
+        children[span.parent_span_id].append(span)
+    drawn: set[int] = set()
+    for span in children.pop(None, []):
+        yield from _subtrees([span], children, drawn, glyphs, top=True)
+    for parent in [parent for parent in children if parent not in ids]:
+        yield _Row(None, f"parent {parent:016x} is not here", "", "")
+        yield from _subtrees(children.pop(parent), children, drawn, glyphs, top=False)
+    for span in trace:
+        if id(span) not in drawn:
+            yield _Row(None, "parents in a circle", "", "")
+            yield from _subtrees([span], children, drawn, glyphs, top=False)
+
+
+def _subtrees(
+    spans: list[Span],
+    children: defaultdict[int | None, list[Span]],
+    drawn: set[int],
+    glyphs: _Glyphs,
+    *,
+    top: bool,
+) -> Iterator[_Row]:
+    """Siblings, each with what is below it; takes from ``children`` what it has drawn.
+
+    Without recursion, since a trace may be deeper than Python's stack.
+    """
+    left = [(span, "", "") for span in spans] if top else _with_guides(spans, "", glyphs)
+    while left:
+        span, guide, below = left.pop()
+        drawn.add(id(span))
+        # the second of two spans with the same id gets no children, and in a circle nobody comes again
+        under = [child for child in children.pop(span.span_id, []) if id(child) not in drawn]
+        yield _Row(span, "", guide, below + (glyphs.trunk if under else "  "))
+        left += _with_guides(under, below, glyphs)
+
+
+def _with_guides(siblings: list[Span], below: str, glyphs: _Glyphs) -> list[tuple[Span, str, str]]:
+    """Siblings with the tree's lines before their names and below them; the first comes last, as on a stack."""
+    guided = [(span, below + glyphs.branch, below + glyphs.trunk) for span in siblings[:-1]]
+    guided += [(span, below + glyphs.last, below + "  ") for span in siblings[-1:]]
+    return guided[::-1]
+
+
+def _duration(duration_ns: int, micro: str) -> str:
+    """A duration in the unit that suits it, with three digits or in two units."""
+    for unit, unit_ns, limit in (
+        ("ns", 1, 999.5),
+        (f"{micro}s", 1_000, 999.5),
+        ("ms", 1_000_000, 999.5),
+        ("s", 1_000_000_000, 59.95),
+    ):
+        if duration_ns < limit * unit_ns:
+            return f"{duration_ns / unit_ns:.3g} {unit}"
+    minutes, seconds = divmod(round(duration_ns / 1_000_000_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

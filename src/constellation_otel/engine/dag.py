@@ -1,0 +1,194 @@
+"""Modules and how they are wired: checked once, then never changed.
+
+Functions become modules, modules a Dag; what cannot work is refused with a message
+that says which and what to do. Running one is the engine's business.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+
+from constellation_otel._support.text import message_of, shown
+from constellation_otel.errors import DagError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["Dag", "Module", "module"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Module(Generic[P, R_co]):
+    """A function as a module of a DAG; made by :func:`module`. To call it is to call the function.
+
+    Attributes:
+        name: The module's name.
+        function: The function, plain or async.
+        is_async: Whether it is async.
+        sources: For each parameter of the function the name of the module or of the
+            DAG's input that supplies it.
+        optional: The parameters that have a default and were not wired explicitly.
+    """
+
+    def __init__(self, function: Callable[P, R_co], name: str | None, inputs: Mapping[str, str] | None) -> None:
+        plain: Callable[P, R_co] = function.function if isinstance(function, Module) else function
+        if not callable(plain):
+            _refuse(f"{shown(plain)} is not a function, so it cannot be a module")
+        name = getattr(plain, "__name__", None) if name is None else name
+        if not isinstance(name, str) or not name:
+            _refuse(f"{shown(name)} cannot be the name of the module {shown(plain)}; name it: module(fn, name='...')")
+        try:
+            parameters = inspect.signature(plain).parameters
+        except (TypeError, ValueError) as error:
+            _refuse(f"module {name!r}: {message_of(error)}; wrap it in a function that has named parameters")
+        for parameter in parameters.values():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                _refuse(
+                    f"module {name!r}: its parameter {parameter.name!r} is {parameter.kind.description}, and modules"
+                    " are called with named arguments; give the function named parameters only"
+                )
+        wired = dict(inputs or {})
+        for target, source in wired.items():
+            if target not in parameters:
+                _refuse(
+                    f"module {name!r}: its function has no parameter {target!r} to wire; it has"
+                    f" {_listed(parameters)}{_hint(target, parameters)}"
+                )
+            if not isinstance(source, str):
+                _refuse(f"module {name!r}: {target!r} is wired to {shown(source)}; give a module's or an input's name")
+        functools.update_wrapper(self, plain)
+        self.name = name
+        self.function: Callable[P, R_co] = plain
+        self.is_async = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(type(plain).__call__)
+        self.sources: Mapping[str, str] = MappingProxyType({each: wired.get(each, each) for each in parameters})
+        self.optional = frozenset(
+            each.name for each in parameters.values() if each.default is not each.empty and each.name not in wired
+        )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> str:
+        # pickled by reference: a decorated function's name leads to this object
+        return str(vars(self)["__qualname__"])
+
+    def __repr__(self) -> str:
+        return f"module({self.name!r})"
+
+
+@overload
+def module(
+    function: Callable[P, R_co], *, name: str | None = None, inputs: Mapping[str, str] | None = None
+) -> Module[P, R_co]: ...
+@overload
+def module(
+    *, name: str | None = None, inputs: Mapping[str, str] | None = None
+) -> Callable[[Callable[P, R_co]], Module[P, R_co]]: ...
+def module(
+    function: Callable[..., Any] | None = None, *, name: str | None = None, inputs: Mapping[str, str] | None = None
+) -> Any:
+    """Names and wires what by-name wiring cannot; also a decorator, with arguments or without.
+
+    Args:
+        function: Plain or async, with named parameters only.
+        name: The module's name; the function's own where none is given.
+        inputs: For a parameter's name the name of the module or of the DAG's input
+            that supplies it; a parameter that is not in here is supplied by the one
+            of its own name.
+
+    Raises:
+        DagError: The function cannot be a module, or ``inputs`` names a parameter that it does not have.
+    """
+    if function is None:
+        return lambda decorated: Module(decorated, name, inputs)
+    return Module(function, name, inputs)
+
+
+class Dag:
+    """Modules, each fed by what its parameters are named after: other modules and the DAG's inputs.
+
+    A parameter that has a default is used with it where nothing supplies another.
+    Immutable: one Dag may be run any number of times, concurrently too.
+
+    Args:
+        name: The DAG's name.
+        modules: Functions, or what :func:`module` made of them.
+
+    Attributes:
+        name: The DAG's name.
+        modules: By name, in the order given.
+        inputs: The names of the inputs that a run must supply.
+        optional_inputs: The names of those that it may.
+        waits_for: For each module the modules whose outputs it takes.
+
+    Raises:
+        DagError: A module cannot be one, two have the same name, or they wait for each other.
+    """
+
+    def __init__(self, name: str, modules: Iterable[Callable[..., Any]]) -> None:
+        if not name:
+            _refuse(f"{name!r} cannot be the name of a Dag; give it a text that is not empty")
+        by_name: dict[str, Module[..., Any]] = {}
+        for given in modules:
+            each = given if isinstance(given, Module) else Module(given, None, None)
+            if each.name in by_name:
+                _refuse(f"Dag {name!r} has two modules named {each.name!r}; rename one: module(fn, name='...')")
+            by_name[each.name] = each
+        if not by_name:
+            _refuse(f"Dag {name!r} has no modules; give it one at least")
+        self.name = name
+        self.modules: Mapping[str, Module[..., Any]] = MappingProxyType(by_name)
+        self.waits_for: Mapping[str, frozenset[str]] = MappingProxyType(
+            {each.name: frozenset(each.sources.values()) & by_name.keys() for each in by_name.values()}
+        )
+        takes = [(each, *pair) for each in by_name.values() for pair in each.sources.items() if pair[1] not in by_name]
+        self._needed_by = {source: (each, target) for each, target, source in takes if target not in each.optional}
+        self.inputs = frozenset(self._needed_by)
+        self.optional_inputs = frozenset(source for _, _, source in takes) - self.inputs
+        try:
+            TopologicalSorter(self.waits_for).prepare()
+        except CycleError as error:
+            _refuse(
+                f"Dag {name!r} has a cycle: {' -> '.join(error.args[1])}; rename a parameter or wire it to"
+                " something else: module(fn, inputs={parameter: source})"
+            )
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Refuses inputs that a run could not use.
+
+        Args:
+            inputs: By name.
+
+        Raises:
+            DagError: One that is needed is missing, or there is one that nothing takes.
+        """
+        for name in sorted(self.inputs - inputs.keys()):
+            each, parameter = self._needed_by[name]
+            _refuse(
+                f"Dag {self.name!r} needs the input {name!r}, for the parameter {parameter!r} of {each!r}: supply it,"
+                f" or name the parameter after a module{_hint(name, [*inputs, *self.modules])}"
+            )
+        for name in inputs.keys() - self.inputs - self.optional_inputs:
+            why = "that is a module's name" if name in self.modules else "no module has such a parameter"
+            takes = sorted(self.inputs | self.optional_inputs)
+            _refuse(f"Dag {self.name!r} takes no input {name!r}: {why}; it takes {_listed(takes)}{_hint(name, takes)}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise DagError(message)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _hint(name: str, candidates: Iterable[str]) -> str:
+    meant = get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {meant[0]!r}?" if meant else ""

@@ -1,0 +1,38 @@
+"""An OTLP endpoint in this process: for the demo, and for tests."""
+
+from __future__ import annotations
+
+from constellation_otel.receiver.decoding import (
+    Exemplar,
+    ExponentialBuckets,
+    LogRecord,
+    MetricPoint,
+    Received,
+    Resource,
+    Scope,
+    decode_logs,
+    decode_metrics,
+    decode_traces,
+)
+from constellation_otel.receiver.receiver import Delay, Drop, Fault, PartialSuccess, Receiver, Refuse, Request, Signal
+
+__all__ = [
+    "Delay",
+    "Drop",
+    "Exemplar",
+    "ExponentialBuckets",
+    "Fault",
+    "LogRecord",
+    "MetricPoint",
+    "PartialSuccess",
+    "Received",
+    "Receiver",
+    "Refuse",
+    "Request",
+    "Resource",
+    "Scope",
+    "Signal",
+    "decode_logs",
+    "decode_metrics",
+    "decode_traces",
+]
