@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
@@ -158,7 +158,7 @@ PATHS = list(paths())
 GOOD = UUID("00000000-0000-4000-8000-000000000001")
 
 
-def put_all(listener: BufferedListener) -> None:
+def put_all(listener: BufferedListener[Any]) -> None:
     """An execution, every odd value in every field, and another execution behind them."""
     listener.on_execution_start(EXECUTION, "before")
     for name, path in PATHS:
@@ -168,9 +168,9 @@ def put_all(listener: BufferedListener) -> None:
     listener.on_execution_complete(GOOD, "after", True, 1.0)
 
 
-def check(listener: BufferedListener) -> None:
+def check(listener: BufferedListener[Any]) -> None:
     assert listener.close(30)
     counters = listener.counters
-    assert (counters.held, counters.dropped, counters.refused) == (0, 0, 0)
+    assert (counters.held, counters.dropped, counters.sending.refused) == (0, 0, 0)
     assert counters.received == counters.delivered + counters.rejected == len(PATHS) * len(ODD) + 3
     assert min(counters.delivered, counters.rejected, counters.corrected) > 100

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from constellation_otel.events.dialects import (
-    Reading,
-    decode_frame,
-    decode_json,
-    encode_frame,
-    encode_json,
-    read_frame,
-    read_json,
-)
+from constellation_otel.events.engine_frames import decode_frame, encode_frame, read_frame
+from constellation_otel.events.guide_json import decode_json, encode_json, read_json
 from constellation_otel.events.model import (
+    EVENT_TYPES,
     ErrorInfo,
     Event,
     EventListener,
@@ -24,12 +18,15 @@ from constellation_otel.events.model import (
     clean_message,
     clean_name,
     duration_ns_of,
+    ns_of,
     remote_parent,
     started_now,
 )
-from constellation_otel.events.validation import said, shown, validated
+from constellation_otel.events.reading import Reading
+from constellation_otel.events.validation import Validated, is_valid, said, shown, validated
 
 __all__ = [
+    "EVENT_TYPES",
     "ErrorInfo",
     "Event",
     "EventListener",
@@ -40,6 +37,7 @@ __all__ = [
     "ModuleFailed",
     "ModuleStarted",
     "Reading",
+    "Validated",
     "clean_message",
     "clean_name",
     "decode_frame",
@@ -47,6 +45,8 @@ __all__ = [
     "duration_ns_of",
     "encode_frame",
     "encode_json",
+    "is_valid",
+    "ns_of",
     "read_frame",
     "read_json",
     "remote_parent",

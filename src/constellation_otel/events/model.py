@@ -11,7 +11,7 @@ import re
 import time
 from collections import deque
 from math import nan
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, get_args
 from uuid import UUID
 
 from msgspec import Struct
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
 __all__ = [
+    "EVENT_TYPES",
+    "MAX_DURATION_MS",
     "MAX_MESSAGE",
     "MAX_NAME",
     "ErrorInfo",
@@ -55,6 +57,9 @@ MAX_MESSAGE: Final = 8_192
 """Characters that are kept of an error's message."""
 MAX_NAME: Final = 1_024
 """Characters that are kept of a DAG's or a module's name."""
+
+MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
+"""Milliseconds: a duration is below this, since backends hold nanoseconds in a signed integer."""
 
 _MAX_CAUSES: Final = 4
 _MAX_FRAMES: Final = 32
@@ -151,6 +156,10 @@ class ExecutionStarted(Struct, frozen=True, gc=False):
         tracestate: The W3C tracestate that goes with it.
     """
 
+    kind: ClassVar[str] = "execution.started"
+    frame_type: ClassVar[str] = "execution:start"
+    callback: ClassVar[str] = "on_execution_start"
+
     execution_id: UUID
     dag_name: str
     timestamp_ns: int
@@ -180,6 +189,10 @@ class ModuleStarted(Struct, frozen=True, gc=False):
         timestamp_ns: Epoch nanoseconds.
     """
 
+    kind: ClassVar[str] = "module.started"
+    frame_type: ClassVar[str] = "module:start"
+    callback: ClassVar[str] = "on_module_start"
+
     execution_id: UUID
     module_id: UUID | None
     module_name: str
@@ -201,6 +214,10 @@ class ModuleCompleted(Struct, frozen=True, gc=False):
             had none.
         timestamp_ns: Epoch nanoseconds.
     """
+
+    kind: ClassVar[str] = "module.completed"
+    frame_type: ClassVar[str] = "module:complete"
+    callback: ClassVar[str] = "on_module_complete"
 
     execution_id: UUID
     module_id: UUID | None
@@ -224,6 +241,10 @@ class ModuleFailed(Struct, frozen=True):
         error: What is kept of the error.
         timestamp_ns: Epoch nanoseconds.
     """
+
+    kind: ClassVar[str] = "module.failed"
+    frame_type: ClassVar[str] = "module:failed"
+    callback: ClassVar[str] = "on_module_failed"
 
     execution_id: UUID
     module_id: UUID | None
@@ -249,6 +270,10 @@ class ExecutionCompleted(Struct, frozen=True, gc=False):
         timestamp_ns: Epoch nanoseconds.
     """
 
+    kind: ClassVar[str] = "execution.completed"
+    frame_type: ClassVar[str] = "execution:complete"
+    callback: ClassVar[str] = "on_execution_complete"
+
     execution_id: UUID
     dag_name: str
     succeeded: bool
@@ -270,6 +295,10 @@ class ExecutionCancelled(Struct, frozen=True, gc=False):
         timestamp_ns: Epoch nanoseconds.
     """
 
+    kind: ClassVar[str] = "execution.cancelled"
+    frame_type: ClassVar[str] = "execution:cancelled"
+    callback: ClassVar[str] = "on_execution_cancelled"
+
     execution_id: UUID
     dag_name: str
     timestamp_ns: int
@@ -282,6 +311,13 @@ class ExecutionCancelled(Struct, frozen=True, gc=False):
 Event: TypeAlias = (
     ExecutionStarted | ModuleStarted | ModuleCompleted | ModuleFailed | ExecutionCompleted | ExecutionCancelled
 )
+
+EVENT_TYPES: Final[tuple[type[Event], ...]] = get_args(Event)
+"""Every kind of event, declared here and nowhere else.
+
+Each says its name on a wire (``kind``: JSON, SQL, the journal; ``frame_type``: the engine's
+WebSocket) and the ``callback`` that it stands for.
+"""
 
 
 class EventListener(ExecutionListener):
@@ -356,7 +392,7 @@ def duration_ns_of(duration_ms: float) -> int | None:
     Returns:
         ``None`` where the number cannot be a duration: negative, not finite, or over 2**63 - 1 ns.
     """
-    if not 0 <= duration_ms < _MAX_DURATION_MS:
+    if not 0 <= duration_ms < MAX_DURATION_MS:
         return None
     return ns_of(duration_ms)
 
@@ -365,9 +401,6 @@ def ns_of(milliseconds: float) -> int:
     """Whole nanoseconds; exact for whole milliseconds, which a product of floats is not past 2**53."""
     whole = int(milliseconds)
     return whole * 1_000_000 + round((milliseconds - whole) * 1_000_000)
-
-
-_MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
 
 
 def clean_name(name: str) -> str:

@@ -19,14 +19,11 @@ from msgspec import structs
 from constellation_otel._support.text import message_of
 from constellation_otel._support.text import shown as repr_of
 from constellation_otel.events.model import (
+    EVENT_TYPES,
+    MAX_DURATION_MS,
+    MAX_NAME,
     ErrorInfo,
     Event,
-    ExecutionCancelled,
-    ExecutionCompleted,
-    ExecutionStarted,
-    ModuleCompleted,
-    ModuleFailed,
-    ModuleStarted,
     clean_message,
     clean_name,
     clean_stacktrace,
@@ -36,7 +33,7 @@ from constellation_otel.events.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_TIMESTAMP_NS", "Validated", "said", "shown", "validated"]
+__all__ = ["MAX_TIMESTAMP_NS", "Validated", "is_valid", "said", "shown", "validated"]
 
 MAX_TIMESTAMP_NS: Final = 2**63
 """Epoch nanoseconds are below this, since SQL and most backends hold a signed integer."""
@@ -58,21 +55,36 @@ class Validated(NamedTuple):
     corrected: tuple[str, ...]
 
 
+def is_valid(event: object) -> bool:
+    """Whether an event can stay as it is: what :func:`validated` finds out at its own pace, in half a microsecond.
+
+    Args:
+        event: Anything.
+
+    Returns:
+        ``False`` also where it is not certain; :func:`validated` has the last word then.
+    """
+    check = _CHECKS.get(type(event))
+    return check is not None and check(event)
+
+
 def validated(event: object) -> Validated:
     """Checks every field of an event, nested ones included, and makes it plain.
 
     A field without which an event says nothing (an id, a name, a time, the outcome) has
     to be right. Any other that is wrong is left out, and the rest is kept. Names and
-    messages are cleaned as :func:`~constellation_otel.events.model.clean_name` has it. A light
+    messages are cleaned as :func:`~constellation_otel.events.clean_name` does. A light
     traceback becomes text, which reads source files: not for a callback.
 
     Args:
         event: An event; a user's own source may give anything.
 
     Raises:
-        TypeError: It is no event, or a field that it needs has another type.
+        TypeError: It is not an event, or a field that it needs has another type.
         ValueError: A field that it needs has a value that no backend can hold.
     """
+    if is_valid(event):
+        return Validated(cast("Event", event), ())
     corrected: list[str] = []
     for cls in (type(event), *_EVENTS):
         fields = _EVENTS.get(cls)
@@ -246,14 +258,37 @@ def _fields(cls: type) -> tuple[_Field, ...]:
 
 _ERROR: Final = _fields(ErrorInfo)
 """But for the light traceback, which has become text before these are looked at."""
-_EVENTS: Final[dict[type, tuple[_Field, ...]]] = {
-    cls: _fields(cls)
-    for cls in (
-        ExecutionStarted,
-        ModuleStarted,
-        ModuleCompleted,
-        ModuleFailed,
-        ExecutionCompleted,
-        ExecutionCancelled,
-    )
+_EVENTS: Final[dict[type, tuple[_Field, ...]]] = {cls: _fields(cls) for cls in EVENT_TYPES}
+
+
+def _check_of(fields: tuple[_Field, ...]) -> Callable[[Any], bool]:
+    """One expression that looks at all fields of an event, written from the same table.
+
+    Walking the table takes five times as long, and every event passes here.
+    """
+    parts = []
+    for field in fields:
+        test = _TESTS[field.kinds if field.name not in _HEADERS else _HEADERS].replace("value", f"event.{field.name}")
+        parts.append(f"(event.{field.name} is None or {test})" if field.is_optional else test)
+    names = {
+        "UUID": UUID,
+        "MAX_NAME": MAX_NAME,
+        "MAX_NS": MAX_TIMESTAMP_NS,
+        "MAX_MS": MAX_DURATION_MS,
+        "MAX": _MAX_HEADER,
+    }
+    check: Callable[[Any], bool] = eval(f"lambda event: {' and '.join(parts)}", names)  # noqa: S307 - the text is ours
+    return check
+
+
+_TESTS: Final[dict[tuple[object, ...], str]] = {
+    (UUID,): "type(value) is UUID",
+    (int,): "(type(value) is int and 0 <= value < MAX_NS)",
+    (float, int): "((type(value) is float or type(value) is int) and 0 <= value < MAX_MS)",
+    (bool,): "type(value) is bool",
+    (str,): "(type(value) is str and 0 < len(value) <= MAX_NAME and value.isprintable())",
+    _HEADERS: "(type(value) is str and len(value) <= MAX and value.isascii() and value.isprintable())",
+    # rare, and not worth an expression
+    (ErrorInfo,): "False",
 }
+_CHECKS: Final = {cls: _check_of(fields) for cls, fields in _EVENTS.items()}
