@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from constellation_otel.traces import ids
-from constellation_otel.traces.ids import anonymous_module_id, span_id_of, trace_id_of
+from constellation_otel.traces.ids import SpanIds, anonymous_module_id, span_id_of, trace_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,19 +50,38 @@ def test_ids_fit_their_fields_and_are_never_zero(execution_id: UUID, module_id: 
 
 @pytest.mark.parametrize(
     "identify",
-    [lambda: trace_id_of(EXECUTION), lambda: span_id_of(EXECUTION), lambda: span_id_of(EXECUTION, MODULE)],
-    ids=["trace", "execution", "module"],
+    [
+        lambda: trace_id_of(EXECUTION),
+        lambda: span_id_of(EXECUTION),
+        lambda: span_id_of(EXECUTION, MODULE),
+        lambda: SpanIds(EXECUTION).execution,
+        lambda: SpanIds(EXECUTION).of_module(MODULE.int),
+    ],
+    ids=["trace", "execution", "module", "execution, of many", "module, of many"],
 )
 def test_a_hash_of_zeros_becomes_one(identify: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     class Zeros:
         def __init__(self, content: bytes, *, digest_size: int) -> None:
             self.size = blake2b(content, digest_size=digest_size).digest_size
 
+        def copy(self) -> Zeros:
+            return self
+
+        def update(self, content: bytes) -> None:
+            """It stays zero."""
+
         def digest(self) -> bytes:
             return bytes(self.size)
 
     monkeypatch.setattr(ids, "blake2b", Zeros)
     assert identify() == 1
+
+
+@given(st.uuids(), st.lists(st.uuids(), max_size=3))
+def test_the_ids_of_one_execution_are_those_of_each_span(execution_id: UUID, module_ids: list[UUID]) -> None:
+    ids_of_it = SpanIds(execution_id)
+    assert ids_of_it.execution == span_id_of(execution_id)
+    assert [ids_of_it.of_module(it.int) for it in module_ids] == [span_id_of(execution_id, it) for it in module_ids]
 
 
 @given(st.uuids(), st.uuids(), st.uuids())
@@ -80,7 +99,7 @@ def test_a_stand_in_module_id_tells_names_and_occurrences_apart(
     assert (one == other) == ((name, occurrence) == (other_name, other_occurrence))
 
 
-def test_a_name_with_a_lone_surrogate_has_a_stand_in_id_of_its_own() -> None:
+def test_a_name_with_a_lone_surrogate_has_its_own_stand_in_id() -> None:
     assert anonymous_module_id(EXECUTION, "\ud800", 0) != anonymous_module_id(EXECUTION, "\ud801", 0)
 
 

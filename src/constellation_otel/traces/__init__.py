@@ -9,29 +9,41 @@ from constellation_otel._support.door import door
 if TYPE_CHECKING:
     from constellation_otel.traces.assembler import Assembler, Counters
     from constellation_otel.traces.ids import span_id_of, trace_id_of
-    from constellation_otel.traces.sampling import NOT_TRACED, Decision, Sampled, decide, sampler_of_environment
+    from constellation_otel.traces.rendering import Execution
+    from constellation_otel.traces.sampling import (
+        NOT_TRACED,
+        Decision,
+        Sampling,
+        decide,
+        exported,
+        sampler_of_environment,
+    )
     from constellation_otel.traces.span import (
         DAG_NAME,
         ERROR_TYPE,
         EXECUTION_ID,
         MISSING,
+        MODULE_ID,
         MODULE_NAME,
         OUTCOME,
         AttributeValue,
         Span,
         SpanEvent,
     )
+    from constellation_otel.traces.tree import Tree, tree_of
 else:
     __getattr__, __dir__ = door(
         __name__,
         {
             "assembler": ("Assembler", "Counters"),
+            "rendering": ("Execution",),
             "ids": ("span_id_of", "trace_id_of"),
-            "sampling": ("NOT_TRACED", "Decision", "Sampled", "decide", "sampler_of_environment"),
+            "sampling": ("NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment"),
             "span": (
                 "DAG_NAME",
                 "ERROR_TYPE",
                 "EXECUTION_ID",
+                "MODULE_ID",
                 "MISSING",
                 "MODULE_NAME",
                 "OUTCOME",
@@ -39,6 +51,7 @@ else:
                 "Span",
                 "SpanEvent",
             ),
+            "tree": ("Tree", "tree_of"),
         },
     )
 
@@ -47,6 +60,7 @@ __all__ = [
     "ERROR_TYPE",
     "EXECUTION_ID",
     "MISSING",
+    "MODULE_ID",
     "MODULE_NAME",
     "NOT_TRACED",
     "OUTCOME",
@@ -54,11 +68,15 @@ __all__ = [
     "AttributeValue",
     "Counters",
     "Decision",
-    "Sampled",
+    "Execution",
+    "Sampling",
     "Span",
     "SpanEvent",
+    "Tree",
     "decide",
+    "exported",
     "sampler_of_environment",
     "span_id_of",
     "trace_id_of",
+    "tree_of",
 ]

@@ -12,11 +12,13 @@ from hashlib import blake2b
 from typing import Final
 from uuid import UUID
 
-__all__ = ["anonymous_module_id", "span_id_of", "trace_id_of"]
+__all__ = ["RANDOM_TRACE_ID", "SpanIds", "anonymous_module_id", "span_id_of", "trace_id_of"]
 
 _TRACE: Final = b"constellation-otel/1/trace/"
 _SPAN: Final = b"constellation-otel/1/span/"
 _MODULE: Final = b"constellation-otel/1/module/"
+RANDOM_TRACE_ID: Final = 0x02
+"""The flag of W3C Trace Context level 2 for a trace id with 56 random bits; older OpenTelemetry has no name for it."""
 
 
 def trace_id_of(execution_id: UUID) -> int:
@@ -43,6 +45,26 @@ def span_id_of(execution_id: UUID, module_id: UUID | None = None) -> int:
     """
     module = module_id.bytes if module_id is not None else b""
     return int.from_bytes(blake2b(_SPAN + execution_id.bytes + module, digest_size=8).digest()) or 1
+
+
+class SpanIds:
+    """The span ids of one execution, for the one who needs many of them.
+
+    Args:
+        execution_id: The execution.
+    """
+
+    __slots__ = ("_modules", "execution")
+
+    def __init__(self, execution_id: UUID) -> None:
+        self._modules = blake2b(_SPAN + execution_id.bytes, digest_size=8)
+        self.execution = int.from_bytes(self._modules.digest()) or 1
+
+    def of_module(self, key: int) -> int:
+        """The same as :func:`span_id_of`, by the number of the module's id."""
+        hashed = self._modules.copy()
+        hashed.update(key.to_bytes(16))
+        return int.from_bytes(hashed.digest()) or 1
 
 
 def anonymous_module_id(execution_id: UUID, module_name: str, occurrence: int) -> UUID:

@@ -1,4 +1,4 @@
-"""Which executions are traced: a sampler's answer, once for each, whatever sends the spans."""
+"""Which executions are traced: a sampler's answer, asked once for each, whatever sends the spans."""
 
 from __future__ import annotations
 
@@ -6,64 +6,75 @@ import logging
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
+from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
-from opentelemetry.sdk.trace.sampling import Decision as Sampling
-from opentelemetry.sdk.trace.sampling import SamplingResult
+from opentelemetry.sdk.trace.sampling import Decision as Answer
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
-from opentelemetry.trace.span import TraceState
 
 from constellation_otel._support.environment import configured
+from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.events import clean_name
-from constellation_otel.traces.ids import span_id_of, trace_id_of
-from constellation_otel.traces.span import DAG_NAME, EXECUTION_ID, MODULE_NAME, Span
+from constellation_otel.traces.ids import RANDOM_TRACE_ID, span_id_of, trace_id_of
+from constellation_otel.traces.span import DAG_NAME, EXECUTION_ID, AttributeValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
-    from opentelemetry.sdk.trace.sampling import Sampler
+    from constellation_otel.traces.span import Span
 
-__all__ = ["NOT_TRACED", "Decision", "Sampled", "decide", "sampler_of_environment"]
+__all__ = ["NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment"]
 
 _LOGGER: Final = logging.getLogger(__name__)
+_SAMPLED: Final = int(TraceFlags.SAMPLED)
+_CURRENT_SPAN: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+"""What a context knows its current span by: the API has no name for it, and this costs a third of its function."""
 
 
 class Decision(Struct, frozen=True):
     """What holds for all spans of an execution, found when it started.
 
     Attributes:
-        context: The caller's context.
-        span_context: The execution's span; ``None`` where it is not known.
+        caller: The caller's context.
+        span_context: The execution's span; ``None`` where it is not known, or not traced.
         result: What the sampler answered; ``None`` where it was not asked.
+        is_recorded: Whether spans are made: sampled, or for the application's processors only.
+        trace_flags: The spans' W3C flags.
+        trace_state: Their tracestate header.
+        attributes: What the sampler adds to the execution's span.
     """
 
-    context: Context
-    span_context: SpanContext | None
-    result: SamplingResult | None
+    caller: Context
+    span_context: SpanContext | None = None
+    result: SamplingResult | None = None
+    is_recorded: bool = False
+    trace_flags: int = 0
+    trace_state: str = ""
+    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+
+    def span_context_of(self, span_id: int) -> SpanContext | None:
+        """The context of a span of the execution's trace; ``None`` where that is not known, or not traced."""
+        execution = self.span_context
+        if execution is None:
+            return None
+        return SpanContext(execution.trace_id, span_id, False, execution.trace_flags, execution.trace_state)
 
     def context_of(self, span_id: int, context: Context) -> Context:
         """``context`` with a span of the execution's trace as the current one."""
-        execution = self.span_context
-        if execution is None:
+        span_context = self.span_context_of(span_id)
+        if span_context is None:
             return context
-        span_context = SpanContext(
-            execution.trace_id,
-            span_id,
-            is_remote=False,
-            trace_flags=execution.trace_flags,
-            trace_state=execution.trace_state,
-        )
-        return trace.set_span_in_context(NonRecordingSpan(span_context), context)
+        return Context({**context, _CURRENT_SPAN: NonRecordingSpan(span_context)})
 
 
-NOT_TRACED: Final = Decision(Context(), None, None)
+NOT_TRACED: Final = Decision(Context())
 """For an execution of which no spans are made."""
 
 
@@ -83,18 +94,19 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
     has_caller = caller.is_valid
     trace_id = caller.trace_id if has_caller else trace_id_of(execution_id)
     name = clean_name(dag_name)
+    attributes = {EXECUTION_ID: str(execution_id), DAG_NAME: name}
     result = sampler.should_sample(
         context,
         trace_id,
         name,
         SpanKind.INTERNAL if has_caller else SpanKind.SERVER,
-        {EXECUTION_ID: str(execution_id), DAG_NAME: name},
+        attributes,
         (),
         caller.trace_state if has_caller else None,
     )
-    flags = TraceFlags.SAMPLED if result.decision is Sampling.RECORD_AND_SAMPLE else TraceFlags.DEFAULT
-    if not has_caller or caller.trace_flags.random_trace_id:
-        flags |= TraceFlags.RANDOM_TRACE_ID
+    flags = TraceFlags.SAMPLED if result.decision is Answer.RECORD_AND_SAMPLE else TraceFlags.DEFAULT
+    if not has_caller or caller.trace_flags & RANDOM_TRACE_ID:
+        flags |= RANDOM_TRACE_ID
     span_context = SpanContext(
         trace_id,
         span_id_of(execution_id),
@@ -102,113 +114,118 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
         trace_flags=TraceFlags(flags),
         trace_state=result.trace_state,
     )
-    return Decision(context, span_context, result)
+    return Decision(
+        context,
+        span_context,
+        result,
+        result.decision is not Answer.DROP,
+        int(span_context.trace_flags),
+        span_context.trace_state.to_header(),
+        # the SDK's samplers give back what they were given
+        {key: value for key, value in result.attributes.items() if key not in attributes},
+    )
 
 
-class Sampled:
-    """Gives spans that we export ourselves what a sampler says of their trace.
-
-    The sampler is asked once for an execution: by :meth:`decide`, when it starts in this
-    process, or else when its first span leaves, which is the same answer as long as the
-    sampler goes by the trace and the parent, as all of OpenTelemetry's do.
+def exported(*, with_events: bool) -> Callable[[Span], Span | None]:
+    """What is exported of a span: the span, where it is sampled.
 
     Args:
-        sampler: Any sampler.
-        observe: Called with every span, sampled or not, and a context in which it is current.
-            What it raises is logged.
-        max_remembered: Decisions kept at most. Beyond it the oldest is forgotten, and made
-            again from what the spans of its execution tell.
+        with_events: Whether its events stay on it.
     """
 
+    def of(span: Span) -> Span | None:
+        if not span.trace_flags & _SAMPLED:
+            return None
+        return span if with_events or not span.events else replace(span, events=())
+
+    return of
+
+
+class Sampling:
+    """Keeps what was decided on each execution, from its start until its own span was made.
+
+    The sampler is asked once for an execution: by :meth:`decide`, when it starts in this
+    process, or else when its first span is made, which is the same answer as long as the
+    sampler goes by the trace and the parent, as all of OpenTelemetry's do. An execution for
+    which the sampler raises is not traced.
+
+    Args:
+        decider: As :func:`decide` with a sampler; ``None`` while nothing is traced.
+        max_remembered: Decisions kept at most. Beyond it the oldest is forgotten, and made
+            again when a span of its execution is made.
+    """
+
+    # callbacks remember, in any thread, while a worker goes by it
+    _lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
+
     def __init__(
-        self,
-        sampler: Sampler,
-        observe: Callable[[Span, Context], None] = lambda span, context: None,  # noqa: ARG005 - nobody asked
-        *,
-        max_remembered: int = 100_000,
+        self, decider: Callable[[UUID, str, Context], Decision] | None, *, max_remembered: int = 100_000
     ) -> None:
-        self._sampler = sampler
-        self._observe = observe
+        self.decider = decider
         self._max_remembered = max_remembered
         self._log = RateLimitedLog()
-        # callbacks remember, in any thread, while the worker goes by it
-        self._lock = threading.Lock()
-        self._decisions: OrderedDict[UUID, Decision] = OrderedDict()
+        self._decisions: OrderedDict[int, Decision] = OrderedDict()
 
-    def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
-        """What holds for an execution; never raises.
+    def decide(self, execution_id: UUID, dag_name: str, context: Context) -> bool:
+        """Decides on an execution that starts, unless that was done before; never raises.
 
-        An execution for which the sampler raises is not traced.
+        Args:
+            execution_id: The execution.
+            dag_name: Its DAG's name.
+            context: The caller's.
+
+        Returns:
+            Whether it was decided now, and not before.
         """
+        key = execution_id.int
+        decider = self.decider
+        if decider is None or key in self._decisions:
+            return False
+        decision = self._decided(decider, execution_id, dag_name, context)
+        with self._lock:
+            # another thread may have been faster
+            if self._decisions.setdefault(key, decision) is not decision:
+                return False
+            if len(self._decisions) > self._max_remembered:
+                self._decisions.popitem(last=False)
+        return True
+
+    def decision_on(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
+        """What was decided on an execution; decided now where its start was never heard of.
+
+        Args:
+            execution_id: The execution.
+            dag_name: Its DAG's name.
+            context: Of its caller, as far as that is known.
+        """
+        known = self._decisions.get(execution_id.int)
+        if known is not None:
+            return known
+        self.decide(execution_id, dag_name, context)
+        return self._decisions.get(execution_id.int, NOT_TRACED)
+
+    def recall(self, execution_id: UUID) -> Decision | None:
+        """What was decided on an execution, and was not forgotten."""
+        return self._decisions.get(execution_id.int)
+
+    def forget(self, execution_id: UUID) -> None:
+        """For an execution whose own span was made, or of which no span will come."""
+        with self._lock:
+            self._decisions.pop(execution_id.int, None)
+
+    def _decided(
+        self, decider: Callable[[UUID, str, Context], Decision], execution_id: UUID, dag_name: str, context: Context
+    ) -> Decision:
         try:
-            return decide(self._sampler, execution_id, dag_name, context)
+            return decider(execution_id, dag_name, context)
         except Exception as error:  # noqa: BLE001 - a sampler of the user's own
             message = "the sampler raised for execution %s; the execution is not traced"
             self._log.write(_LOGGER, logging.ERROR, "sampler", message, execution_id, error=error)
             return NOT_TRACED
 
-    def remember(self, execution_id: UUID, decision: Decision) -> None:
-        """Has :meth:`__call__` go by a decision, until the execution's own span has passed."""
-        with self._lock:
-            self._decisions[execution_id] = decision
-            if len(self._decisions) > self._max_remembered:
-                self._decisions.popitem(last=False)
-
-    def decision_of(self, execution_id: UUID) -> Decision | None:
-        """What was remembered, of an execution whose own span has not passed."""
-        return self._decisions.get(execution_id)
-
-    def forget(self, execution_id: UUID) -> None:
-        """For an execution of which no span will come."""
-        with self._lock:
-            self._decisions.pop(execution_id, None)
-
-    def __call__(self, span: Span) -> Span | None:
-        """A finished span as it is sent; ``None`` where its trace is not sampled."""
-        execution_id = UUID(str(span.attributes[EXECUTION_ID]))
-        is_execution = MODULE_NAME not in span.attributes
-        decision = self._decisions.get(execution_id)
-        if decision is None:
-            decision = self.decide(execution_id, str(span.attributes[DAG_NAME]), _context_of(span, execution_id))
-            self.remember(execution_id, decision)
-        if is_execution:
-            # its own span is its last
-            self.forget(execution_id)
-        try:
-            self._observe(span, decision.context_of(span.span_id, Context()))
-        except Exception as error:  # noqa: BLE001 - metrics and logs; the span goes its way all the same
-            self._log.write(_LOGGER, logging.ERROR, "observe", "a span is not in the metrics or logs", error=error)
-        execution, result = decision.span_context, decision.result
-        if execution is None or result is None or result.decision is not Sampling.RECORD_AND_SAMPLE:
-            return None
-        attributes = span.attributes
-        if is_execution and result.attributes:
-            attributes = {**dict(result.attributes), **attributes}
-        return msgspec.structs.replace(
-            span,
-            trace_flags=int(execution.trace_flags),
-            trace_state=execution.trace_state.to_header(),
-            attributes=attributes,
-        )
-
-
-def _context_of(span: Span, execution_id: UUID) -> Context:
-    """The context of an execution's caller, as far as a span of the execution tells it."""
-    if span.trace_id == trace_id_of(execution_id):
-        return Context()
-    caller = SpanContext(
-        span.trace_id,
-        # samplers do not look at it, and of a module's span it is not known
-        span.parent_span_id or span.span_id,
-        is_remote=True,
-        trace_flags=TraceFlags(span.trace_flags),
-        trace_state=TraceState.from_header([span.trace_state]),
-    )
-    return trace.set_span_in_context(NonRecordingSpan(caller), Context())
-
 
 def sampler_of_environment() -> Sampler:
-    """The sampler that OTEL_TRACES_SAMPLER says.
+    """The sampler that OTEL_TRACES_SAMPLER names.
 
     Raises:
         ConfigurationError: It, or a limit of spans in the environment, cannot be used.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
+from uuid import UUID
 
 from msgspec import Struct
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE, ErrorTypeValues
@@ -89,6 +90,8 @@ class Span(Struct, frozen=True):
         status: Unset or error.
         status_description: What went wrong; ``None`` unless the status is error.
         events: In the order of their timestamps.
+        execution_id: The execution that it belongs to; ``None`` where a span of another program was read.
+        is_execution: Whether it is the execution's own span, and not a module's.
     """
 
     trace_id: int
@@ -104,3 +107,5 @@ class Span(Struct, frozen=True):
     status: StatusCode = StatusCode.UNSET
     status_description: str | None = None
     events: tuple[SpanEvent, ...] = ()
+    execution_id: UUID | None = None
+    is_execution: bool = False

@@ -1,0 +1,396 @@
+"""What is known of an execution or a module becomes a finished span: names, outcome, length, status.
+
+Pure functions of the facts, but for what they count. When a span is made is for the
+assembler to say.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from uuid import UUID
+
+from msgspec import Struct, field
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, StatusCode
+
+from constellation_otel.events import (
+    ErrorInfo,
+    ExecutionCancelled,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+    clean_message,
+    clean_name,
+    ns_of,
+    remote_parent,
+)
+from constellation_otel.traces.ids import RANDOM_TRACE_ID, SpanIds, anonymous_module_id, trace_id_of
+from constellation_otel.traces.span import (
+    ABANDONED_REASON,
+    DAG_NAME,
+    ERROR_TYPE,
+    EXCEPTION_EVENT,
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+    EXECUTION_ID,
+    MISSING,
+    MODULE_ID,
+    MODULE_NAME,
+    OTHER_ERROR,
+    OUTCOME,
+    AttributeValue,
+    Span,
+    SpanEvent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from constellation_otel.traces.sampling import Sampling
+
+__all__ = ["EMITTED", "Execution", "Module", "Reason", "Rendering"]
+
+ModuleEnd: TypeAlias = ModuleCompleted | ModuleFailed
+ExecutionEnd: TypeAlias = ExecutionCompleted | ExecutionCancelled
+_Outcome: TypeAlias = Literal["success", "failure", "cancelled", "abandoned", "unknown"]
+Reason: TypeAlias = Literal["idle", "age", "capacity", "closed", "engine_restarted"]
+
+_REASONS: Final[dict[Reason, str]] = {
+    "idle": "no event for the idle time",
+    "age": "open beyond the maximum age",
+    "capacity": "too many were open",
+    "closed": "the source ended",
+    "engine_restarted": "the engine was restarted",
+}
+_UNKNOWN: Final = clean_name("")
+# looked up once: an enum's member costs as much as a small function
+_INTERNAL: Final = SpanKind.INTERNAL
+_UNSET: Final = StatusCode.UNSET
+
+
+class Module(Struct):
+    """What is known of a module whose span was not emitted."""
+
+    start: ModuleStarted | None = None
+    end: ModuleEnd | None = None
+
+
+EMITTED: Final = Module()
+"""Stands among an execution's modules for each whose span was emitted."""
+
+
+class _Failure(Struct, frozen=True, order=True):
+    """What an execution's span says of a failed module; the first one is the least.
+
+    Attributes:
+        timestamp_ns: When it failed.
+        module: What tells modules apart that failed at the same moment.
+        error_type: As the span has it.
+        said: What failed, and why.
+    """
+
+    timestamp_ns: int
+    module: int
+    error_type: str
+    said: str
+
+
+class _Constants(Struct):
+    """What all spans of an execution have in common, for as long as no other start is known.
+
+    Attributes:
+        start: The start event that this was made from.
+        dag_name: The DAG's name; ``unknown`` where no event has told it.
+        trace_id: The trace.
+        parent_span_id: The caller's span.
+        trace_flags: The W3C flags.
+        trace_state: The tracestate header.
+        ids: The execution's span ids.
+        attributes: Of each of the spans.
+        extra: Of the execution's span: what the sampler adds.
+    """
+
+    start: ExecutionStarted | None
+    dag_name: str
+    trace_id: int
+    parent_span_id: int | None
+    trace_flags: int
+    trace_state: str
+    ids: SpanIds
+    attributes: dict[str, AttributeValue]
+    extra: dict[str, AttributeValue]
+
+
+class Execution(Struct):
+    """What is known of an open execution.
+
+    Attributes:
+        execution_id: The execution.
+        key: Its id, as a number.
+        opened_ns: When its first event came.
+        touched_ns: When its last event came.
+        start: The earliest start event.
+        end: The least end event.
+        modules: By the id's number; :data:`EMITTED` for one whose span was emitted.
+        anonymous: Module events without an id, by (timestamp, position).
+        held: How much of it is open: 1, and its modules and anonymous events.
+        running: Modules that have started and not ended.
+        failure: The first failed module, of those whose spans were made.
+        has_emitted: Whether a span of a module was emitted.
+        constants: What its spans have in common.
+        note: Whatever the owner of the assembler keeps with it.
+    """
+
+    execution_id: UUID
+    key: int
+    opened_ns: int
+    touched_ns: int
+    start: ExecutionStarted | None = None
+    end: ExecutionEnd | None = None
+    modules: dict[int, Module] = field(default_factory=dict)
+    anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = field(default_factory=dict)
+    held: int = 1
+    running: int = 0
+    failure: _Failure | None = None
+    has_emitted: bool = False
+    constants: _Constants | None = None
+    note: Any = None
+
+
+class Rendering:
+    """Makes spans of facts.
+
+    Args:
+        sampling: Decides on each execution; its flags, state and attributes are on the spans.
+            Without one the flags are the caller's, or say that the ids are random.
+
+    Attributes:
+        corrected: Values that could not be used and were left out: trace contexts, durations.
+    """
+
+    def __init__(self, sampling: Sampling | None = None) -> None:
+        self._sampling = sampling
+        self.corrected = 0
+
+    def execution_span(self, execution: Execution, reason: Reason | None) -> Span:
+        """The span of an execution, whose modules' spans were made before.
+
+        Args:
+            execution: What is known of it.
+            reason: Why it is abandoned, where it has no end.
+        """
+        start, end, failure = execution.start, execution.end, execution.failure
+        constants = self._constants(execution)
+        attributes: dict[str, AttributeValue] = {**constants.extra, **constants.attributes}
+        description: str | None = None
+        outcome: _Outcome
+        match end:
+            case None:
+                outcome = "abandoned"
+                why = reason or "closed"
+                attributes[ABANDONED_REASON] = why
+                description = f"abandoned without an end: {_REASONS[why]}"
+            case ExecutionCancelled():
+                outcome = "cancelled"
+            case ExecutionCompleted() if end.succeeded:
+                outcome = "success"
+            case _:
+                outcome = "failure"
+                if failure is None:
+                    attributes[ERROR_TYPE] = OTHER_ERROR
+                    description = "failed, and no failed module is known; a time-out in the engine looks like this"
+                else:
+                    attributes[ERROR_TYPE] = failure.error_type
+                    description = failure.said
+        attributes[OUTCOME] = outcome
+        _put_missing(attributes, start, end)
+        start_ns, end_ns = self._times(start, end, end.duration_ms if isinstance(end, ExecutionCompleted) else None)
+        if start is None and end is None:
+            start_ns = end_ns = min(_timestamps(execution), default=0)
+        return Span(
+            constants.trace_id,
+            constants.ids.execution,
+            constants.parent_span_id,
+            constants.trace_state,
+            constants.trace_flags,
+            constants.dag_name,
+            SpanKind.SERVER if constants.parent_span_id is None else SpanKind.INTERNAL,
+            start_ns,
+            end_ns,
+            attributes,
+            StatusCode.UNSET if description is None else StatusCode.ERROR,
+            description,
+            (),
+            execution.execution_id,
+            True,
+        )
+
+    def module_span(self, execution: Execution, key: int, module: Module, *, is_anonymous: bool = False) -> Span:
+        """The span of a module, as far as it is known.
+
+        Args:
+            execution: The module's.
+            key: The module's id, as a number.
+            module: What is known of it.
+            is_anonymous: Whether the id is computed, and none that somebody else knows.
+        """
+        start, end = module.start, module.end
+        constants = execution.constants
+        if constants is None or constants.start is not execution.start or execution.start is None:
+            constants = self._constants(execution)
+        known = start or end
+        name = _UNKNOWN if known is None else known.module_name
+        status, description = _UNSET, None
+        events: tuple[SpanEvent, ...] = ()
+        if is_anonymous:
+            attributes: dict[str, AttributeValue] = {**constants.attributes, MODULE_NAME: name}
+        else:
+            digits = f"{key:032x}"
+            module_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+            attributes = {**constants.attributes, MODULE_ID: module_id, MODULE_NAME: name}
+        if type(end) is ModuleCompleted:
+            attributes[OUTCOME] = "success"
+            start_ns, end_ns = self._times(start, end, end.duration_ms)
+        else:
+            if end is None:
+                attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
+            else:
+                error = end.error  # type: ignore[union-attr] # it failed, as it did not complete
+                error_type = attributes[ERROR_TYPE] = error.type or OTHER_ERROR
+                attributes[OUTCOME] = "failure"
+                status, description = StatusCode.ERROR, _said(error) or "failed"
+                events = (_exception_event(error, end.timestamp_ns),)
+                failure = _Failure(end.timestamp_ns, key, error_type, _described(name, error))
+                execution.failure = failure if execution.failure is None else min(execution.failure, failure)
+            start_ns, end_ns = self._times(start, end, None)
+        if start is None or end is None:
+            _put_missing(attributes, start, end)
+        return Span(
+            constants.trace_id,
+            constants.ids.of_module(key),
+            constants.ids.execution,
+            constants.trace_state,
+            constants.trace_flags,
+            name,
+            _INTERNAL,
+            start_ns,
+            end_ns,
+            attributes,
+            status,
+            description,
+            events,
+            execution.execution_id,
+        )
+
+    def anonymous_spans(self, execution: Execution) -> Iterator[Span]:
+        """The spans of modules without ids: identified by name and occurrence, in order of time."""
+        occurrences: dict[str, int] = {}
+        open_ones: dict[str, deque[Module]] = {}
+        modules: list[tuple[int, Module]] = []
+        for _, event in sorted(execution.anonymous.items(), key=lambda item: item[0]):
+            name = event.module_name
+            waiting = open_ones.setdefault(name, deque())
+            if not isinstance(event, ModuleStarted) and waiting:
+                waiting.popleft().end = event
+                continue
+            module = Module(start=event) if isinstance(event, ModuleStarted) else Module(end=event)
+            occurrence = occurrences.get(name, 0)
+            occurrences[name] = occurrence + 1
+            modules.append((anonymous_module_id(execution.execution_id, name, occurrence).int, module))
+            if module.start is not None:
+                waiting.append(module)
+        for key, module in modules:
+            yield self.module_span(execution, key, module, is_anonymous=True)
+
+    def _constants(self, execution: Execution) -> _Constants:
+        constants, start = execution.constants, execution.start
+        if constants is not None and constants.start is start and start is not None:
+            return constants
+        execution_id = execution.execution_id
+        known = start or execution.end
+        name = _UNKNOWN if known is None else known.dag_name
+        parent = None
+        if start is not None and start.traceparent is not None:
+            parent = remote_parent(start.traceparent, start.tracestate)
+            self.corrected += parent is None
+        if parent is None:
+            trace_id, parent_span_id, flags, state = trace_id_of(execution_id), None, RANDOM_TRACE_ID, ""
+        else:
+            caller = trace.get_current_span(parent).get_span_context()
+            trace_id, parent_span_id = caller.trace_id, caller.span_id
+            flags, state = int(caller.trace_flags), caller.trace_state.to_header()
+        extra: dict[str, AttributeValue] = {}
+        if self._sampling is not None:
+            decision = self._sampling.decision_on(execution_id, name, parent or Context())
+            flags, state, extra = decision.trace_flags, decision.trace_state, decision.attributes
+        execution.constants = _Constants(
+            start,
+            name,
+            trace_id,
+            parent_span_id,
+            flags,
+            state,
+            SpanIds(execution_id) if constants is None else constants.ids,
+            {EXECUTION_ID: str(execution_id), DAG_NAME: name},
+            extra,
+        )
+        return execution.constants
+
+    def _times(
+        self,
+        start: ExecutionStarted | ModuleStarted | None,
+        end: ExecutionEnd | ModuleEnd | None,
+        duration_ms: float | None,
+    ) -> tuple[int, int]:
+        """A span's start and end."""
+        if end is None:
+            # an execution or module of which only the start is known has no length
+            at = start.timestamp_ns if start is not None else 0
+            return at, at
+        end_ns = end.timestamp_ns
+        if duration_ms is not None:
+            # within its range, since the event was validated
+            duration_ns = ns_of(duration_ms)
+            if duration_ns <= end_ns:
+                return end_ns - duration_ns, end_ns
+            self.corrected += 1
+        return (end_ns if start is None else min(start.timestamp_ns, end_ns)), end_ns
+
+
+def _timestamps(execution: Execution) -> Iterable[int]:
+    for at, _ in execution.anonymous:
+        yield at
+    for module in execution.modules.values():
+        if module.start is not None:
+            yield module.start.timestamp_ns
+        if module.end is not None:
+            yield module.end.timestamp_ns
+
+
+def _put_missing(attributes: dict[str, AttributeValue], start: object, end: object) -> None:
+    missing = tuple(name for name, fact in (("start", start), ("end", end)) if fact is None)
+    if missing:
+        attributes[MISSING] = missing
+
+
+def _said(error: ErrorInfo) -> str | None:
+    return error.message or error.type or None
+
+
+def _described(module_name: str, error: ErrorInfo) -> str:
+    said = _said(error)
+    return clean_message(f"{module_name} failed: {said}" if said else f"{module_name} failed")
+
+
+def _exception_event(error: ErrorInfo, timestamp_ns: int) -> SpanEvent:
+    attributes: dict[str, AttributeValue] = {EXCEPTION_TYPE: error.type or OTHER_ERROR}
+    if error.message is not None:
+        attributes[EXCEPTION_MESSAGE] = error.message
+    if error.stacktrace is not None:
+        attributes[EXCEPTION_STACKTRACE] = error.stacktrace
+    return SpanEvent(EXCEPTION_EVENT, timestamp_ns, attributes)

@@ -1,0 +1,213 @@
+"""An execution's events and the spans that they make, for tests of assembling and rendering; and arbitrary ones."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+from hypothesis import strategies as st
+from opentelemetry.trace import SpanKind, StatusCode
+
+from constellation_otel.events import (
+    ErrorInfo,
+    Event,
+    ExecutionCancelled,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+)
+from constellation_otel.traces import Assembler, Span, SpanEvent
+from constellation_otel.traces.ids import span_id_of, trace_id_of
+
+MS = 1_000_000
+
+
+SECOND = 1_000_000_000
+
+
+T0 = 1_795_465_363_577 * MS
+
+
+E1 = UUID("11111111-1111-4111-8111-111111111111")
+
+
+E2 = UUID("22222222-2222-4222-8222-222222222222")
+
+
+M1 = UUID("aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa")
+
+
+M2 = UUID("bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb")
+
+
+M3 = UUID("cccccccc-cccc-4ccc-8ccc-cccccccccccc")
+
+
+BOOM = ErrorInfo("app.Boom", "too many words")
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+STORY: list[Event] = [
+    ExecutionStarted(E1, "my-pipeline", T0),
+    ModuleStarted(E1, M1, "Trim", T0 + 1 * MS),
+    ModuleStarted(E1, M2, "Uppercase", T0 + 2 * MS),
+    ModuleCompleted(E1, M1, "Trim", 2.0, T0 + 3 * MS),
+    ModuleCompleted(E1, M2, "Uppercase", 5.0, T0 + 8 * MS),
+    ModuleStarted(E1, M3, "WordCount", T0 + 9 * MS),
+    ModuleFailed(E1, M3, "WordCount", BOOM, T0 + 14 * MS),
+    ExecutionCompleted(E1, "my-pipeline", False, 15.0, T0 + 15 * MS),
+]
+
+
+def module_span(name: str, module_id: UUID | None, start_ns: int, end_ns: int, outcome: str = "success") -> Span:
+    """A module's span of execution E1 of my-pipeline, when all is known of it."""
+    attributes = {"constellation.execution.id": str(E1), "constellation.dag.name": "my-pipeline"}
+    if module_id is not None:
+        attributes["constellation.module.id"] = str(module_id)
+    attributes["constellation.module.name"] = name
+    return Span(
+        trace_id_of(E1),
+        span_id_of(E1, module_id),
+        span_id_of(E1),
+        "",
+        2,
+        name,
+        SpanKind.INTERNAL,
+        start_ns,
+        end_ns,
+        {**attributes, "constellation.outcome": outcome},
+        execution_id=E1,
+    )
+
+
+TRIM = module_span("Trim", M1, T0 + 1 * MS, T0 + 3 * MS)
+
+
+UPPERCASE = module_span("Uppercase", M2, T0 + 3 * MS, T0 + 8 * MS)
+
+
+WORD_COUNT = msgspec.structs.replace(
+    module_span("WordCount", M3, T0 + 9 * MS, T0 + 14 * MS),
+    attributes={
+        "constellation.execution.id": str(E1),
+        "constellation.dag.name": "my-pipeline",
+        "constellation.module.id": str(M3),
+        "constellation.module.name": "WordCount",
+        "error.type": "app.Boom",
+        "constellation.outcome": "failure",
+    },
+    status=StatusCode.ERROR,
+    status_description="too many words",
+    events=(
+        SpanEvent("exception", T0 + 14 * MS, {"exception.type": "app.Boom", "exception.message": "too many words"}),
+    ),
+)
+
+
+EXECUTION = Span(
+    trace_id_of(E1),
+    span_id_of(E1),
+    None,
+    "",
+    2,
+    "my-pipeline",
+    SpanKind.SERVER,
+    T0,
+    T0 + 15 * MS,
+    {
+        "constellation.execution.id": str(E1),
+        "constellation.dag.name": "my-pipeline",
+        "error.type": "app.Boom",
+        "constellation.outcome": "failure",
+    },
+    StatusCode.ERROR,
+    "WordCount failed: too many words",
+    execution_id=E1,
+    is_execution=True,
+)
+
+
+def assemble(events: list[Event], **options: float) -> list[Span]:
+    """The spans that are emitted when all events arrive at once and then time passes."""
+    assembler = Assembler(**options)  # type: ignore[arg-type]
+    spans = [span for event in events for span in assembler.add(event, 0)]
+    return spans + assembler.advance(SECOND) + assembler.finish()
+
+
+def the_execution(events: list[Event], **options: float) -> Span:
+    return assemble(events, **options)[-1]
+
+
+def anonymous_story() -> list[Event]:
+    """What the guide's own listener writes: one module name twice, overlapping."""
+    return [
+        ExecutionStarted(E1, "my-pipeline", T0),
+        ModuleStarted(E1, None, "Trim", T0 + 1 * MS),
+        ModuleStarted(E1, None, "Trim", T0 + 2 * MS),
+        ModuleFailed(E1, None, "Trim", BOOM, T0 + 5 * MS),
+        ModuleCompleted(E1, None, "Trim", 4.0, T0 + 6 * MS),
+        ModuleCompleted(E1, None, "Lost", 1.0, T0 + 7 * MS),
+        ExecutionCompleted(E1, "my-pipeline", False, 15.0, T0 + 15 * MS),
+    ]
+
+
+names = st.sampled_from(["Trim", "Uppercase", "WordCount", "unknown", "Ünïcode ☃"])
+
+
+instants = st.integers(T0, T0 + 50)
+
+
+durations = st.sampled_from([0.0, 0.5, 2.0, 1234.567891])
+
+
+errors = st.sampled_from([BOOM, ErrorInfo(None, None), ErrorInfo("E", "not plain: ☃")])
+
+
+parents = st.sampled_from([None, PARENT, "junk"])
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> list[Event]:
+    """One execution's events as an engine might send them: lost, doubled, failed, cancelled, parallel."""
+    events: list[Event] = []
+    dag = draw(names)
+    twice = st.integers(0, 2)
+    events.extend(ExecutionStarted(E1, dag, draw(instants), draw(parents)) for _ in range(draw(twice)))
+    for module_id in draw(st.lists(st.uuids(version=4), max_size=4, unique=True)):
+        name = draw(names)
+        events.extend(ModuleStarted(E1, module_id, name, draw(instants)) for _ in range(draw(twice)))
+        for _ in range(draw(twice)):
+            if draw(st.booleans()):
+                events.append(ModuleCompleted(E1, module_id, name, draw(durations), draw(instants)))
+            else:
+                events.append(ModuleFailed(E1, module_id, name, draw(errors), draw(instants)))
+    for _ in range(draw(twice)):
+        if draw(st.booleans()):
+            events.append(ExecutionCompleted(E1, dag, draw(st.booleans()), draw(durations), draw(instants)))
+        else:
+            events.append(ExecutionCancelled(E1, dag, draw(instants)))
+    return events
+
+
+def in_order(story: list[Event]) -> list[Event]:
+    """As an ordered source gives it: nothing twice, each start before what it starts, the end last."""
+    first: dict[tuple[object, object], Event] = {}
+    for event in story:
+        is_start = isinstance(event, ExecutionStarted | ModuleStarted)
+        first.setdefault((getattr(event, "module_id", None), is_start), event)
+    return sorted(
+        first.values(),
+        key=lambda event: (
+            not isinstance(event, ExecutionStarted),
+            isinstance(event, ExecutionCompleted | ExecutionCancelled),
+            not isinstance(event, ModuleStarted),
+        ),
+    )
+
+
+def bytes_of(spans: list[Span]) -> list[str]:
+    return sorted(map(repr, spans))
