@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from constellation_otel.delivery import Position, Record
+from constellation_otel.delivery import Batch, Position, Record
 from constellation_otel.errors import UnavailableError
 from constellation_otel.events import (
     ErrorInfo,
@@ -19,7 +19,7 @@ from constellation_otel.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from constellation_otel.delivery import Rejection, Source, SourceItem
 
@@ -143,10 +143,23 @@ class ListSource:
         self.closed.set()
 
 
+def flat(items: Iterable[SourceItem]) -> list[Any]:
+    """What a source gave, with a record for each event of a batch."""
+    records: list[Any] = []
+    for item in items:
+        if isinstance(item, Batch):
+            for event, offset in zip(item.events, item.offsets, strict=True):
+                corrected = tuple(reason for where, reason in item.corrected if where == offset)
+                records.append(Record(event, Position(item.origin, offset), corrected))
+        else:
+            records.append(item)
+    return records
+
+
 def read_all(source: Source) -> list[Any]:
-    """What a source gives until it has ended; closes it."""
+    """What a source gives until it has ended, a record for each event; closes it."""
     items: list[Any] = []
     while not source.has_ended:
-        items += source.read(10)
+        items += flat(source.read(10))
     source.close()
     return items

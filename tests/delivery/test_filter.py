@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from constellation_otel.delivery import Bridge, DryRun, Position, Record, Revoked, Selection, Unreadable
-from constellation_otel.delivery import filter as module
+from constellation_otel.delivery import Batch, Bridge, ExecutionFilter, Position, Revoked, Source, Unreadable
 from constellation_otel.errors import UnavailableError
 from constellation_otel.events import Event, ExecutionStarted
 from deliveries import MS, T0, ListSink, ListSource, execution, records
@@ -19,22 +18,22 @@ from deliveries import MS, T0, ListSink, ListSource, execution, records
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constellation_otel.delivery import Source, SourceItem
+    from constellation_otel.delivery import SourceItem
 
 
-def read_all(selection: Selection) -> list[SourceItem]:
+def read_all(source: ExecutionFilter) -> list[SourceItem]:
     taken: list[SourceItem] = []
-    while not selection.has_ended:
-        taken += selection.read(0)
+    while not source.has_ended:
+        taken += source.read(0)
     return taken
 
 
 def events_in(items: Sequence[SourceItem]) -> list[Event]:
-    return [item.event for item in items if isinstance(item, Record)]
+    return [event for item in items if isinstance(item, Batch) for event in item.events]
 
 
 def selected(events: Sequence[Event], **window: Any) -> list[Event]:
-    return events_in(read_all(Selection(ListSource(records(events)), **window)))
+    return events_in(read_all(ExecutionFilter(ListSource(records(events)), **window)))
 
 
 def started_at(*starts_ms: int) -> list[list[Event]]:
@@ -52,13 +51,14 @@ def interleavings(draw: st.DrawFn) -> list[Event]:
 
 
 @given(interleavings(), st.none() | st.integers(0, 11), st.none() | st.integers(0, 11))
-def test_an_execution_is_taken_whole_or_left_whole_by_the_time_of_its_start_whatever_the_order(
+def test_an_execution_is_taken_or_left_whole_by_its_start(
     events: list[Event], since_ms: int | None, until_ms: int | None
 ) -> None:
+    """Whatever the order in which its events come."""
     since_ns = None if since_ms is None else T0 + since_ms * MS
     until_ns = None if until_ms is None else T0 + until_ms * MS
-    selection = Selection(ListSource(records(events)), since_ns=since_ns, until_ns=until_ns)
-    taken = events_in(read_all(selection))
+    source = ExecutionFilter(ListSource(records(events)), since_ns=since_ns, until_ns=until_ns)
+    taken = events_in(read_all(source))
     in_window = {
         event.execution_id
         for event in events
@@ -74,39 +74,35 @@ def test_an_execution_is_taken_whole_or_left_whole_by_the_time_of_its_start_what
         assert [event for event in taken if event.execution_id == execution_id] == (
             of_it if execution_id in in_window else []
         )
-    assert len(taken) + selection.left == len(events)
+    assert len(taken) + source.left == len(events)
 
 
 @given(interleavings(), st.integers(1, 5), st.integers(1, 3))
-def test_what_is_remembered_is_bounded_and_an_execution_that_found_no_room_is_left_whole(
+def test_an_execution_that_finds_no_room_to_wait_is_left_whole(
     events: list[Event], max_waiting: int, batch: int
 ) -> None:
     batches = [records(events[first : first + batch], first=first) for first in range(0, len(events), batch)]
-    selection = Selection(ListSource(*batches), since_ns=T0)
+    source = ExecutionFilter(ListSource(*batches), since_ns=T0, max_waiting=max_waiting)
     taken = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MAX_WAITING", max_waiting)
-        while not selection.has_ended:
-            taken += events_in(selection.read(0))
-            assert sum(map(len, selection._waiting.values())) == selection._waiting_count <= max_waiting
+    while not source.has_ended:
+        taken += events_in(source.read(0))
+        assert sum(map(len, source._waiting.values())) == source._waiting_count <= max_waiting
     for execution_id in {event.execution_id for event in events}:
         of_it = [event for event in events if event.execution_id == execution_id]
         assert [event for event in taken if event.execution_id == execution_id] in ([], of_it)
-    assert len(taken) + selection.left == len(events)
+    assert len(taken) + source.left == len(events)
 
 
-def test_the_executions_that_are_remembered_are_those_that_spoke_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_KNOWN", 2)
+def test_the_executions_that_were_heard_last_are_remembered() -> None:
     first, second, third = started_at(0, 0, 0)
-    selection = Selection(
-        ListSource(records([first[0], second[0], first[1], third[0], first[2], second[1]])), since_ns=0
-    )
-    assert events_in(read_all(selection)) == [first[0], second[0], first[1], third[0], first[2]]
-    assert list(selection._is_taken) == [third[0].execution_id, first[0].execution_id]
-    assert selection.left == 1
+    mixed = [first[0], second[0], first[1], third[0], first[2], second[1]]
+    source = ExecutionFilter(ListSource(records(mixed)), since_ns=0, max_known=2)
+    assert events_in(read_all(source)) == [first[0], second[0], first[1], third[0], first[2]]
+    assert list(source._is_taken) == [third[0].execution_id, first[0].execution_id]
+    assert source.left == 1
 
 
-def test_a_window_has_its_beginning_and_not_its_end() -> None:
+def test_a_window_contains_its_beginning_and_not_its_end() -> None:
     first, second, third = started_at(1, 2, 3)
     events = [*first, *second, *third]
     assert selected(events, since_ns=T0 + 2 * MS) == [*second, *third]
@@ -115,11 +111,11 @@ def test_a_window_has_its_beginning_and_not_its_end() -> None:
     assert selected(events, since_ns=T0 + 2 * MS, until_ns=T0 + 2 * MS) == []
 
 
-def test_one_execution_is_taken_by_its_id_even_without_its_start() -> None:
+def test_an_execution_is_taken_by_its_id_even_without_a_start() -> None:
     first, second = started_at(0, 0)
-    selection = Selection(ListSource(records([*first[1:], *second])), execution_id=UUID(int=1))
-    assert events_in(read_all(selection)) == first[1:]
-    assert selection.left == 4
+    source = ExecutionFilter(ListSource(records([*first[1:], *second])), execution_id=UUID(int=1))
+    assert events_in(read_all(source)) == first[1:]
+    assert source.left == 4
 
 
 def test_one_execution_in_a_window_has_to_have_started_in_it() -> None:
@@ -132,75 +128,112 @@ def test_one_execution_in_a_window_has_to_have_started_in_it() -> None:
         assert selected(events, execution_id=UUID(int=1), **window) == taken
 
 
-def test_events_that_still_wait_count_as_left_when_the_source_has_ended() -> None:
+def test_events_that_still_wait_at_the_end_count_as_left() -> None:
     source = ListSource(records(execution(1)[1:]), ends=False)
-    selection = Selection(source, since_ns=0)
-    assert selection.read(0) == []
-    assert (selection.has_ended, selection.left) == (False, 0)
+    filtered = ExecutionFilter(source, since_ns=0)
+    assert filtered.read(0) == []
+    assert (filtered.has_ended, filtered.left) == (False, 0)
     source._ends = True
-    assert (selection.has_ended, selection.left, selection.left) == (True, 3, 3)
+    assert (filtered.has_ended, filtered.left, filtered.left) == (True, 3, 3)
 
 
-def test_what_cannot_be_read_and_what_is_taken_away_passes() -> None:
+def test_a_batch_stays_as_it_is_where_everything_is_taken() -> None:
+    batch = Batch(execution(1), range(4), "a", [(2, "module_name")])
+    (same,) = read_all(ExecutionFilter(ListSource([batch])))
+    assert same is batch
+
+
+def test_what_is_unreadable_or_revoked_passes_through_a_filter() -> None:
     unreadable = Unreadable(b"{", "it is cut", Position("a", 7))
     revoked = Revoked("a")
-    selection = Selection(ListSource([unreadable, revoked]), execution_id=UUID(int=1), since_ns=T0)
-    assert read_all(selection) == [unreadable, revoked]
+    source = ExecutionFilter(ListSource([unreadable, revoked]), execution_id=UUID(int=1), since_ns=T0)
+    assert read_all(source) == [unreadable, revoked]
 
 
-def test_what_waits_of_a_part_that_is_taken_away_is_the_next_owners() -> None:
+def test_what_waits_of_a_part_that_is_revoked_is_not_taken() -> None:
+    """It is the next owner's."""
     first, second, third = started_at(0, 0, 0)
     a, b = records([first[1], second[1]], "a"), records([second[2], third[1]], "b")
     starts = records([first[0], second[0], third[0]], "b", 2)
-    selection = Selection(ListSource([*a, *b], [Revoked("a")], starts), since_ns=T0)
-    assert read_all(selection) == [Revoked("a"), starts[0], b[0], starts[1], b[1], starts[2]]
-    assert selection.left == 2
+    source = ExecutionFilter(ListSource([*a, *b], [Revoked("a")], starts), since_ns=T0)
+    assert read_all(source) == [
+        Revoked("a"),
+        Batch([first[0], second[2], second[0], third[1], third[0]], [2, 0, 3, 1, 4], "b"),
+    ]
+    assert source.left == 2
 
 
-def test_it_is_what_its_source_is_and_passes_on_what_it_is_told() -> None:
+def test_what_was_corrected_comes_with_its_own_event_only() -> None:
+    """Not with what else is taken at that moment, nor where its execution is left."""
+    (first, second), b = started_at(5, 0), "b"
+    module, other = first[1], second[1]
+    source = ExecutionFilter(
+        ListSource(
+            [Batch([module, other], [7, 8], "a", [(7, "one"), (7, "two"), (8, "left")])],
+            [Batch([second[0], first[0]], [1, 2], b, [(1, "left"), (2, "of the start")])],
+        ),
+        since_ns=T0 + MS,
+    )
+    assert read_all(source) == [
+        Batch([module], [7], "a", [(7, "one"), (7, "two")]),
+        Batch([first[0]], [2], b, [(2, "of the start")]),
+    ]
+
+
+def test_a_filter_is_what_its_source_is_and_passes_all_on() -> None:
     alive: list[str] = []
     source = ListSource(is_durable=False, is_ordered=False, keep_alive=lambda: alive.append("yes"))
-    selection = Selection(source, since_ns=0)
-    as_source: Source = selection
-    assert (as_source.name, as_source.is_durable, as_source.is_ordered) == ("list://", False, False)
-    assert Selection(ListSource()).is_durable
-    assert Selection(ListSource()).is_ordered
-    selection.keep_alive()
-    Selection(ListSource()).keep_alive()
+    filtered = ExecutionFilter(source, since_ns=0)
+    assert (filtered.name, filtered.is_durable, filtered.is_ordered) == ("list://", False, False)
+    assert ExecutionFilter(ListSource()).is_durable
+    assert ExecutionFilter(ListSource()).is_ordered
+    filtered.keep_alive()
+    ExecutionFilter(ListSource()).keep_alive()
     assert alive == ["yes"]
-    selection.acknowledge([Position(None, 3)])
+    filtered.acknowledge([Position(None, 3)])
     assert source.acknowledged == [Position(None, 3)]
     source.faults.append(UnavailableError("away"))
     with pytest.raises(UnavailableError, match="away"):
-        selection.read(0)
-    selection.close()
+        filtered.read(0)
+    filtered.close()
     assert source.closed.is_set()
 
 
-def test_a_bridge_delivers_what_is_taken_and_acknowledges_no_more() -> None:
+def test_what_a_source_says_of_itself_a_filter_says_too() -> None:
+    class Lossy(ListSource):
+        last_error = "no connection"
+        dropped = 3
+        failed_acknowledgements = 2
+        fraction_read = 0.5
+
+    lossy, silent = ExecutionFilter(Lossy()), ExecutionFilter(ListSource())
+    assert (lossy.last_error, lossy.dropped, lossy.fraction_read) == ("no connection", 3, 0.5)
+    assert (silent.last_error, silent.dropped, silent.fraction_read) == (None, 0, None)
+    assert (lossy.failed_acknowledgements, silent.failed_acknowledgements) == (2, 0)
+
+
+def test_a_bridge_acknowledges_no_more_than_what_is_taken() -> None:
     early, late = started_at(0, 5)
     mixed = [event for pair in zip(early, late, strict=True) for event in pair]
     source, sink = ListSource(records(mixed)), ListSink()
-    report = Bridge(Selection(source, since_ns=T0 + MS), [sink]).run()
+    report = Bridge(ExecutionFilter(source, since_ns=T0 + MS), [sink]).run()
     assert sink.items == late
     assert Counter(source.acknowledged) == Counter(Position(None, offset) for offset in (1, 3, 5, 7))
     assert (report.events, report.is_delivered) == (4, True)
 
 
-def test_what_a_source_says_of_itself_a_selection_says_too() -> None:
-    class Lossy(ListSource):
-        trouble = "no connection"
-        dropped = 3
-        failed_acknowledgements = 2
-        fraction_read = 0.5
-
-    lossy, silent = Selection(Lossy()), Selection(ListSource())
-    assert (lossy.trouble, lossy.dropped, lossy.fraction_read) == ("no connection", 3, 0.5)
-    assert (silent.trouble, silent.dropped, silent.fraction_read) == (None, 0, None)
-    assert (lossy.failed_acknowledgements, silent.failed_acknowledgements) == (2, 0)
-
-
-def test_a_dry_run_tells_the_source_nothing() -> None:
+def test_a_source_is_not_told_anything_in_a_dry_run() -> None:
     source = ListSource(records(execution(1)))
-    assert Bridge(DryRun(source), [ListSink()]).run().events == 4
+    assert Bridge(ExecutionFilter(source, acknowledges=False), [ListSink()]).run().events == 4
+    ExecutionFilter(source, acknowledges=False).acknowledge([Position(None, 0)])
     assert source.acknowledged == []
+
+
+def test_a_filter_wants_acknowledgements_where_its_source_does() -> None:
+    class Fleeting(Source):
+        """Has no use for acknowledgements."""
+
+    source = ListSource()
+    assert ExecutionFilter(source).wants_acknowledgements
+    assert not ExecutionFilter(source, acknowledges=False).wants_acknowledgements
+    assert not ExecutionFilter(Fleeting()).wants_acknowledgements

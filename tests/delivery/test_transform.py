@@ -1,216 +1,237 @@
-"""What becomes of records before they are sent: nothing, or spans."""
+"""What becomes of batches before they are sent: nothing, or spans, and which records those stand for."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import astuple
+from opentelemetry.context import Context
 
-from constellation_otel.delivery import Position, Record
-from constellation_otel.delivery.transform import AssemblyStage, EventClock, EventStage, Group, Parcel
-from constellation_otel.traces import Assembler
-from deliveries import MS, T0, execution, records
-from support import eventually
+from constellation_otel.delivery import Batch, Position
+from constellation_otel.delivery.transform import Outbox, PassThrough
+from deliveries import execution
+from sender_parts import added, assembly, batch, names, safe
 
 if TYPE_CHECKING:
     from constellation_otel.traces import Span
 
 
-def test_an_event_is_a_parcel_of_its_own_and_nothing_ever_waits() -> None:
-    stage = EventStage()
-    (record,) = records(execution(1)[:1], first=7)
-    assert stage.add(record) == (Parcel(record.event, Group([Position(None, 7)], 1, is_complete=True)),)
-    assert (stage.advance(), stage.make_room(), stage.finish(abandon=True), stage.revoke(None)) == ((), (), (), ())
-    assert stage.abandon(Position(None, 9)) == ()
-    assert stage.wake_in() is None
+def test_a_batch_of_events_is_what_it_is_with_one_receipt() -> None:
+    events = execution(1)
+    out = added(PassThrough(), batch(events, "a", first=7))
+    assert out.items == events
+    assert len({id(receipt) for receipt in out.receipts}) == 1
+    # origin, last, count, offsets, others, pending, is_complete, rejected, is_settled, after
+    assert astuple(out.receipts[0]) == ("a", 10, 4, [7, 8, 9, 10], None, 4, True, 0, False, None)
+    assert (out.settled, out.faulty) == ([], [])
 
 
-def test_the_records_of_an_execution_are_one_group_that_is_complete_with_its_own_span() -> None:
-    stage = AssemblyStage(Assembler())
-    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
-    module, whole = parcels
-    assert [parcel.item.name for parcel in parcels if parcel.item] == ["trim", "dag-1"]
-    assert module.group is whole.group
-    assert whole.group == Group([Position(None, number) for number in range(4)], 2, is_complete=True)
+def test_no_positions_are_kept_of_what_nobody_is_told_about() -> None:
+    out = added(PassThrough(tracks=False), batch(execution(1)))
+    assert out.receipts[0].positions() == []
+    assert (out.receipts[0].count, out.receipts[0].pending) == (4, 4)
 
 
-def test_a_late_event_has_nothing_to_wait_for_and_its_execution_is_forgotten() -> None:
-    forgotten: list[UUID] = []
-    stage = AssemblyStage(Assembler(), forget=forgotten.append)
-    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
-    parcels[0].group.outstanding = 0
-    late = records(execution(1), first=4)[0]
-    assert stage.add(late) == [Parcel(None, Group([Position(None, 4)], 0, is_complete=True))]
-    assert forgotten == [UUID(int=1)]
-    assert stage.counters.late == 1
+def test_nothing_ever_waits_where_events_pass_through() -> None:
+    through, out = PassThrough(), Outbox[Any]()
+    through.run_clock(runs=False)
+    through.advance(out)
+    through.finish(out, abandon=True)
+    through.add(Batch([], []), out)
+    assert (through.make_room(out), through.revoke(None), through.wake_in(), through.open_records) == (
+        False, 0, None, 0,
+    )  # fmt: skip
+    assert (out.items, out.receipts, out.settled, out.faulty) == ([], [], [], [])
 
 
-def test_a_late_event_is_as_safe_as_the_spans_of_its_execution() -> None:
-    stage = AssemblyStage(Assembler())
-    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
-    (late,) = stage.add(records(execution(1), first=4)[0])
-    assert late == Parcel(None, parcels[0].group)
-    assert [position.offset for position in late.group.positions] == [0, 1, 2, 3, 4]
+def test_a_restart_is_settled_or_is_an_item_as_a_journal_has_it() -> None:
+    out = Outbox[Any]()
+    PassThrough().restart(Position("a", 9), out)
+    (receipt,) = out.settled
+    assert astuple(receipt) == ("a", 9, 0, [9], None, 0, True, 0, False, None)
+    assert out.items == []
+    out = Outbox[Any]()
+    PassThrough(keeps_restarts=True).restart(Position("a", 9), out)
+    (receipt,) = out.receipts
+    assert astuple(receipt) == ("a", 9, 0, [9], None, 1, True, 0, False, None)
+    assert (out.items, out.settled) == ([None], [])
 
 
-def test_what_has_left_and_is_not_safe_when_its_part_is_taken_away_is_made_again_when_it_comes_again() -> None:
-    stage = AssemblyStage(Assembler())
-    first = [parcel for record in records(execution(1), origin="a") for parcel in stage.add(record)]
-    other = [parcel for record in records(execution(2), origin="b") for parcel in stage.add(record)]
-    (revoked,) = stage.revoke("a")
-    assert revoked.positions == [Position("a", number) for number in range(4)]
-    assert (first[0].group.positions, len(other[0].group.positions)) == ([], 4)
-    again = [parcel for record in records(execution(1), origin="a") for parcel in stage.add(record)]
-    assert [parcel.item for parcel in again] == [parcel.item for parcel in first]
-    for parcel in (*again, *other):
-        parcel.group.outstanding = 0
-    assert stage.revoke("a") == []
+def test_the_spans_of_an_execution_have_one_complete_receipt() -> None:
+    """It is complete with the execution's own span."""
+    transform = assembly()
+    out = added(transform, batch(execution(1)[:3]))
+    (receipt,) = out.receipts
+    assert astuple(receipt) == (None, 2, 3, [0, 1, 2], None, 1, False, 0, False, None)
+    added(transform, batch(execution(1)[3:], first=3), out=out)
+    assert names(out) == ["trim", "dag-1"]
+    assert out.receipts == [receipt, receipt]
+    assert astuple(receipt) == (None, 3, 4, [0, 1, 2, 3], None, 2, True, 0, False, None)
+    assert (out.settled, out.faulty) == ([], [])
 
 
-def test_time_stands_still_while_records_wait_that_should_have_been_added() -> None:
-    stage = AssemblyStage(Assembler(settle=0.02))
-    stage.run_clock(runs=False)
-    for record in records(execution(1)):
-        stage.add(record)
-    end = time.monotonic() + 0.05
-    while time.monotonic() < end:
-        assert stage.advance() == []
-    stage.run_clock(runs=True)
-    assert stage.advance() == []
-    eventually(lambda: [parcel.item.name for parcel in stage.advance() if parcel.item], "they settle")
-    EventStage().run_clock(runs=True)
-    AssemblyStage(Assembler(), clock=EventClock()).run_clock(runs=False)
+def test_only_a_count_is_kept_of_what_nobody_is_told_about() -> None:
+    out = added(assembly(tracks=False), batch(execution(1)[:2]), batch(execution(1)[2:], "b", first=100))
+    # the last one is that of its own part
+    assert astuple(out.receipts[0]) == (None, 1, 4, [], None, 2, True, 0, False, None)
 
 
-def test_what_is_open_is_counted_in_records() -> None:
-    stage = AssemblyStage(Assembler())
-    for record in records([*execution(1)[:3], *execution(2)[:1]], origin="a"):
-        stage.add(record)
-    assert stage.open_records == 4
-    stage.add(Record(execution(1)[3], Position("a", 9)))
-    assert stage.open_records == 1
-    stage.add(Record(execution(1)[3], Position("a", 10)))
-    assert stage.open_records == 1
-    stage.revoke("a")
-    assert stage.open_records == 0
+def test_an_execution_in_two_parts_has_positions_in_both() -> None:
+    out = added(assembly(), batch(execution(1)[:2], "a"), batch(execution(1)[2:], "b", first=100))
+    assert out.receipts[0].positions() == [
+        Position("a", 0), Position("a", 1), Position("b", 100), Position("b", 101),
+    ]  # fmt: skip
+    assert (out.receipts[0].count, out.receipts[0].last) == (4, 1)
 
 
-def test_what_is_open_and_came_before_a_restart_is_abandoned_and_nothing_else() -> None:
+def test_what_is_open_is_counted_in_records_until_it_ends() -> None:
+    transform, out = assembly(), Outbox[Any]()
+    added(transform, batch([*execution(1)[:3], *execution(2)[:1]], "a"), out=out)
+    assert transform.open_records == 4
+    added(transform, batch(execution(1)[3:], "a", first=9), out=out)
+    assert transform.open_records == 1
+    added(transform, batch(execution(1)[3:], "a", first=10), out=out)
+    assert transform.open_records == 1
+    transform.revoke("a")
+    assert transform.open_records == 0
+
+
+def test_what_is_open_is_given_up_at_the_end_or_kept() -> None:
+    transform = assembly()
+    out = added(transform, batch([*execution(1)[:2], *execution(2)[:1]]))
+    assert (transform.open_executions, transform.open_modules) == (2, 1)
+    transform.finish(out, abandon=False)
+    assert out.items == []
+    assert transform.make_room(out)
+    assert names(out) == ["trim", "dag-1"]
+    transform.finish(out, abandon=True)
+    assert names(out) == ["trim", "dag-1", "dag-2"]
+    assert (transform.open_executions, transform.open_records) == (0, 0)
+    assert not transform.make_room(out)
+
+
+# --- late events --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+def test_a_late_event_is_settled_where_its_execution_is_safe(tracks: bool) -> None:
+    transform = assembly(tracks=tracks)
+    sampling = transform._sampling
+    safe(added(transform, batch(execution(1))).receipts)
+    sampling.decide(UUID(int=1), "dag-1", Context())
+    out = added(transform, batch(execution(1)[:1], first=4))
+    (receipt,) = out.settled
+    assert astuple(receipt) == (None, 4, 1, [4] if tracks else [], None, 0, True, 0, False, None)
+    assert (out.items, transform.counters.late, transform.open_records) == ([], 1, 0)
+    # its execution's decision was forgotten again
+    assert sampling.recall(UUID(int=1)) is None
+
+
+def test_a_late_event_is_as_safe_as_its_executions_spans() -> None:
+    """Where anybody is told what is safe."""
+    transform = assembly()
+    out = added(transform, batch(execution(1)), batch(execution(1)[:1], first=4))
+    assert (out.settled, transform.open_records) == ([], 0)
+    assert astuple(out.receipts[0]) == (None, 4, 5, [0, 1, 2, 3, 4], None, 2, True, 0, False, None)
+    transform = assembly(tracks=False)
+    out = added(transform, batch(execution(1)), batch(execution(1)[:1], first=4))
+    assert (out.receipts[0].count, [late.count for late in out.settled]) == (4, [1])
+
+
+# --- another reader has it ----------------------------------------------------------------
+
+
+def test_what_is_open_of_a_revoked_part_may_come_again() -> None:
+    transform = assembly()
+    added(transform, batch(execution(1)[:3], "a"), batch(execution(2)[:3], "b"))
+    assert transform.revoke("a") == 3
+    assert (transform.open_executions, transform.open_records) == (1, 3)
+    assert transform._sampling.recall(UUID(int=1)) is None
+    assert names(added(transform, batch(execution(1), "a"))) == ["trim", "dag-1"]
+
+
+def test_a_revoked_execution_is_made_again_when_it_comes_again() -> None:
+    """Also one whose spans were put out, and were not safe yet: those are sent, and stand for nothing."""
+    transform = assembly()
+    first = added(transform, batch(execution(1), "a"))
+    other = added(transform, batch(execution(2), "b"))
+    assert transform.revoke("a") == 4
+    assert (first.receipts[0].count, first.receipts[0].positions()) == (0, [])
+    assert other.receipts[0].count == 4
+    again = added(transform, batch(execution(1), "a"))
+    assert again.items == first.items
+    safe((*first.receipts, *again.receipts, *other.receipts))
+    assert transform.revoke("a") == transform.revoke("b") == 0
+
+
+def test_executions_that_are_safe_are_not_remembered_as_unsafe() -> None:
+    transform = assembly()
+    for number in range(1, 50):
+        safe(added(transform, batch(execution(number))).receipts)
+    assert len(transform._unsafe) == 1
+
+
+# --- a restart of the engine --------------------------------------------------------------
+
+
+def test_a_restart_gives_up_what_is_open_and_came_before_it() -> None:
     """Neither what has an end and settles, nor what came later, if in part, nor what is of another part."""
-    stage = AssemblyStage(Assembler(settle=60.0))
-    for record in (
-        *records(execution(1)[:2]),
-        *records(execution(2), first=2),
-        *records(execution(3)[:1], first=6),
-        *records(execution(4)[:1], origin="a"),
-        *records(execution(3)[1:2], first=9),
-    ):
-        stage.add(record)
-    parcels = stage.abandon(Position(None, 8))
-    assert [parcel.item.name for parcel in parcels if parcel.item] == ["trim", "dag-1"]
-    assert {parcel.group.is_complete for parcel in parcels} == {True}
-    own = parcels[-1].item
-    assert own is not None
+    transform = assembly(settle=60.0)
+    out = added(
+        transform,
+        batch(execution(1)[:2]),
+        batch(execution(2), first=2),
+        batch(execution(3)[:1], first=6),
+        batch(execution(4)[:1], "a"),
+        batch(execution(3)[1:2], first=9),
+    )
+    transform.restart(Position(None, 8), out)
+    assert names(out) == ["trim", "dag-1"]
+    own, (after,) = out.items[-1], out.settled
     assert own.attributes["constellation.abandoned.reason"] == "engine_restarted"
     assert own.status_description == "abandoned without an end: the engine was restarted"
-    assert (stage.open_executions, stage.counters.abandoned) == (3, 1)
-    assert stage.abandon(Position(None, 8)) == []
+    assert (transform.open_executions, transform.counters.abandoned) == (3, 1)
+    # it is safe when that is
+    assert out.receipts[0].is_complete
+    assert out.receipts[0].after is after
+    assert astuple(after) == (None, 8, 0, [8], None, 1, True, 0, False, None)
+    again = Outbox[Any]()
+    transform.restart(Position(None, 8), again)
+    assert (again.items, again.settled[0].pending) == ([], 0)
 
 
-def test_a_span_that_is_not_to_be_sent_is_a_parcel_without_an_item() -> None:
-    stage = AssemblyStage(Assembler(), lambda span: None if span.name == "trim" else span)
-    parcels = [parcel for record in records(execution(1)) for parcel in stage.add(record)]
-    assert [parcel.item and parcel.item.name for parcel in parcels] == ["dag-1"]
-    assert parcels[0].group.outstanding == 1
-    unsampled = AssemblyStage(Assembler(), lambda span: None)
-    (parcel,) = [it for record in records(execution(1)) for it in unsampled.add(record)]
-    assert parcel == Parcel(None, Group([Position(None, number) for number in range(4)], 0, is_complete=True))
+@pytest.mark.parametrize("tracks", [True, False])
+def test_a_restart_is_compared_with_offsets_of_its_own_part(tracks: bool) -> None:
+    """Those of another part, where the execution went on, say nothing."""
+    transform = assembly(tracks=tracks)
+    out = added(transform, batch(execution(1)[:1], first=5), batch(execution(1)[1:2], "memory", first=1_000))
+    transform.restart(Position("memory", 2_000), out)
+    assert out.items == []
+    transform.restart(Position(None, 6), out)
+    assert names(out) == ["trim", "dag-1"]
 
 
-def test_what_is_open_is_let_go_at_the_end_or_kept_and_counted() -> None:
-    stage = AssemblyStage(Assembler())
-    for record in records([*execution(1)[:2], *execution(2)[:1]]):
-        stage.add(record)
-    assert (stage.open_executions, stage.open_modules) == (2, 1)
-    assert stage.finish(abandon=False) == []
-    assert [parcel.item.name for parcel in stage.make_room() if parcel.item] == ["trim", "dag-1"]
-    assert [parcel.item.name for parcel in stage.finish(abandon=True) if parcel.item] == ["dag-2"]
-    assert stage.open_executions == 0
+def test_a_restart_waits_for_no_execution_that_is_not_sampled() -> None:
+    transform = assembly(as_item=lambda span: None)
+    out = added(transform, batch(execution(1)[:2]))
+    transform.restart(Position(None, 2), out)
+    of_execution, after = out.settled
+    assert of_execution.after is after
+    assert (of_execution.pending, after.pending) == (0, 1)
 
 
-def test_time_lets_spans_leave_and_says_when_it_will() -> None:
-    stage = AssemblyStage(Assembler(settle=0.01))
-    assert stage.wake_in() is None
-    for record in records(execution(1)):
-        assert stage.add(record) == []
-    wake_in = stage.wake_in()
-    assert wake_in is not None
-    assert 0 <= wake_in <= 0.01
-    parcels: list[Parcel[Span]] = []
-    while len(parcels) < 2:
-        parcels += stage.advance()
-    assert [parcel.item.name for parcel in parcels if parcel.item] == ["trim", "dag-1"]
+# --- what is sent of a span ---------------------------------------------------------------
 
 
-def test_what_is_open_of_a_part_that_is_taken_away_is_dropped_and_may_come_again() -> None:
-    forgotten: list[UUID] = []
-    stage = AssemblyStage(Assembler(), forget=forgotten.append)
-    for record in [*records(execution(1)[:3], origin="a"), *records(execution(2)[:3], origin="b")]:
-        stage.add(record)
-    (group,) = stage.revoke("a")
-    assert group.positions == [Position("a", number) for number in range(3)]
-    assert forgotten == [UUID(int=1)]
-    assert stage.open_executions == 1
-    again = [parcel for record in records(execution(1), origin="a") for parcel in stage.add(record)]
-    assert [parcel.item.name for parcel in again if parcel.item] == ["trim", "dag-1"]
+def test_a_span_that_is_not_sent_needs_no_waiting_for() -> None:
+    def all_but_modules(span: Span) -> Span | None:
+        return span if span.is_execution else None
 
-
-def test_the_time_of_a_replay_is_what_its_records_agree_on() -> None:
-    clock = EventClock()
-    assert clock() == 0
-    seen = []
-    for timestamp_ns in (T0 - 3_600_000 * MS, T0, T0 + 1, T0 + 3_600_000 * MS, T0 + 2, *range(T0 + 3, T0 + 70)):
-        clock.see(timestamp_ns)
-        seen.append(clock() - T0)
-    assert seen[:6] == [-3_600_000 * MS, -3_600_000 * MS, 0, 0, 1, 1]
-    assert seen == sorted(seen)
-    for timestamp_ns in (*range(T0 + 70, T0 + 140), T0 - 1):
-        clock.see(timestamp_ns)
-    assert clock() == T0 + 139 - 63
-
-
-def test_a_replay_lets_what_was_silent_leave_by_the_time_of_its_records_only() -> None:
-    stage = AssemblyStage(Assembler(idle_timeout=60), clock=EventClock())
-    opened = records(execution(1)[:1])[0]
-    stage.add(opened)
-    later = [record for number in range(2, 20) for record in records(execution(number, start_ns=T0 + 30_000 * MS))]
-    for record in later:
-        stage.add(record)
-    assert stage.wake_in() is None
-    assert stage.advance() == []
-    much_later = execution(20, start_ns=T0 + 120_000 * MS)
-    much = [replace(event, timestamp_ns=T0 + 120_000 * MS) for _ in range(17) for event in much_later]
-    left = [parcel for record in records(much) for parcel in stage.add(record)]
-    assert [parcel.item.name for parcel in left if parcel.item][-1] == "dag-1"
-
-
-@pytest.mark.parametrize("bad", ["trim", "dag-2"])
-def test_an_execution_that_cannot_be_finished_costs_the_others_nothing(
-    bad: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    def finish_span(span: Span) -> Span:
-        if span.name == bad:
-            raise ZeroDivisionError
-        return span
-
-    stage = AssemblyStage(Assembler(), finish_span)
-    for record in records([execution(1)[0], *execution(2)[:2], execution(3)[0]]):
-        stage.add(record)
-    parcels = stage.finish(abandon=True)
-    assert [parcel.item and parcel.item.name for parcel in parcels] == ["dag-1", None, "dag-3"]
-    group = parcels[1].group
-    assert (group.rejected, group.outstanding, group.is_complete, stage.open_records) == (2, 0, True, 0)
-    assert caplog.records[0].exc_info is not None
+    out = added(assembly(as_item=all_but_modules), batch(execution(1)))
+    assert (names(out), out.receipts[0].pending) == (["dag-1"], 1)
+    unsampled = added(assembly(as_item=lambda span: None), batch(execution(1)))
+    (receipt,) = unsampled.settled
+    assert unsampled.items == []
+    assert astuple(receipt) == (None, 3, 4, [0, 1, 2, 3], None, 0, True, 0, False, None)

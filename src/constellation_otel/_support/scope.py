@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from opentelemetry.semconv.schemas import Schemas
-
 __all__ = ["SCHEMA_URL", "SCOPE_NAME", "SCOPE_VERSION"]
 
 SCOPE_NAME: Final = "constellation_otel"
 SCOPE_VERSION: Final = "0.1.0"
-SCHEMA_URL: Final = Schemas.V1_44_0.value
-"""The semantic conventions that the attribute names are taken from."""
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+"""The semantic conventions that the attribute names are taken from.
+
+Written out, as the packages of older conventions do not list it.
+"""

@@ -9,11 +9,13 @@ from constellation_otel._support.door import door
 if TYPE_CHECKING:
     from constellation_otel.delivery.async_listener import AsyncListenerAdapter
     from constellation_otel.delivery.bridge import Bridge, BridgeReport, sink_names
-    from constellation_otel.delivery.buffered_listener import BufferedListener
+    from constellation_otel.delivery.buffered_listener import BufferedListener, ListenerOptions
+    from constellation_otel.delivery.clocks import Watermark
     from constellation_otel.delivery.contract import (
-        InMemory,
+        AnySource,
+        Batch,
+        BatchBuilder,
         Position,
-        Published,
         Record,
         Rejection,
         Restarted,
@@ -24,26 +26,40 @@ if TYPE_CHECKING:
         SpanObserver,
         Store,
         Unreadable,
+        as_source,
+        batches_of,
         item_of,
     )
+    from constellation_otel.delivery.counters import (
+        AssemblyCounters,
+        Counters,
+        JournalCounters,
+        SendingCounters,
+        SinkCounters,
+    )
     from constellation_otel.delivery.dead_letters import DeadLetters
-    from constellation_otel.delivery.filter import DryRun, Selection
+    from constellation_otel.delivery.filter import ExecutionFilter
     from constellation_otel.delivery.losses import LossLog
-    from constellation_otel.delivery.ready_listener import ListenerOptions, TransportListener
-    from constellation_otel.delivery.sender import Backoff, Lane
-    from constellation_otel.delivery.transform import AssemblyStage
-    from constellation_otel.delivery.worker import Worker
+    from constellation_otel.delivery.retry import Backoff, LastError, Retry
+    from constellation_otel.delivery.transform import TraceAssembly, Transform
+    from constellation_otel.delivery.worker import Handler, QueueCounters, Worker
 else:
     __getattr__, __dir__ = door(
         __name__,
         {
             "async_listener": ("AsyncListenerAdapter",),
-            "bridge": ("Bridge", "BridgeReport", "sink_names"),
-            "buffered_listener": ("BufferedListener",),
+            "bridge": (
+                "Bridge",
+                "BridgeReport",
+                "sink_names",
+            ),
+            "buffered_listener": ("BufferedListener", "ListenerOptions"),
+            "clocks": ("Watermark",),
             "contract": (
-                "InMemory",
+                "AnySource",
+                "Batch",
+                "BatchBuilder",
                 "Position",
-                "Published",
                 "Record",
                 "Rejection",
                 "Restarted",
@@ -54,46 +70,76 @@ else:
                 "SpanObserver",
                 "Store",
                 "Unreadable",
+                "as_source",
+                "batches_of",
                 "item_of",
             ),
+            "counters": (
+                "AssemblyCounters",
+                "Counters",
+                "JournalCounters",
+                "SendingCounters",
+                "SinkCounters",
+            ),
             "dead_letters": ("DeadLetters",),
-            "filter": ("DryRun", "Selection"),
+            "filter": ("ExecutionFilter",),
             "losses": ("LossLog",),
-            "ready_listener": ("ListenerOptions", "TransportListener"),
-            "sender": ("Backoff", "Lane"),
-            "transform": ("AssemblyStage",),
-            "worker": ("Worker",),
+            "retry": (
+                "Backoff",
+                "LastError",
+                "Retry",
+            ),
+            "transform": (
+                "TraceAssembly",
+                "Transform",
+            ),
+            "worker": (
+                "Handler",
+                "QueueCounters",
+                "Worker",
+            ),
         },
     )
 
 __all__ = [
-    "AssemblyStage",
+    "AnySource",
+    "AssemblyCounters",
     "AsyncListenerAdapter",
     "Backoff",
+    "Batch",
+    "BatchBuilder",
     "Bridge",
     "BridgeReport",
     "BufferedListener",
+    "Counters",
     "DeadLetters",
-    "DryRun",
-    "InMemory",
-    "Lane",
+    "ExecutionFilter",
+    "Handler",
+    "JournalCounters",
+    "LastError",
     "ListenerOptions",
     "LossLog",
     "Position",
-    "Published",
+    "QueueCounters",
     "Record",
     "Rejection",
     "Restarted",
+    "Retry",
     "Revoked",
-    "Selection",
+    "SendingCounters",
     "Sink",
+    "SinkCounters",
     "Source",
     "SourceItem",
     "SpanObserver",
     "Store",
-    "TransportListener",
+    "TraceAssembly",
+    "Transform",
     "Unreadable",
+    "Watermark",
     "Worker",
+    "as_source",
+    "batches_of",
     "item_of",
     "sink_names",
 ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-import threading
 from collections.abc import AsyncGenerator, Generator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from constellation_otel._support.deadline import bounded
 from constellation_otel._support.log import log
+from constellation_otel._support.loop_thread import LoopThread
 from constellation_otel._support.spelling import CALLBACKS, check_callbacks
-from constellation_otel.delivery.worker import QueueCounters, Worker
+from constellation_otel.delivery.worker import Handler, QueueCounters, Worker
 from constellation_otel.errors import ListenerDefinitionError
 from constellation_otel.events import Event, EventListener
 from constellation_otel.listener import ExecutionListener
@@ -24,19 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["AsyncListenerAdapter"]
 
 _LOGGER: Final = logging.getLogger(__name__)
-_CALLBACK_TIMEOUT: Final = 30.0
 
 
 class AsyncListenerAdapter(EventListener):
-    """Runs a listener whose callbacks are coroutine functions, or return what can be awaited.
+    """Calls a listener whose callbacks are coroutine functions, or return something that can be awaited.
 
-    Events are queued, and awaited one after another, in order, on an event loop in a
-    thread of its own; the loop runs on between them, so that clients that need it
-    (connection pools, producers) work. The queue is bounded: what finds it full is
-    dropped, counted and logged. An error of a module arrives as a
-    :class:`~constellation_otel.RemoteError`, since a queued exception would pin the
-    locals of its frames. Nothing that a callback or a task of the listener raises ends
-    the loop, SystemExit and KeyboardInterrupt included; nor does it end the process.
+    Events are queued, and their callbacks awaited one after another, in order, on an event
+    loop in a thread of its own. The loop runs on between them, so that clients that need it
+    (connection pools, producers) work. The queue is bounded: an event that finds it full is
+    dropped, counted and logged. A module's error arrives as a
+    :class:`~constellation_otel.RemoteError`, since a queued exception would pin the locals
+    of its frames. No exception of a callback or a task of the listener ends the loop or the
+    process, SystemExit and KeyboardInterrupt included.
 
     Args:
         listener: Any object that has one or more of the SPI's callbacks, each
@@ -44,8 +42,8 @@ class AsyncListenerAdapter(EventListener):
         redact: Rewrites the message of each error before it is kept anywhere.
         max_queue: Events held at most.
         callback_timeout: Seconds after which a callback that has not returned is
-            cancelled and counted as rejected. Closing waits as long for the tasks that
-            the listener has left, and as long again for its async generators.
+            cancelled and counted as rejected. Closing waits as long for the listener's
+            tasks to end, and as long again for its async generators.
 
     Raises:
         ListenerDefinitionError: The listener's class has a misspelt callback, one that is
@@ -58,35 +56,27 @@ class AsyncListenerAdapter(EventListener):
         *,
         redact: Callable[[str], str] | None = None,
         max_queue: int = 65_536,
-        callback_timeout: float = _CALLBACK_TIMEOUT,
+        callback_timeout: float = 30.0,
     ) -> None:
         super().__init__(redact)
         for cls in type(listener).__mro__[:-1]:
             check_callbacks(cls, allow_async=True)
-        self._target = _Target(listener, self._await)
-        self._callback_timeout = callback_timeout
-        self._loop: _LoopThread | None = None
-        self._worker = Worker(
-            self._handle,
-            name=f"{type(self).__name__}({type(listener).__name__})",
-            max_queue=max_queue,
-            finish=self._close_loop,
-            forked=self._forget_loop,
+        caller = _Caller(listener, type(self).__name__, bounded(callback_timeout))
+        # one at a time, since each may take its time
+        self._worker: Worker[Event] = Worker(
+            caller, name=f"{type(self).__name__}({type(listener).__name__})", max_queue=max_queue, max_batch=1
         )
 
     @property
     def counters(self) -> QueueCounters:
-        """What has become of the events so far; rejected are those whose callback raised."""
+        """The events by what became of them; rejected are those whose callback raised."""
         return self._worker.counters
 
     def accept(self, event: Event) -> None:
         self._worker.put(event)
 
     def flush(self, timeout: float) -> bool:
-        """Waits until the callbacks of what was put so far have returned.
-
-        Args:
-            timeout: Seconds; this returns within them.
+        """Waits until the callbacks of all events so far have returned, for ``timeout`` seconds at most.
 
         Returns:
             Whether they have.
@@ -94,141 +84,68 @@ class AsyncListenerAdapter(EventListener):
         return self._worker.flush(timeout)
 
     def close(self, timeout: float) -> bool:
-        """Takes nothing more, calls what is held, and ends the loop.
+        """Takes no more events, makes the callbacks of those that are held, and ends the loop.
 
-        What the listener has left on the loop ends with it: tasks are cancelled and
-        awaited, then async generators are closed. What does not end is logged.
-
-        Args:
-            timeout: Seconds; this returns within them.
+        Then the listener's tasks are cancelled and awaited, and its async generators closed;
+        what does not end is logged. This returns within ``timeout`` seconds.
 
         Returns:
-            Whether everything that was held has been called.
+            Whether the callbacks of all events that were held have returned.
         """
         return self._worker.close(timeout)
 
-    def _handle(self, event: Event) -> None:
-        event.notify(self._target)
 
-    def _await(self, awaitable: Awaitable[object]) -> None:
-        if self._loop is None:
-            self._loop = _LoopThread(type(self).__name__, self._callback_timeout)
-        self._loop.wait_for(awaitable)
-
-    def _close_loop(self) -> None:
-        if self._loop is not None:
-            self._loop.close()
-
-    def _forget_loop(self) -> None:
-        self._loop = None
-
-
-class _LoopThread:
-    """An event loop, and the thread in which it runs until it is closed.
-
-    Where no thread can be started any more, as at the exit of Python 3.12.0 to 3.12.2, the
-    loop runs in the caller's thread, while something is waited for.
+class _Caller(Handler["Event"]):
+    """Calls a listener's callbacks in the worker's thread, each on an event loop where it wants one.
 
     Args:
-        name: The thread's.
-        timeout: Seconds that anything which is waited for may take.
+        listener: The listener.
+        name: The adapter's, for the log and the loop's thread.
+        timeout: Seconds that a callback may take.
     """
 
-    def __init__(self, name: str, timeout: float) -> None:
-        # any float, as a thread's join takes it: less than 0 and NaN are 0
-        self._timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX / 3)
-        self._loop = asyncio.new_event_loop()
-        self._closing: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            self._has_thread = False
-            log(_LOGGER, logging.WARNING, "%s: the event loop has no thread of its own: %s", name, error)
-        else:
-            self._has_thread = True
+    def __init__(self, listener: object, name: str, timeout: float) -> None:
+        self._target = _Target(listener, self._await)
+        self._name = name
+        self._timeout = timeout
+        self._loop: LoopThread | None = None
 
-    def wait_for(self, awaitable: Awaitable[object]) -> None:
-        """Has something awaited, and waits until it has been.
+    def handle(self, items: list[Event]) -> None:
+        for event in items:
+            event.notify(self._target)
 
-        Raises:
-            TimeoutError: It took too long, and is cancelled.
-            BaseException: What it raised.
-        """
-        if not self._has_thread:
-            self._wait_here(self._loop.create_task(_contained(awaitable)))
-            return
-        future = asyncio.run_coroutine_threadsafe(_contained(awaitable), self._loop)
-        try:
-            future.result(self._timeout)
-        except TimeoutError:
-            future.cancel()
-            raise
+    def finish(self) -> None:
+        # a timeout each for tasks, async generators, and a callback that blocks the loop
+        if self._loop is not None and not self._loop.close(3 * self._timeout):
+            message = "%s: the event loop has not ended; something of the listener blocks it"
+            log(_LOGGER, logging.WARNING, message, self._name)
 
-    def _wait_here(self, task: asyncio.Task[None]) -> None:
-        self._run_until(self._loop.create_task(asyncio.wait({task}, timeout=self._timeout)))
-        if not task.done():
-            task.cancel()
-            raise TimeoutError
-        task.result()
+    def after_fork(self) -> None:
+        self._loop = None
 
-    def close(self) -> None:
-        """Ends tasks, then async generators, then the loop; what does not end in time is logged."""
-        if not self._has_thread:
-            self._closing.set_result(None)
-            self._run()
-            return
-        self._loop.call_soon_threadsafe(self._closing.set_result, None)
-        self._thread.join(3 * self._timeout)  # tasks, generators, and what blocks the loop
-        if self._thread.is_alive():
-            log(
-                _LOGGER,
-                logging.WARNING,
-                "%s: the event loop has not ended; something of the listener blocks it",
-                self._thread.name,
-            )
-
-    def _run(self) -> None:
-        try:
-            self._run_until(self._closing)
-            self._run_until(self._loop.create_task(self._wind_up()))
-        finally:
-            self._loop.close()
-
-    def _run_until(self, future: asyncio.Future[Any]) -> None:
-        while not future.done():
-            # an exit is of a task that the listener has made, and that task has it; a RuntimeError is asyncio's own
-            # word for a loop that was stopped: by what was still scheduled of the run that an exit cut short
-            with suppress(SystemExit, KeyboardInterrupt, RuntimeError):
-                self._loop.run_until_complete(future)
-
-    async def _wind_up(self) -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        if left:
-            await self._end(left)
-        await self._end({asyncio.create_task(self._loop.shutdown_asyncgens())})
-
-    async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
-        _, pending = await asyncio.wait(tasks, timeout=self._timeout)
-        for task in pending:
-            log(
-                _LOGGER, logging.WARNING, "%s: not ended within %.1f s of closing; it is abandoned", task, self._timeout
-            )
+    def _await(self, awaitable: Awaitable[object]) -> None:
+        loop = self._loop
+        if loop is None or not loop.is_running:
+            loop = self._loop = LoopThread(self._name, self._timeout)
+            try:
+                loop.start()
+            except RuntimeError as error:
+                message = "%s: the event loop has no thread of its own: %s"
+                log(_LOGGER, logging.WARNING, message, self._name, error)
+        loop.wait_for(loop.submit(_contained, awaitable), self._timeout)
 
 
 async def _contained(awaitable: Awaitable[object]) -> None:
-    """Awaits, and turns into an ordinary error the two that asyncio would let out through the loop."""
+    """Awaits, and raises an ordinary error instead of the two that asyncio raises in the loop's thread."""
     try:
         await awaitable
     except (SystemExit, KeyboardInterrupt) as error:
-        message = f"the callback raised {error!r}, which ends nothing here"
+        message = f"the callback raised {error!r}; the event loop runs on"
         raise RuntimeError(message) from error
 
 
 class _Target(ExecutionListener):
-    """Calls the async listener's callbacks and has what they return awaited."""
+    """Calls the listener's callbacks and waits for what they return."""
 
     def __init__(self, listener: object, wait: Callable[[Awaitable[object]], None]) -> None:
         self._callbacks = {name: getattr(listener, name) for name in CALLBACKS if hasattr(listener, name)}
@@ -245,7 +162,7 @@ class _Target(ExecutionListener):
         if inspect.isawaitable(returned):
             self._wait(returned)
         elif isinstance(returned, Generator | AsyncGenerator):
-            message = f"{name} returned {returned!r}, whose body nobody would run; take the yield out of the callback"
+            message = f"{name} returned {returned!r}, whose body would never run; take the yield out of the callback"
             raise TypeError(message)
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:

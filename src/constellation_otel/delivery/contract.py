@@ -2,28 +2,28 @@
 
 A transport is one class on either side of it, without threads of its own unless
 its protocol needs one: waiting, retrying, batching, counting and acknowledging
-are done once, for all of them, in ``lane`` and ``bridge``.
+are done once, for all of them, in ``sender`` and ``bridge``. A class that has only
+the methods without a default works as well as one that inherits from these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from constellation_otel.errors import DecodeError
-from constellation_otel.events import Event, Reading
+from constellation_otel.events import Event, Reading, is_valid, shown, validated
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
-    from constellation_otel.traces import Span
+    from constellation_otel.traces import Decision, Span
 
 __all__ = [
-    "InMemory",
+    "AnySource",
+    "Batch",
+    "BatchBuilder",
     "Position",
-    "Published",
     "Record",
     "Rejection",
     "Restarted",
@@ -34,6 +34,8 @@ __all__ = [
     "SpanObserver",
     "Store",
     "Unreadable",
+    "as_source",
+    "batches_of",
     "item_of",
 ]
 
@@ -55,12 +57,6 @@ class Position(NamedTuple):
     offset: int
 
 
-class InMemory(Position):
-    """The position of a record that a journal could not take: it is nobody's to acknowledge there."""
-
-    __slots__ = ()
-
-
 class Record(Struct, frozen=True):
     """An event that a source has read.
 
@@ -68,7 +64,7 @@ class Record(Struct, frozen=True):
         event: The event.
         position: Where the source has it.
         corrected: What of the record could not be read and was left out, a text each that
-            begins with the field's name; counted and logged by who reads the source.
+            begins with the field's name; counted and logged by the reader of the source.
     """
 
     event: Event
@@ -76,15 +72,31 @@ class Record(Struct, frozen=True):
     corrected: tuple[str, ...] = ()
 
 
+class Batch(Struct):
+    """Events from one part of a source, in order: the unit in which events travel to the sinks.
+
+    Attributes:
+        events: They were :func:`~constellation_otel.events.validated`.
+        offsets: Where that part has them, one for each.
+        origin: The part, as in :class:`Position`.
+        corrected: What of them could not be read and was left out, with the offset.
+    """
+
+    events: list[Event]
+    offsets: Sequence[int]
+    origin: Hashable = None
+    corrected: list[tuple[int, str]] = field(default_factory=list)
+
+
 class Unreadable(Struct, frozen=True):
     """What a source has read and cannot understand.
 
-    Whoever reads the source counts it, logs it with its position, and writes it to
+    The reader of the source counts it, logs it with its position, and writes it to
     the dead-letter file where there is one. It is acknowledged as a record is.
 
     Attributes:
         data: What was read, as it came; a source may cut what is very long.
-        reason: Why it is no event, as :class:`~constellation_otel.DecodeError` says it.
+        reason: Why it is not an event, as :class:`~constellation_otel.DecodeError` says it.
         position: Where the source has it.
     """
 
@@ -94,7 +106,7 @@ class Unreadable(Struct, frozen=True):
 
 
 class Revoked(Struct, frozen=True):
-    """A part of a source has been taken away: somebody else reads it from now on.
+    """A part of a source has been taken away: another reader has it from now on.
 
     What is open of it is dropped without export, since the next owner reads it again.
 
@@ -118,27 +130,47 @@ class Restarted(Struct, frozen=True):
     position: Position
 
 
-SourceItem: TypeAlias = Record | Unreadable | Revoked | Restarted
-"""What :meth:`Source.read` gives."""
+SourceItem: TypeAlias = Record | Batch | Unreadable | Revoked | Restarted
+"""What :meth:`Source.read` gives; the sources of this package gather their records in batches."""
 
 
-class Source(Protocol):
+class AnySource(Protocol):
+    """What a source needs to have. One of a user's own may have no more than this; see :class:`Source` for each."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_ordered(self) -> bool: ...
+
+    @property
+    def is_durable(self) -> bool: ...
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    def read(self, timeout: float) -> Sequence[SourceItem]: ...
+
+    def acknowledge(self, positions: Sequence[Position]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Source:
     """Where events come from. All calls come from one thread, but for :meth:`close`.
 
-    A source may have more, which is used where it is there: ``trouble``, why it gives
-    nothing at the moment, or cannot write down what is acknowledged (``None`` where it works);
-    ``failed_acknowledgements``, how often it could not, where it finds out later; ``dropped``,
-    events that it had no room for; ``fraction_read``, from 0 to 1, for a progress bar;
-    ``keep_alive()``, called every few seconds while it is not read since its sinks take no more.
+    A subclass has :attr:`name`, :meth:`read` and :meth:`close`, and what is not as here.
     """
 
     @property
     def name(self) -> str:
         """Which source it is, for logs: its URL without secrets."""
+        raise NotImplementedError
 
     @property
     def is_ordered(self) -> bool:
         """Whether the events of one execution come in the order in which they happened."""
+        return False
 
     @property
     def is_durable(self) -> bool:
@@ -147,10 +179,12 @@ class Source(Protocol):
         Such a source is read no faster than its sinks take; from one that is not, what
         finds no room is dropped and counted.
         """
+        return False
 
     @property
     def has_ended(self) -> bool:
         """Whether :meth:`read` has given everything that there will ever be."""
+        return False
 
     def read(self, timeout: float) -> Sequence[SourceItem]:
         """Reads what is there, at most some hundred items.
@@ -167,6 +201,7 @@ class Source(Protocol):
             SourceError: It can never be read as it is: a table that is none, a file that
                 is not there.
         """
+        raise NotImplementedError
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
         """Says that these records are safe in every sink.
@@ -181,7 +216,158 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of connections and files, and ends a :meth:`read` that waits; within a few seconds."""
+        """Releases connections and files, and ends a :meth:`read` that waits; within a few seconds."""
+        raise NotImplementedError
+
+    @property
+    def wants_acknowledgements(self) -> bool:
+        """Whether it does anything in :meth:`acknowledge`."""
+        return type(self).acknowledge is not Source.acknowledge
+
+    @property
+    def last_error(self) -> str | None:
+        """Why it gives nothing at the moment, or cannot write acknowledgements; ``None`` where it works."""
+        return None
+
+    @property
+    def failed_acknowledgements(self) -> int:
+        """How often acknowledgements could not be written, where that is found out later."""
+        return 0
+
+    @property
+    def dropped(self) -> int:
+        """Events that it had no room for."""
+        return 0
+
+    @property
+    def fraction_read(self) -> float | None:
+        """How much was read, from 0 to 1, for a progress bar; ``None`` where that is unknown."""
+        return None
+
+    def keep_alive(self) -> None:
+        """Called every few seconds while it is not read since its sinks take no more."""
+
+
+class _Adapted(Source):
+    """A source of a user's own, which has only what is needed, and of the rest what it likes."""
+
+    def __init__(self, source: AnySource) -> None:
+        self._source = source
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def is_ordered(self) -> bool:
+        return self._source.is_ordered
+
+    @property
+    def is_durable(self) -> bool:
+        return self._source.is_durable
+
+    @property
+    def has_ended(self) -> bool:
+        return self._source.has_ended
+
+    def read(self, timeout: float) -> Sequence[SourceItem]:
+        return self._source.read(timeout)
+
+    def acknowledge(self, positions: Sequence[Position]) -> None:
+        self._source.acknowledge(positions)
+
+    def close(self) -> None:
+        self._source.close()
+
+    @property
+    def last_error(self) -> str | None:
+        error: str | None = getattr(self._source, "last_error", None)
+        return error
+
+    @property
+    def failed_acknowledgements(self) -> int:
+        return int(getattr(self._source, "failed_acknowledgements", 0))
+
+    @property
+    def dropped(self) -> int:
+        return int(getattr(self._source, "dropped", 0))
+
+    @property
+    def fraction_read(self) -> float | None:
+        fraction: float | None = getattr(self._source, "fraction_read", None)
+        return fraction
+
+    def keep_alive(self) -> None:
+        keep_alive: Callable[[], None] | None = getattr(self._source, "keep_alive", None)
+        if keep_alive is not None:
+            keep_alive()
+
+
+def as_source(source: AnySource) -> Source:
+    """A source with all that a :class:`Source` has; one of a user's own may have the needed methods only."""
+    return source if isinstance(source, Source) else _Adapted(source)
+
+
+class Rejection(Struct, frozen=True):
+    """What a sink's endpoint refuses for good.
+
+    Attributes:
+        index: Which of the items that were sent; ``None`` where the endpoint says only how many.
+        count: How many it is about; 1 where ``index`` is given.
+        reason: What the endpoint said.
+    """
+
+    index: int | None
+    count: int
+    reason: str
+
+
+class Sink(Protocol[T_contra]):
+    """Where events, or finished spans, go. All calls come from one thread.
+
+    A subclass has :attr:`name` and :meth:`send`, and what is not as here. A class that has all of
+    these needs not inherit from this.
+    """
+
+    @property
+    def name(self) -> str:
+        """What kind it is, in a word: ``kafka``, ``sql``, ``otlp``. A journal knows its sinks by it."""
+        raise NotImplementedError
+
+    @property
+    def takes(self) -> Literal["events", "spans"]:
+        """What :meth:`send` is called with."""
+        return "events"
+
+    @property
+    def max_batch(self) -> int:
+        """Items in one call of :meth:`send`, at most."""
+        return 512
+
+    def send(self, items: Sequence[T_contra], timeout: float) -> Sequence[Rejection]:
+        """Delivers items; when this returns, all but the rejected ones are safe there.
+
+        Args:
+            items: One or more. They may have been sent before: after a crash, or when an
+                answer was lost. The sink sees to it that this does no harm, where its
+                protocol can.
+            timeout: Seconds; this returns or raises within them.
+
+        Returns:
+            What the endpoint refuses for good.
+
+        Raises:
+            UnavailableError: They are to be sent again, later; ``delivered`` says which are
+                safe already. That includes what will get fixed: wrong credentials, a topic
+                that is not there (:class:`~constellation_otel.errors.MisconfiguredError`).
+            RefusedError: The endpoint refuses these items together and does not say which
+                of them it is about. They are sent again in halves.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Releases connections and files; within a few seconds."""
+        return
 
 
 class Store(Protocol):
@@ -190,7 +376,7 @@ class Store(Protocol):
     def append(self, events: Sequence[Event | None]) -> int:
         """Keeps events; when this returns they survive the process. From one thread only.
 
-        ``None`` stands for a :class:`Restarted`, whose position it is given like an event.
+        ``None`` stands for a :class:`Restarted`, which gets a position as an event does.
 
         Returns:
             How many were taken, the first ones: fewer than all where it is full.
@@ -199,8 +385,8 @@ class Store(Protocol):
             UnavailableError: It cannot be written now; none was taken.
         """
 
-    def read(self, sink: str, after: int, limit: int) -> Sequence[Record | Unreadable | Restarted]:
-        """What a sink has not acknowledged, behind an offset, in order.
+    def read(self, sink: str, after: int, limit: int) -> Sequence[SourceItem]:
+        """What a sink has not acknowledged, behind an offset, in order; at most so many records.
 
         Raises:
             UnavailableError: It cannot be read now.
@@ -220,60 +406,21 @@ class Store(Protocol):
         """Has no call wait any longer than until then, in seconds of :func:`time.monotonic`; from any thread."""
 
     def close(self) -> None:
-        """Lets go of the file; never raises, and does not wait for a call that is being made by another thread."""
+        """Releases the file; never raises, and does not wait for a call that is being made by another thread."""
 
 
-class Rejection(Struct, frozen=True):
-    """What a sink's far side refuses for good.
-
-    Attributes:
-        index: Which of the items that were sent; ``None`` where the far side tells only how many.
-        count: How many it is about; 1 where ``index`` is given.
-        reason: What the far side said.
-    """
-
-    index: int | None
-    count: int
-    reason: str
-
-
-class Sink(Protocol[T_contra]):
-    """Where events, or finished spans, go. All calls come from one thread."""
+class SpanObserver(Protocol):
+    """What looks at spans and counters beside the sinks: metrics and logs."""
 
     @property
-    def name(self) -> str:
-        """What kind it is, in a word: ``kafka``, ``sql``, ``otlp``. A journal knows its sinks by it."""
+    def with_events(self) -> bool:
+        """Whether a span's events stay on it."""
 
-    @property
-    def takes(self) -> Literal["events", "spans"]:
-        """What :meth:`send` is called with."""
+    def observe(self, span: Span, decision: Decision) -> None:
+        """Takes a finished span, and what was decided on its execution."""
 
-    @property
-    def max_batch(self) -> int:
-        """Items in one call of :meth:`send`, at most."""
-
-    def send(self, items: Sequence[T_contra], timeout: float) -> Sequence[Rejection]:
-        """Delivers items; when this returns, all but the rejected ones are safe on the far side.
-
-        Args:
-            items: One or more. They may have been sent before: after a crash, or when an
-                answer was lost. The sink sees to it that this does no harm, where its
-                protocol can.
-            timeout: Seconds; this returns or raises within them.
-
-        Returns:
-            What the far side refuses for good.
-
-        Raises:
-            UnavailableError: They are to be sent again, later; ``delivered`` says which are
-                safe already. That includes what will get mended: wrong credentials, a topic
-                that is not there (:class:`MisconfiguredError`).
-            RefusedError: The far side refuses these items together and does not say which
-                of them it is about. They are sent again in halves.
-        """
-
-    def close(self) -> None:
-        """Lets go of connections and files; within a few seconds."""
+    def count(self, gained: Mapping[str, int]) -> None:
+        """Takes how the counters have grown, by their names."""
 
 
 def item_of(read: Callable[[bytes | str], Reading], data: bytes | str, position: Position) -> Record | Unreadable:
@@ -292,28 +439,82 @@ def item_of(read: Callable[[bytes | str], Reading], data: bytes | str, position:
     return Record(event, position, corrected)
 
 
-class Published(Struct, frozen=True):
-    """The counters that are metrics too."""
+class BatchBuilder:
+    """Gathers what a source reads in batches, in order, and validates every event: nothing behind it does so again.
 
-    dropped: int = 0
-    rejected: int = 0
-    late: int = 0
-    duplicate: int = 0
-    abandoned: int = 0
-    incomplete_executions: int = 0
-    incomplete_modules: int = 0
-    failed: int = 0
+    Args:
+        max_data: Bytes that are kept of a record that cannot be read; all of it where it is ``None``.
+
+    Attributes:
+        items: What has been gathered. A batch ends where a record is of another part, or is no event.
+    """
+
+    def __init__(self, max_data: int | None = None) -> None:
+        self.items: list[Batch | Unreadable | Revoked | Restarted] = []
+        self._max_data = max_data
+        self._batch: Batch | None = None
+        self._offsets: list[int] = []
+
+    def decode(self, read: Callable[[bytes], Reading], data: bytes, offset: int, origin: Hashable = None) -> None:
+        """Adds a record in one of the dialects; one that is no event is :class:`Unreadable`.
+
+        Args:
+            read: The dialect: ``read_json`` or ``read_frame`` of :mod:`constellation_otel.events`.
+            data: The record.
+            offset: Where in the part the source has it.
+            origin: The part, as in :class:`Position`.
+        """
+        try:
+            event, corrected = read(data)
+        except DecodeError as error:
+            self.put(Unreadable(data[: self._max_data], str(error), Position(origin, offset)))
+        else:
+            self.add(event, offset, origin, corrected)
+
+    def add(self, event: Event, offset: int, origin: Hashable = None, corrected: Sequence[str] = ()) -> None:
+        """Adds an event; one that no sink could take is :class:`Unreadable`."""
+        if not is_valid(event):
+            try:
+                valid, more = validated(event)
+            except (TypeError, ValueError) as error:
+                self.put(Unreadable(shown(event).encode(), str(error), Position(origin, offset)))
+                return
+            event, corrected = valid, (*corrected, *more)
+        batch = self._batch
+        if batch is None or batch.origin != origin:
+            self._offsets = []
+            batch = self._batch = Batch([], self._offsets, origin)
+            self.items.append(batch)
+        batch.events.append(event)
+        self._offsets.append(offset)
+        if corrected:
+            batch.corrected += [(offset, reason) for reason in corrected]
+
+    def put(self, item: Batch | Unreadable | Revoked | Restarted) -> None:
+        """Adds what is no event, or a batch of events that are validated."""
+        self._batch = None
+        self.items.append(item)
 
 
-class SpanObserver(Protocol):
-    """What a bridge tells of spans and counters beside its sinks: metrics and logs."""
+def batches_of(items: Sequence[SourceItem]) -> list[Batch | Unreadable | Revoked | Restarted]:
+    """Gathers records in batches, and validates their events, of a source that has not done so itself.
 
-    @property
-    def with_events(self) -> bool:
-        """Whether a span's events stay on it."""
+    Args:
+        items: What a source has read. A :class:`Batch` stays as it is.
 
-    def observe(self, span: Span, context: Context) -> None:
-        """Takes a finished span, and a context in which it is current."""
+    Returns:
+        The same in the same order. A record whose event no sink could take is unreadable.
 
-    def count(self, before: Published, now: Published) -> None:
-        """Takes how the counters have grown."""
+    Raises:
+        TypeError: Something is not what a source may give; it names that.
+    """
+    gathered = BatchBuilder()
+    for item in items:
+        if type(item) is Record:
+            gathered.add(item.event, item.position.offset, item.position.origin, item.corrected)
+        elif isinstance(item, Batch | Unreadable | Revoked | Restarted):
+            gathered.put(item)
+        else:
+            message = f"{item!r} is not a Record, Batch, Unreadable, Restarted or Revoked; fix the source"
+            raise TypeError(message)
+    return gathered.items

@@ -1,36 +1,40 @@
-"""Some executions of a source, and not the others: by when they started, or by id."""
+"""Filters a source by execution id or start time."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, NamedTuple
 
-from constellation_otel.delivery.contract import Record, Revoked
-from constellation_otel.events import ExecutionStarted
+from constellation_otel.delivery.contract import Batch, Revoked, Source, as_source, batches_of
+from constellation_otel.events import Event, ExecutionStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Hashable, Sequence
     from uuid import UUID
 
-    from constellation_otel.delivery.contract import Position, Source, SourceItem
+    from constellation_otel.delivery.contract import AnySource, Position, SourceItem
 
-__all__ = ["DryRun", "Selection"]
-
-_MAX_KNOWN: Final = 1_000_000
-"""Executions whose fate is remembered, at most; those are forgotten that have been silent for longest."""
-_MAX_WAITING: Final = 100_000
-"""Events that wait for their execution's start, at most."""
+__all__ = ["ExecutionFilter"]
 
 
-class Selection:
-    """A source of which only some executions are read; a :class:`~constellation_otel.delivery.contract.Source`.
+class _Waiting(NamedTuple):
+    """An event, where its source has it, and what of it could not be read."""
+
+    event: Event
+    origin: Hashable
+    offset: int
+    corrected: tuple[str, ...]
+
+
+class ExecutionFilter(Source):
+    """A source of which only some executions are read.
 
     An execution is taken or left as a whole, by the time of its start, so that no trace is
     cut at the edge of the window. What comes before the start does is kept until it has
     come. An execution whose start never comes is left, unless its id is all that was asked
-    for; so is one whose events find no more room to wait for it, a hundred thousand in all.
+    for; so is one whose events find no more room to wait for it.
 
-    What is left is not acknowledged: a journal keeps it for whoever reads it next, and the
+    What is left is not acknowledged: a journal keeps it for its next reader, and the
     offset that a Kafka consumer group commits stays before it.
 
     Args:
@@ -38,22 +42,32 @@ class Selection:
         since_ns: Epoch nanoseconds; executions that started earlier are left.
         until_ns: Epoch nanoseconds; executions that started then or later are left.
         execution_id: The only execution to be taken.
+        acknowledges: Whether the source is told what is safe; not in a dry run.
+        max_waiting: Events that wait for their execution's start at most.
+        max_known: Executions that are known to be taken or left at most; those are forgotten
+            that have been silent for longest.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: AnySource,
         *,
         since_ns: int | None = None,
         until_ns: int | None = None,
         execution_id: UUID | None = None,
+        acknowledges: bool = True,
+        max_waiting: int = 100_000,
+        max_known: int = 1_000_000,
     ) -> None:
-        self._source = source
+        self._source = as_source(source)
         self._since_ns = since_ns
         self._until_ns = until_ns
         self._execution_id = execution_id
+        self._acknowledges = acknowledges
+        self._max_waiting = max_waiting
+        self._max_known = max_known
         self._is_taken: OrderedDict[UUID, bool] = OrderedDict()
-        self._waiting: OrderedDict[UUID, list[Record]] = OrderedDict()
+        self._waiting: OrderedDict[UUID, list[_Waiting]] = OrderedDict()
         self._waiting_count = 0
         self._left = 0
 
@@ -81,8 +95,8 @@ class Selection:
     def read(self, timeout: float) -> Sequence[SourceItem]:
         """Reads once from the source; what is taken of that may be nothing."""
         taken: list[SourceItem] = []
-        for item in self._source.read(timeout):
-            if isinstance(item, Record):
+        for item in batches_of(self._source.read(timeout)):
+            if isinstance(item, Batch):
                 taken += self._select(item)
                 continue
             if isinstance(item, Revoked):
@@ -90,84 +104,92 @@ class Selection:
             taken.append(item)
         return taken
 
-    @property
-    def trouble(self) -> str | None:
-        """Why the source gives nothing at the moment, where it says so."""
-        trouble: str | None = getattr(self._source, "trouble", None)
-        return trouble
-
-    @property
-    def fraction_read(self) -> float | None:
-        """How much of the source has been read, where it says so."""
-        fraction: float | None = getattr(self._source, "fraction_read", None)
-        return fraction
-
-    @property
-    def dropped(self) -> int:
-        """Events that the source had no room for, where it counts them."""
-        dropped: int = getattr(self._source, "dropped", 0)
-        return dropped
-
-    @property
-    def failed_acknowledgements(self) -> int:
-        """Acknowledgements that the source could not write down, where it counts them."""
-        failed: int = getattr(self._source, "failed_acknowledgements", 0)
-        return failed
-
-    def keep_alive(self) -> None:
-        """Says that the reader lives and has no room, to a source that wants to know."""
-        keep_alive: Callable[[], None] | None = getattr(self._source, "keep_alive", None)
-        if keep_alive is not None:
-            keep_alive()
-
     def acknowledge(self, positions: Sequence[Position]) -> None:
-        self._source.acknowledge(positions)
+        if self._acknowledges:
+            self._source.acknowledge(positions)
 
     def close(self) -> None:
         self._source.close()
 
-    def _select(self, record: Record) -> Sequence[Record]:
+    @property
+    def wants_acknowledgements(self) -> bool:
+        return self._acknowledges and self._source.wants_acknowledgements
+
+    @property
+    def last_error(self) -> str | None:
+        return self._source.last_error
+
+    @property
+    def failed_acknowledgements(self) -> int:
+        return self._source.failed_acknowledgements
+
+    @property
+    def dropped(self) -> int:
+        return self._source.dropped
+
+    @property
+    def fraction_read(self) -> float | None:
+        return self._source.fraction_read
+
+    def keep_alive(self) -> None:
+        self._source.keep_alive()
+
+    def _select(self, batch: Batch) -> list[Batch]:
         """What is taken now that this has come."""
-        execution_id = record.event.execution_id
-        if self._execution_id is not None and execution_id != self._execution_id:
-            self._left += 1
-            return ()
-        if self._since_ns is None and self._until_ns is None:
-            return (record,)
-        records: Sequence[Record] = (record,)
+        is_windowed = self._since_ns is not None or self._until_ns is not None
+        if not is_windowed and self._execution_id is None:
+            return [batch]
+        corrected: dict[int, tuple[str, ...]] = {}
+        for offset, reason in batch.corrected:
+            corrected[offset] = (*corrected.get(offset, ()), reason)
+        selected: list[Batch] = []
+        for event, offset in zip(batch.events, batch.offsets, strict=True):
+            here = _Waiting(event, batch.origin, offset, corrected.get(offset, ()))
+            if self._execution_id is not None and event.execution_id != self._execution_id:
+                self._left += 1
+            elif is_windowed:
+                _put(self._select_by_start(here), selected)
+            else:
+                _put([here], selected)
+        return selected
+
+    def _select_by_start(self, here: _Waiting) -> list[_Waiting]:
+        event = here.event
+        execution_id = event.execution_id
+        taken = [here]
         if execution_id in self._is_taken:
             self._is_taken.move_to_end(execution_id)
-        elif isinstance(record.event, ExecutionStarted):
-            records = (*self._no_longer_waiting(execution_id), record)
-            self._decide(execution_id, self._is_in_window(record.event))
+        elif isinstance(event, ExecutionStarted):
+            taken = [*self._no_longer_waiting(execution_id), here]
+            self._decide(execution_id, is_taken=self._is_in_window(event))
         else:
-            self._wait(record)
-            return ()
+            self._wait(here)
+            return []
         if self._is_taken[execution_id]:
-            return records
-        self._left += len(records)
-        return ()
+            return taken
+        self._left += len(taken)
+        return []
 
     def _is_in_window(self, start: ExecutionStarted) -> bool:
         return (self._since_ns is None or start.timestamp_ns >= self._since_ns) and (
             self._until_ns is None or start.timestamp_ns < self._until_ns
         )
 
-    def _decide(self, execution_id: UUID, is_taken: bool) -> None:
+    def _decide(self, execution_id: UUID, *, is_taken: bool) -> None:
         self._is_taken[execution_id] = is_taken
-        if len(self._is_taken) > _MAX_KNOWN:
+        if len(self._is_taken) > self._max_known:
             self._is_taken.popitem(last=False)
 
-    def _wait(self, record: Record) -> None:
-        self._waiting.setdefault(record.event.execution_id, []).append(record)
+    def _wait(self, here: _Waiting) -> None:
+        self._waiting.setdefault(here.event.execution_id, []).append(here)
         self._waiting_count += 1
-        if self._waiting_count > _MAX_WAITING:
+        if self._waiting_count > self._max_waiting:
             oldest = next(iter(self._waiting))
             self._left += len(self._no_longer_waiting(oldest))
             # its start would bring an execution without its beginning
             self._decide(oldest, is_taken=False)
 
-    def _no_longer_waiting(self, execution_id: UUID) -> list[Record]:
+    def _no_longer_waiting(self, execution_id: UUID) -> list[_Waiting]:
         waiting = self._waiting.pop(execution_id, [])
         self._waiting_count -= len(waiting)
         return waiting
@@ -175,7 +197,7 @@ class Selection:
     def _revoke(self, revoked: Revoked) -> None:
         """Whoever has that part now reads it again."""
         for execution_id, waiting in list(self._waiting.items()):
-            kept = [record for record in waiting if record.position.origin != revoked.origin]
+            kept = [it for it in waiting if it.origin != revoked.origin]
             self._waiting_count -= len(waiting) - len(kept)
             self._left += len(waiting) - len(kept)
             if kept:
@@ -184,8 +206,12 @@ class Selection:
                 del self._waiting[execution_id]
 
 
-class DryRun(Selection):
-    """A selection that is only looked at: the source is not told what was read."""
-
-    def acknowledge(self, positions: Sequence[Position]) -> None:
-        """Nothing has been delivered."""
+def _put(taken: list[_Waiting], batches: list[Batch]) -> None:
+    """Puts events at the end of batches, each in one of its own part."""
+    for event, origin, offset, corrected in taken:
+        if not batches or batches[-1].origin != origin:
+            batches.append(Batch([], [], origin))
+        batch = batches[-1]
+        batch.events.append(event)
+        batch.offsets.append(offset)  # type: ignore[attr-defined] # it is the list above
+        batch.corrected += [(offset, reason) for reason in corrected]

@@ -1,188 +1,186 @@
-"""What stands between records and what a sink takes: nothing for events, the assembler for spans.
+"""From batches of events to what a sink takes: the events themselves, or the spans that they make.
 
-A stage turns records into parcels and remembers which records a parcel stands
-for, so that a record is acknowledged when everything made of it is safe: an
-event with itself, the events of an execution with the last of its spans.
+A transform remembers which records an item stands for, by their receipt: an event
+for its batch, a span for all events of its execution.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
-from uuid import UUID
-
-from msgspec import Struct
 
 from constellation_otel._support.log import RateLimitedLog
-from constellation_otel.delivery.contract import InMemory, Position, Record
-from constellation_otel.traces import EXECUTION_ID, MODULE_NAME, Span
+from constellation_otel.delivery.clocks import PausableClock, Watermark
+from constellation_otel.delivery.receipt import Receipt
+from constellation_otel.events import ExecutionStarted
+from constellation_otel.traces import NOT_TRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
+    from uuid import UUID
 
+    from constellation_otel.delivery.contract import Batch, Position, SpanObserver
     from constellation_otel.events import Event
-    from constellation_otel.traces import Assembler, Counters
+    from constellation_otel.traces import Assembler, Counters, Execution, Sampling, Span
 
-__all__ = ["AssemblyStage", "EventClock", "EventStage", "Group", "Parcel", "Stage"]
+__all__ = ["Outbox", "PassThrough", "TraceAssembly", "Transform"]
 
 _LOGGER: Final = logging.getLogger(__name__)
+
+_LOOK_EVERY_NS: Final = 100_000_000
+"""Of a replay's time: what is due is looked for no more often than that."""
 
 T = TypeVar("T")
 """Event or Span."""
 
-_WINDOW: Final = 64
-"""Records that have to agree that it is later, before an :class:`EventClock` believes it."""
 
-
-class Group(Struct):
-    """Records that become safe together.
+class Outbox(Generic[T]):
+    """What transforms put out, for a sender to send.
 
     Attributes:
-        positions: Where their source has them.
-        outstanding: Parcels made of them that are on their way.
-        is_complete: Whether no more will be made of them.
-        rejected: Parcels made of them that the far side has refused.
-        is_safe: Whether they have been told to be safe.
+        items: What the sink is to be sent, in order.
+        receipts: The receipt of each.
+        settled: Receipts of records of which nothing is sent, or not any more.
+        faulty: Events for which a transform raised, with their position and the error.
     """
 
-    positions: list[Position]
-    outstanding: int = 0
-    is_complete: bool = False
-    rejected: int = 0
-    is_safe: bool = False
+    def __init__(self) -> None:
+        self.items: list[T] = []
+        self.receipts: list[Receipt] = []
+        self.settled: list[Receipt] = []
+        self.faulty: list[tuple[object, Hashable, int, Exception]] = []
 
 
-class Parcel(Struct, Generic[T]):
-    """What a sink is to be sent.
+class Transform(Protocol[T]):
+    """What a sender asks of a transform; see :class:`PassThrough` and :class:`TraceAssembly`."""
 
-    Attributes:
-        item: The event or the span; ``None`` where there is nothing to send and the group
-            has only to be looked at: its events were late, or its trace is not sampled.
-        group: The records that it stands for.
-    """
-
-    item: T | None
-    group: Group
-
-
-class Stage(Protocol[T]):
-    """What a lane asks of a stage; see :class:`EventStage` and :class:`AssemblyStage`."""
+    tracks: bool
+    """Whether it keeps the positions of what is open, so that this has to be bounded."""
+    is_immediate: bool
+    """Whether what is added is put out at once, so that only what waits to be sent has to be bounded."""
 
     @property
     def open_records(self) -> int:
-        """How many records are held of which nothing, or not everything, has left."""
+        """How many records are held of which nothing, or not everything, was put out."""
 
     def run_clock(self, *, runs: bool) -> None:
         """Says whether time passes. It does not while records wait that should have been added by now."""
 
-    def add(self, record: Record) -> Sequence[Parcel[T]]:
-        """Takes in a record, whose event was validated; what is emitted by it."""
+    def add(self, batch: Batch, out: Outbox[T]) -> None:
+        """Takes in events."""
 
-    def advance(self) -> Sequence[Parcel[T]]:
-        """Lets time pass; what leaves by it."""
+    def advance(self, out: Outbox[T]) -> None:
+        """Lets time pass."""
 
     def wake_in(self) -> float | None:
         """Seconds until :meth:`advance` has something to do; ``None`` while nothing is open."""
 
-    def make_room(self) -> Sequence[Parcel[T]]:
-        """Lets go of what is open for longest without news; what leaves by it."""
+    def make_room(self, out: Outbox[T]) -> bool:
+        """Gives up what is open for longest without news; whether there was anything."""
 
-    def finish(self, *, abandon: bool) -> Sequence[Parcel[T]]:
-        """The source has ended; what leaves by it."""
+    def finish(self, out: Outbox[T], *, abandon: bool) -> None:
+        """The source has ended."""
 
-    def abandon(self, before: Position) -> Sequence[Parcel[T]]:
-        """Lets go of what is open and came before a position in its part; what leaves by it."""
+    def restart(self, at: Position, out: Outbox[T]) -> None:
+        """Gives up what is open and came before a position in its part, which is safe when that is."""
 
-    def revoke(self, origin: Hashable) -> Sequence[Group]:
-        """Drops what is open of a part of the source; the groups that are dropped."""
+    def revoke(self, origin: Hashable) -> int:
+        """Drops what is open of a part of the source; how many records that was."""
 
 
-class EventStage:
-    """For sinks that take events: each is a parcel of its own."""
+class PassThrough:
+    """For sinks that take events: a batch is what it is.
+
+    Args:
+        tracks: Whether positions are kept, for a source that has to be told what is safe.
+        keeps_restarts: Whether that the engine was restarted is an item, too: ``None``, as a
+            journal writes it.
+    """
 
     open_records: Final = 0
+    is_immediate = True
+
+    def __init__(self, *, tracks: bool = True, keeps_restarts: bool = False) -> None:
+        self.tracks = tracks
+        self._keeps_restarts = keeps_restarts
 
     def run_clock(self, *, runs: bool) -> None:
         """Nothing here goes by time."""
 
-    def add(self, record: Record) -> Sequence[Parcel[Event]]:
-        return (Parcel(record.event, Group([record.position], 1, is_complete=True)),)
+    def add(self, batch: Batch, out: Outbox[object]) -> None:
+        count = len(batch.events)
+        if not count:
+            return
+        offsets = list(batch.offsets) if self.tracks else []
+        receipt = Receipt(batch.origin, batch.offsets[-1], count, offsets, pending=count, is_complete=True)
+        out.items += batch.events
+        out.receipts += [receipt] * count
 
-    def advance(self) -> Sequence[Parcel[Event]]:
-        return ()
+    def advance(self, out: Outbox[object]) -> None:
+        """Nothing here goes by time."""
 
     def wake_in(self) -> float | None:
         return None
 
-    def make_room(self) -> Sequence[Parcel[Event]]:
-        return ()
+    def make_room(self, out: Outbox[object]) -> bool:  # noqa: ARG002 - nothing is ever open here
+        return False
 
-    def finish(self, *, abandon: bool) -> Sequence[Parcel[Event]]:  # noqa: ARG002 - nothing is ever open here
-        return ()
+    def finish(self, out: Outbox[object], *, abandon: bool) -> None:
+        """Nothing is ever open here."""
 
-    def abandon(self, before: Position) -> Sequence[Parcel[Event]]:  # noqa: ARG002 - nothing is ever open here
-        return ()
+    def restart(self, at: Position, out: Outbox[object]) -> None:
+        receipt = Receipt(at.origin, at.offset, 0, [at.offset], is_complete=True)
+        if self._keeps_restarts:
+            receipt.pending = 1
+            out.items.append(None)
+            out.receipts.append(receipt)
+        else:
+            out.settled.append(receipt)
 
-    def revoke(self, origin: Hashable) -> Sequence[Group]:  # noqa: ARG002 - as above
-        return ()
-
-
-class EventClock:
-    """The time of a replay: what the events say, and not the wall.
-
-    It is the earliest timestamp of the last 64 records, and never goes back: neither one
-    event from the future nor an engine whose clock is an hour ahead of the others' makes
-    everything else look as if it had been silent since. Of the first 64 it is the median.
-    """
-
-    def __init__(self) -> None:
-        self._window: deque[int] = deque(maxlen=_WINDOW)
-        self._now_ns = 0
-
-    def __call__(self) -> int:
-        """Nanoseconds."""
-        return self._now_ns
-
-    def see(self, timestamp_ns: int) -> None:
-        """Takes note of a record's timestamp."""
-        self._window.append(timestamp_ns)
-        if timestamp_ns > self._now_ns:
-            is_full = len(self._window) == _WINDOW
-            agreed_ns = min(self._window) if is_full else sorted(self._window)[(len(self._window) - 1) // 2]
-            self._now_ns = max(self._now_ns, agreed_ns)
+    def revoke(self, origin: Hashable) -> int:  # noqa: ARG002 - nothing is ever open here
+        return 0
 
 
-class AssemblyStage:
+class TraceAssembly(Generic[T]):
     """For sinks that take spans: an assembler, and which records are in which trace.
 
+    An open execution has its receipt as the assembler's note.
+
     Args:
-        assembler: Owned by this from now on.
-        finish_span: Has the last word on each span: what the sampler adds, or ``None`` for
-            a span that is not to be sent. Called once for each, in order.
-        clock: The time of a replay; a monotonic clock where none is given.
-        forget: Called with an execution of which no span will come: its events were late, or
-            somebody else has it.
+        assembler: Owned by this from now on, with ``sampling``.
+        sampling: What is decided on each execution.
+        as_item: What the sink is sent for a span; ``None`` where the span is not sent.
+        observer: Sees every span, sent or not, before it is sent.
+        watermark: The time of a replay; a monotonic clock where none is given.
+        tracks: Whether positions are kept, for a source that has to be told what is safe.
     """
+
+    is_immediate = False
 
     def __init__(
         self,
         assembler: Assembler,
-        finish_span: Callable[[Span], Span | None] = lambda span: span,
-        clock: EventClock | None = None,
-        forget: Callable[[UUID], object] = lambda execution_id: None,  # noqa: ARG005 - nobody asked
+        sampling: Sampling,
+        as_item: Callable[[Span], T | None],
+        *,
+        observer: SpanObserver | None = None,
+        watermark: Watermark | None = None,
+        tracks: bool = True,
     ) -> None:
+        self.tracks = tracks
         self._assembler = assembler
-        self._finish_span = finish_span
-        self._event_clock = clock
-        self._clock = clock or _StandingClock()
-        self._forget = forget
+        self._sampling = sampling
+        self._as_item = as_item
+        self._observer = observer
+        self._watermark = watermark
+        self._clock = PausableClock()
         self._log = RateLimitedLog()
-        self._groups: dict[UUID, Group] = {}
-        # executions that have left, and whose spans are not safe yet
-        self._unsafe: OrderedDict[UUID, Group] = OrderedDict()
+        # executions whose span was put out, and whose spans are not safe yet
+        self._unsafe: OrderedDict[int, tuple[UUID, Receipt]] = OrderedDict()
         self._open_records = 0
+        # of a replay: the time at which what is due is looked for again
+        self._look_ns = 0
 
     @property
     def counters(self) -> Counters:
@@ -191,7 +189,7 @@ class AssemblyStage:
 
     @property
     def open_executions(self) -> int:
-        """Executions that have started and not left."""
+        """Executions that have started and not ended."""
         return self._assembler.open_executions
 
     @property
@@ -204,141 +202,184 @@ class AssemblyStage:
         return self._open_records
 
     def run_clock(self, *, runs: bool) -> None:
-        if isinstance(self._clock, _StandingClock):
-            self._clock.run(runs=runs)
+        self._clock.run(runs=runs)
 
-    def add(self, record: Record) -> Sequence[Parcel[Span]]:
-        event = record.event
-        if self._event_clock is not None:
-            self._event_clock.see(event.timestamp_ns)
-        execution_id = event.execution_id
-        group = self._groups.setdefault(execution_id, Group([]))
-        group.positions.append(record.position)
-        self._open_records += 1
-        now_ns = self._clock()
-        parcels = self._parcels(self._assembler.add(event, now_ns, record.position.offset))
-        if not self._assembler.is_open(execution_id) and not group.is_complete:
-            parcels.append(self._late(execution_id, group))
-        if self._event_clock is not None:
-            # at every record, so that how they came in batches does not matter
-            parcels += self._parcels(self._assembler.advance(now_ns))
-        return parcels
+    def add(self, batch: Batch, out: Outbox[T]) -> None:  # noqa: C901 - the busiest one, as the assembler's
+        assembler, origin, watermark, tracks = self._assembler, batch.origin, self._watermark, self.tracks
+        now_ns = self._clock() if watermark is None else 0
+        for event, offset in zip(batch.events, batch.offsets, strict=True):
+            if watermark is not None:
+                now_ns = watermark.see(event.timestamp_ns)
+            execution = assembler.open(event, now_ns)
+            if execution is None:
+                self._late(event, origin, offset, out)
+                if watermark is not None and now_ns >= self._look_ns:
+                    self._advance(now_ns, out)
+                continue
+            receipt: Receipt | None = execution.note
+            if receipt is None:
+                receipt = execution.note = Receipt(origin, offset, 1, [offset] if tracks else [])
+            elif tracks:
+                receipt.add(origin, offset)
+            else:
+                receipt.count += 1
+                if origin == receipt.origin:
+                    receipt.last = offset
+            self._open_records += 1
+            try:
+                spans = assembler.merge(execution, event, now_ns, offset)
+            except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
+                self._take_back(execution, origin, out)
+                out.faulty.append((event, origin, offset, error))
+                continue
+            if spans:
+                self._put_out(execution, spans, out)
+            while assembler.is_too_full:
+                self.make_room(out)
+            if watermark is not None and now_ns >= self._look_ns:
+                # at every record, so that how they came in batches does not matter
+                self._advance(now_ns, out)
 
-    def _late(self, execution_id: UUID, group: Group) -> Parcel[Span]:
-        """What stands for a record whose execution has left: safe with that, and at once where that is."""
-        del self._groups[execution_id]
-        self._open_records -= len(group.positions)
-        self._forget(execution_id)
-        unsafe = self._unsafe.get(execution_id)
-        if unsafe is not None and unsafe.outstanding:
-            unsafe.positions += group.positions
-            return Parcel(None, unsafe)
-        group.is_complete = True
-        return Parcel(None, group)
-
-    def advance(self) -> Sequence[Parcel[Span]]:
-        return self._parcels(self._assembler.advance(self._clock()))
+    def advance(self, out: Outbox[T]) -> None:
+        if self._watermark is None:
+            self._advance(self._clock(), out)
+        elif self._watermark() >= self._look_ns:
+            self._advance(self._watermark(), out)
 
     def wake_in(self) -> float | None:
         deadline_ns = self._assembler.deadline_ns
-        if deadline_ns is None or self._event_clock is not None:
+        if deadline_ns is None or self._watermark is not None:
             # the time of a replay passes with its records only
             return None
         return max(0.0, (deadline_ns - self._clock()) / 1e9)
 
-    def make_room(self) -> Sequence[Parcel[Span]]:
-        return self._parcels(self._assembler.evict())
+    def make_room(self, out: Outbox[T]) -> bool:
+        evicted = self._assembler.evict_next()
+        if evicted is None:
+            return False
+        self._put_out(*evicted, out)
+        return True
 
-    def finish(self, *, abandon: bool) -> Sequence[Parcel[Span]]:
-        parcels: list[Parcel[Span]] = []
-        for execution_id in self._assembler.to_finish(abandon=abandon):
-            group = self._groups[execution_id]
-            on_their_way = group.outstanding
+    def finish(self, out: Outbox[T], *, abandon: bool) -> None:
+        for execution in self._assembler.to_finish(abandon=abandon):
             try:
-                parcels += self._parcels(self._assembler.finish_one(execution_id))
+                spans = self._assembler.finish_one(execution)
             except Exception as error:  # noqa: BLE001 - a defect; there is no later time for the other executions
                 message = "execution %s cannot be finished, and is left out"
-                self._log.write(_LOGGER, logging.ERROR, "finish", message, execution_id, error=error)
-                self._assembler.discard(execution_id)
-                self._forget(execution_id)
-                if self._groups.pop(execution_id, None) is not None:
-                    self._open_records -= len(group.positions)
-                group.outstanding, group.rejected, group.is_complete = on_their_way, len(group.positions), True
-                parcels.append(Parcel(None, group))
-        return parcels
+                self._log.write(_LOGGER, logging.ERROR, "finish", message, execution.execution_id, error=error)
+                self._give_up(execution, out)
+            else:
+                self._put_out(execution, spans, out)
 
-    def abandon(self, before: Position) -> Sequence[Parcel[Span]]:
-        gone = []
-        for execution_id, group in self._groups.items():
-            last = group.positions[-1]
-            # what a journal could not take has other offsets than what it has
-            is_comparable = last.origin == before.origin and isinstance(last, InMemory) is isinstance(before, InMemory)
-            if is_comparable and last.offset < before.offset:
-                gone.append(execution_id)
-        return self._parcels(self._assembler.abandon(gone))
+    def restart(self, at: Position, out: Outbox[T]) -> None:
+        after = Receipt(at.origin, at.offset, 0, [at.offset], is_complete=True)
+        for execution in list(self._assembler.executions):
+            receipt: Receipt = execution.note
+            # of an execution in several parts, where it began
+            if receipt.origin != at.origin or receipt.last >= at.offset:
+                continue
+            spans = self._assembler.abandon(execution)
+            if not spans:
+                continue
+            self._put_out(execution, spans, out)
+            receipt.after = after
+            after.pending += 1
+        out.settled.append(after)
 
-    def revoke(self, origin: Hashable) -> Sequence[Group]:
+    def revoke(self, origin: Hashable) -> int:
         # an execution's records are in one part of a source, where it has parts
-        revoked = [execution_id for execution_id, group in self._groups.items() if group.positions[0].origin == origin]
-        groups = []
-        for execution_id in revoked:
-            self._assembler.discard(execution_id)
-            self._forget(execution_id)
-            group = self._groups.pop(execution_id)
-            self._open_records -= len(group.positions)
-            groups.append(group)
-        for execution_id, group in list(self._unsafe.items()):
-            if group.outstanding and group.positions and group.positions[0].origin == origin:
-                # its spans go their way, and stand for nothing: who reads its events again makes them again
-                del self._unsafe[execution_id]
+        revoked = 0
+        for execution in list(self._assembler.executions):
+            receipt: Receipt = execution.note
+            if receipt.origin == origin:
+                self._assembler.discard(execution)
+                self._close(execution, receipt)
+                revoked += receipt.count
+        for key, (execution_id, receipt) in list(self._unsafe.items()):
+            if receipt.pending and receipt.count and receipt.origin == origin:
+                # its spans are sent, and stand for nothing: whoever reads its events again makes them again
+                del self._unsafe[key]
                 self._assembler.unsettle(execution_id)
-                groups.append(Group(group.positions))
-                group.positions = []
-        return groups
+                revoked += receipt.count
+                receipt.count, receipt.offsets, receipt.others = 0, [], None
+        return revoked
 
-    def _parcels(self, spans: Sequence[Span]) -> list[Parcel[Span]]:
-        parcels: list[Parcel[Span]] = []
+    def _advance(self, now_ns: int, out: Outbox[T]) -> None:
+        self._look_ns = now_ns + _LOOK_EVERY_NS
+        for execution, spans in self._assembler.advance_each(now_ns):
+            self._put_out(execution, spans, out)
+
+    def _take_back(self, execution: Execution, origin: Hashable, out: Outbox[T]) -> None:
+        """A record for which the assembler raised is none of its execution's."""
+        receipt: Receipt = execution.note
+        self._open_records -= 1
+        receipt.count -= 1
+        if self.tracks:
+            of_part = receipt.offsets if origin == receipt.origin else receipt.others
+            of_part.pop()  # type: ignore[union-attr] # it was put there
+        if not receipt.count or not self._assembler.is_open(execution.execution_id):
+            self._give_up(execution, out)
+
+    def _give_up(self, execution: Execution, out: Outbox[T]) -> None:
+        """An execution that the assembler lost by a defect is over: nothing more is made of its records."""
+        receipt: Receipt = execution.note
+        if self._assembler.is_open(execution.execution_id):
+            self._assembler.discard(execution)
+        self._close(execution, receipt)
+        receipt.rejected, receipt.is_complete = receipt.count, True
+        out.settled.append(receipt)
+
+    def _late(self, event: Event, origin: Hashable, offset: int, out: Outbox[T]) -> None:
+        """A record of an execution whose span was put out: safe when that is, and at once where that is."""
+        execution_id = event.execution_id
+        if isinstance(event, ExecutionStarted):
+            # it was decided on in its callback
+            self._sampling.forget(execution_id)
+        _, unsafe = self._unsafe.get(execution_id.int, (None, None))
+        if unsafe is not None and unsafe.pending:
+            unsafe.add(origin, offset)
+        else:
+            out.settled.append(Receipt(origin, offset, 1, [offset] if self.tracks else [], is_complete=True))
+
+    def _close(self, execution: Execution, receipt: Receipt) -> None:
+        self._open_records -= receipt.count
+        self._sampling.forget(execution.execution_id)
+
+    def _put_out(self, execution: Execution, spans: Sequence[Span], out: Outbox[T]) -> None:
+        receipt: Receipt = execution.note
+        as_item = self._as_item if self._observer is None else self._observed
         for span in spans:
-            execution_id = UUID(str(span.attributes[EXECUTION_ID]))
-            group = self._groups[execution_id]
-            is_last = MODULE_NAME not in span.attributes
-            if is_last:
-                # an execution's own span
-                del self._groups[execution_id]
-                self._open_records -= len(group.positions)
-                group.is_complete = True
-            finished = self._finish_span(span)
-            if finished is not None:
-                group.outstanding += 1
-            if finished is not None or is_last:
-                parcels.append(Parcel(finished, group))
-            if is_last and group.outstanding:
-                self._remember_unsafe(execution_id, group)
-        return parcels
+            try:
+                item = as_item(span)
+            except Exception as error:  # noqa: BLE001 - a defect, which must cost one span and no more
+                message = "a span of execution %s cannot be sent, and is left out"
+                self._log.write(_LOGGER, logging.ERROR, "item", message, execution.execution_id, error=error)
+                receipt.rejected += 1
+                continue
+            if item is not None:
+                receipt.pending += 1
+                out.items.append(item)
+                out.receipts.append(receipt)
+        if spans[-1].is_execution:
+            self._close(execution, receipt)
+            receipt.is_complete = True
+            if not receipt.pending:
+                out.settled.append(receipt)
+            elif self.tracks:
+                self._remember_unsafe(execution, receipt)
 
-    def _remember_unsafe(self, execution_id: UUID, group: Group) -> None:
-        self._unsafe[execution_id] = group
+    def _observed(self, span: Span) -> T | None:
+        """What the sink is sent for a span, once the observer has seen it."""
+        decision = self._sampling.recall(span.execution_id) or NOT_TRACED  # type: ignore[arg-type] # the assembler's have one
+        try:
+            self._observer.observe(span, decision)  # type: ignore[union-attr] # there is one
+        except Exception as error:  # noqa: BLE001 - metrics and logs; the span is sent all the same
+            message = "a span is not in the metrics or logs"
+            self._log.write(_LOGGER, logging.ERROR, "observe", message, error=error)
+        return self._as_item(span)
+
+    def _remember_unsafe(self, execution: Execution, receipt: Receipt) -> None:
+        self._unsafe[execution.key] = (execution.execution_id, receipt)
         # the first ones have mostly become safe
-        while self._unsafe and not next(iter(self._unsafe.values())).outstanding:
+        while self._unsafe and not next(iter(self._unsafe.values()))[1].pending:
             self._unsafe.popitem(last=False)
-
-
-class _StandingClock:
-    """A monotonic clock that can be made to stand still."""
-
-    def __init__(self) -> None:
-        self._now_ns = self._seen_ns = time.monotonic_ns()
-        self._runs = True
-
-    def __call__(self) -> int:
-        """Nanoseconds."""
-        real_ns = time.monotonic_ns()
-        if self._runs:
-            self._now_ns += real_ns - self._seen_ns
-        self._seen_ns = real_ns
-        return self._now_ns
-
-    def run(self, *, runs: bool) -> None:
-        """Lets it run from now on, or stand."""
-        self()
-        self._runs = runs

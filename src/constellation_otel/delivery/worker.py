@@ -28,12 +28,10 @@ from constellation_otel._support.log import RateLimitedLog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["QueueCounters", "Worker"]
+__all__ = ["Handler", "QueueCounters", "Worker"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _EXIT_TIMEOUT: Final = 5.0
-_MAX_BATCH: Final = 512
-_TICK_AGAIN: Final = 1.0
 _NEVER: Final = sys.maxsize
 _FULL: Final = "%s: the queue is full (%d items); dropping the newest"
 _CLOSED: Final = "%s: the queue is closed; dropping the newest"
@@ -59,70 +57,88 @@ class QueueCounters(Struct, frozen=True):
     held: int
 
 
+class Handler(Generic[T]):
+    """What a worker's thread does; all calls but :meth:`also_held` and :meth:`after_fork` come from that thread."""
+
+    def is_ready(self) -> bool:
+        """Whether items may be taken out of the queue now; asked after each :meth:`tick`.
+
+        Where they may not, they wait in the queue, and what finds it full is dropped. Once the
+        worker is closed, and where this raises, items are taken all the same.
+        """
+        return True
+
+    def handle(self, items: list[T]) -> None:
+        """Takes items, in order. Where it raises, all of them count as rejected."""
+        raise NotImplementedError
+
+    def tick(self) -> float | None:
+        """Does what time alone makes due; called after every batch, and when the time has come that it last answered.
+
+        Returns:
+            In how many seconds it wants to be called again; ``None``: not before the next item.
+            When it raises, it is called again in a second.
+        """
+        return None
+
+    def finish(self) -> None:
+        """Called once, last, when the worker is closed."""
+
+    def after_fork(self) -> None:
+        """Called in a forked child, before anything else happens there; must be quick."""
+
+    def also_held(self) -> int:
+        """How many items of those that were handled are held elsewhere, for the log when closing takes too long."""
+        return 0
+
+
 class Worker(Generic[T]):
     """A bounded queue of items, and a daemon thread that hands them to a handler.
 
-    All calls of ``handle``, ``tick`` and ``finish`` come from the one thread, so what
-    they share needs no lock. An exception out of one of them is logged and counted,
-    and the worker goes on.
+    All that the handler does is done by the one thread, so what its methods share needs no
+    lock. An exception out of one of them is logged and counted, and the worker goes on.
 
-    The thread keeps the worker, and whatever its functions belong to, alive: only
-    :meth:`close` ends them. A worker that is forgotten without it lives on to the end of
-    the process, which closes it (see :mod:`constellation_otel._support.exit`). A forked child's
-    worker starts with an empty queue, makes a thread of its own for its first item, and is
-    closed if it was closed before the fork.
+    The thread keeps the worker and its handler alive: only :meth:`close` ends them. A worker
+    that is forgotten without it lives on to the end of the process, which closes it. A lock
+    is held only for the queue's own bookkeeping, never while the handler is at work. It is
+    made when it is needed: the listener may be older than gevent's patches.
 
-    No lock is held while a thread is started or one of the functions is called, and none is
-    made before it is needed: the listener may be older than gevent's patches.
+    It is one class of more than 300 lines: a queue, its one thread, and the ways in which both
+    may end, all of which change the same few fields under the same lock.
 
     Args:
-        handle: Takes one item.
-        name: The thread's name, and who is speaking in the log.
+        handler: Takes the items.
+        name: The thread's name; also the prefix of log messages.
         max_queue: Items held at most; beyond it the newest is dropped and counted.
             Several threads at once may overshoot it by one item each.
         linger: Seconds that the worker lets items gather after the first one, unless
             half of the queue is in use before.
-        is_ready: Whether items may be taken out of the queue now. Where they may not, they
-            wait in it, and what finds it full is dropped; asked after each ``tick``. Once
-            the worker is closed, items are taken all the same.
-        tick: Called after every batch and when the time that it last answered has
-            come: does what time alone makes due, and answers in how many seconds it
-            wants to be called again (``None``: not before the next item). When it
-            raises, it is called again in a second.
-        finish: Called once, last, when the worker is closed.
-        forked: Called in a forked child, before anything else happens there; must be quick.
-        also_held: How many items of those that were handled are still held elsewhere, for
-            what is logged when closing takes too long.
+        max_batch: Items that the handler is given at once, at most.
+        tick_again: Seconds after which a tick that raised is called again.
     """
 
     _condition = PerProcess(lambda: threading.Condition(threading.Lock()))
 
     def __init__(
         self,
-        handle: Callable[[T], None],
+        handler: Handler[T],
         *,
         name: str,
         max_queue: int = 65_536,
         linger: float = 0.05,
-        is_ready: Callable[[], bool] = lambda: True,
-        tick: Callable[[], float | None] = lambda: None,
-        finish: Callable[[], None] = lambda: None,
-        forked: Callable[[], None] = lambda: None,
-        also_held: Callable[[], int] = lambda: 0,
+        max_batch: int = 512,
+        tick_again: float = 1.0,
     ) -> None:
         if max_queue < 1:
             message = f"max_queue={max_queue!r} must be at least 1"
             raise ValueError(message)
-        self._handle = handle
+        self._handler = handler
         self._name = name
         self._max_queue = max_queue
         self._enough = max(1, max_queue // 2)
         self._linger = linger
-        self._is_ready = is_ready
-        self._tick = tick
-        self._finish = finish
-        self._forked = forked
-        self._also_held = also_held
+        self._max_batch = max_batch
+        self._tick_again = tick_again
         self._log = RateLimitedLog()
         self._start_afresh()
         after_fork_in_child(self._after_fork)
@@ -149,7 +165,7 @@ class Worker(Generic[T]):
 
     def _after_fork(self) -> None:
         self._start_afresh(closed=self._closed)
-        self._forked()
+        self._handler.after_fork()
 
     @property
     def counters(self) -> QueueCounters:
@@ -186,20 +202,6 @@ class Worker(Generic[T]):
             self._condition.notify_all()
         if self._thread is None and not self._closed:
             self._start()
-
-    def wait_for_room(self, count: int, timeout: float) -> bool:
-        """Waits until so many items would find room in the queue.
-
-        Args:
-            count: Items; more than the queue can hold find room when it is empty.
-            timeout: Seconds; this returns within them.
-
-        Returns:
-            Whether there is room, which another thread may take.
-        """
-        with self._condition:
-            most = max(0, self._max_queue - count)
-            return self._wait_for(lambda: len(self._queue) <= most, timeout)
 
     @property
     def has_finished(self) -> bool:
@@ -277,7 +279,7 @@ class Worker(Generic[T]):
         forget_at_exit(self._at_exit)
         if not done:
             message = "%s: not done within %.1f s of closing; %d items are still held"
-            held += self._also_held()
+            held += self._handler.also_held()
             self._log.write(_LOGGER, logging.WARNING, "close", message, self._name, timeout, held)
         return done
 
@@ -294,6 +296,14 @@ class Worker(Generic[T]):
             self._thread = threading.current_thread()
             contextvars.copy_context().run(self._run)
             forget_at_exit(self._at_exit)
+
+    def drain(self) -> list[T]:
+        """Takes everything out of the queue, for another thread to deal with: the worker's does not return."""
+        with self._condition:
+            items = [self._queue.popleft() for _ in range(len(self._queue))]
+            self._taken += len(items)
+            self._delivered += len(items)
+            return items
 
     def close_first_at_exit(self) -> None:
         """Has the end of the process close this before it runs the exit hooks registered so far.
@@ -363,9 +373,9 @@ class Worker(Generic[T]):
             with self._condition:
                 self._condition.notify_all()
         try:
-            self._finish()
+            self._handler.finish()
         except BaseException as error:  # noqa: BLE001 - who closes is waiting
-            self._log_error(self._finish, error)
+            self._log_error("finish", error)
         with self._condition:
             self._finished = True
             self._condition.notify_all()
@@ -380,11 +390,11 @@ class Worker(Generic[T]):
                 lambda: (is_ready and self._queue) or self._nudged or self._closed,
                 max(0.0, wake_at - time.monotonic()),
             )
-            if is_ready and 0 < len(self._queue) < _MAX_BATCH:
+            if is_ready and 0 < len(self._queue) < self._max_batch:
                 self._wake_from = self._enough
                 self._wait_for(lambda: len(self._queue) >= self._enough or self._closed or self._hurry, self._linger)
             self._nudged = False
-            takes = min(len(self._queue), _MAX_BATCH) if is_ready or self._closed else 0
+            takes = min(len(self._queue), self._max_batch) if is_ready or self._closed else 0
             batch = [self._queue.popleft() for _ in range(takes)]
             self._taken += len(batch)
             self._hurry = self._hurry and bool(self._queue)
@@ -393,29 +403,38 @@ class Worker(Generic[T]):
                 self._wake_from = _NEVER
             return batch
 
+    def _is_ready(self) -> bool:
+        try:
+            return self._handler.is_ready()
+        except BaseException as error:  # noqa: BLE001 - nothing may end the one thread that empties the queue
+            self._log_error("is_ready", error)
+            return True
+
     def _process(self, batch: list[T]) -> None:
-        """Deals with items, counting each when it is done."""
-        for item in batch:
-            try:
-                self._handle(item)
-            except BaseException as error:  # noqa: BLE001 - nothing may end the one thread that empties the queue
-                self._rejected += 1
-                self._log_error(self._handle, error)
-            else:
-                self._delivered += 1
+        """Has the handler deal with items, and counts them when that is done."""
+        if not batch:
+            return
+        try:
+            self._handler.handle(batch)
+        except BaseException as error:  # noqa: BLE001 - nothing may end the one thread that empties the queue
+            self._rejected += len(batch)
+            self._log_error("handle", error)
+        else:
+            self._delivered += len(batch)
 
     def _do_what_is_due(self) -> float:
         """Answers at what time something will be due again."""
         try:
-            wake_in = self._tick()
-        except BaseException as error:  # noqa: BLE001 - as above
-            self._log_error(self._tick, error)
-            wake_in = _TICK_AGAIN
+            wake_in = self._handler.tick()
+        except BaseException as error:  # noqa: BLE001 - nothing may end the one thread that empties the queue
+            self._log_error("tick", error)
+            wake_in = self._tick_again
         return inf if wake_in is None else time.monotonic() + wake_in
 
-    def _log_error(self, function: Callable[..., object], error: BaseException) -> None:
+    def _log_error(self, method: str, error: BaseException) -> None:
         message = "%s: %s raised; the worker goes on"
-        self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, self._name, function, error=error)
+        where = f"{type(self._handler).__qualname__}.{method}"
+        self._log.write(_LOGGER, logging.ERROR, type(error).__name__, message, self._name, where, error=error)
 
     def _drop(self) -> None:
         if self._closed:

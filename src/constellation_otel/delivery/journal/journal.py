@@ -16,36 +16,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from constellation_otel._support.deadline import deadline_of
 from constellation_otel._support.log import log
-from constellation_otel.delivery import Position, Record, Rejection, Restarted, Unreadable
-from constellation_otel.delivery.journal.file import (
+from constellation_otel.delivery import Batch, Position, Rejection, Restarted, Sink, Source, Unreadable
+from constellation_otel.delivery.journal.database import RESERVE_BYTES, TIMEOUT, Database, claim, has_log, opening
+from constellation_otel.delivery.journal.rows import (
     DEFAULT_SINK,
     Appender,
-    Database,
     Reader,
-    claim,
     drop_sink,
-    has_log,
     held_for,
     items_of,
     known_bits,
     open_database,
-    opening,
     register,
     register_any,
 )
 from constellation_otel.errors import JournalError, MisconfiguredError, SourceError, UnavailableError
-from constellation_otel.events import validated
+from constellation_otel.events import Event, is_valid, validated
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from uuid import UUID
 
-    from constellation_otel.events import Event
+    from constellation_otel.delivery.journal.database import Mode
 
 __all__ = ["DEFAULT_SINK", "Journal", "JournalSink", "JournalSource", "events_of", "forget"]
 
@@ -83,6 +80,8 @@ class Journal:
         sinks: The sinks' names, 62 at most.
         max_bytes: Bytes in use in the file, at most, as near as one batch; at least 64 KiB.
             The write-ahead log beside it takes about 4 MiB more.
+        timeout: Seconds that a call waits for the file, and then for its lock.
+        reserve_bytes: Left free on the disk by :meth:`append`, since acknowledging needs room, too.
 
     Raises:
         ValueError: ``sinks`` is empty or has a name twice, or ``max_bytes`` is too small.
@@ -91,20 +90,28 @@ class Journal:
         UnavailableError: The disk is full or the file busy.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, sinks: Sequence[str], max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sinks: Sequence[str],
+        max_bytes: int = _MAX_BYTES,
+        timeout: float = TIMEOUT,
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> None:
         if not sinks or len(set(sinks)) < len(sinks):
             message = f"sinks={list(sinks)!r} must be one or more different names"
             raise ValueError(message)
         check_max_bytes(max_bytes)
         with opening() as stack:
-            self._database = open_database(stack, path, "rwc")
+            self._database = open_database(stack, path, "rwc", timeout=timeout, reserve_bytes=reserve_bytes)
             claim(stack, self._database, "append", "consume")
             bits = _registered(self._database, sinks)
             self._appender = Appender(self._database, max_bytes, sum(bits.values()))
             self._databases = [self._database]
             self._readers = {}
             for name, bit in bits.items():
-                database = open_database(stack, path, "ro")
+                database = open_database(stack, path, "ro", timeout=timeout)
                 self._databases.append(database)
                 self._readers[name] = Reader(database, self._database, name, bit)
             self._stack = stack.pop_all()
@@ -112,7 +119,7 @@ class Journal:
     @property
     def size_bytes(self) -> int:
         """Bytes in use in the file: what ``max_bytes`` bounds."""
-        return self._database.size_bytes()
+        return self._appender.size_bytes()
 
     def append(self, events: Sequence[Event | None]) -> int:
         """Writes events down, in one transaction.
@@ -126,18 +133,20 @@ class Journal:
             How many were taken, from the first: fewer than all where ``max_bytes`` is reached.
 
         Raises:
-            TypeError: As :func:`~constellation_otel.events.validation.validated` says it; no event
+            TypeError: As :func:`~constellation_otel.events.validated` says it; no event
                 of this call is in the file.
             ValueError: Likewise.
             UnavailableError: The disk is full, or fails, or the file was busy for five
                 seconds; no event of this call is in the file.
-            MisconfiguredError: Likewise, and somebody has to mend it: the file is damaged,
+            MisconfiguredError: Likewise, and somebody has to fix it: the file is damaged,
                 was moved, or may not be written any more.
             JournalError: The journal is closed, or this is a forked child.
         """
-        return self._appender.append([event and validated(event).event for event in events])
+        return self._appender.append(
+            [event if event is None or is_valid(event) else validated(event).event for event in events]
+        )
 
-    def read(self, sink: str, after: int, limit: int) -> list[Record | Unreadable | Restarted]:
+    def read(self, sink: str, after: int, limit: int) -> list[Batch | Unreadable | Restarted]:
         """Reads what a sink has not acknowledged.
 
         Args:
@@ -205,7 +214,7 @@ class Journal:
         return self._readers[sink]
 
 
-class JournalSink:
+class JournalSink(Sink[Event]):
     """Appends to a journal that another process reads. A :class:`~constellation_otel.delivery.contract.Sink`.
 
     It appends for every sink that the file knows at that moment, and for
@@ -236,16 +245,6 @@ class JournalSink:
     def name(self) -> str:
         """``journal``."""
         return "journal"
-
-    @property
-    def takes(self) -> Literal["events"]:
-        """Events."""
-        return "events"
-
-    @property
-    def max_batch(self) -> int:
-        """Events in one transaction."""
-        return _MAX_BATCH
 
     def send(self, items: Sequence[Event], timeout: float) -> list[Rejection]:
         """Writes events down; they are on the disk when this returns.
@@ -287,7 +286,7 @@ class JournalSink:
         self._stack.close()
 
 
-class JournalSource:
+class JournalSource(Source):
     """Reads a journal that another process appends to. A :class:`~constellation_otel.delivery.contract.Source`.
 
     What is not acknowledged comes again when the file is opened again. One process at a
@@ -302,6 +301,7 @@ class JournalSource:
             file has to be there.
         only_looks: Whether nothing is written, or claimed: what is read cannot be
             acknowledged, and another process may be reading, too.
+        timeout: Seconds that a call waits for the file's lock.
 
     Raises:
         JournalError: As for :class:`Journal`.
@@ -315,10 +315,12 @@ class JournalSource:
         sink: str = DEFAULT_SINK,
         follow: bool = True,
         only_looks: bool = False,
+        timeout: float = TIMEOUT,
     ) -> None:
         with opening() as stack:
             # what is only read to its end has to be there
-            database = open_database(stack, path, "rwc" if follow else "ro" if only_looks and has_log(path) else "rw")
+            mode: Mode = "rwc" if follow else "ro" if only_looks and has_log(path) else "rw"
+            database = open_database(stack, path, mode, timeout=timeout)
             if not only_looks:
                 claim(stack, database, "consume")
             if not follow:
@@ -340,11 +342,6 @@ class JournalSource:
         return self._name
 
     @property
-    def is_ordered(self) -> bool:
-        """No: what has appended may have had it from a source that is not."""
-        return False
-
-    @property
     def is_durable(self) -> bool:
         """Yes."""
         return True
@@ -354,7 +351,7 @@ class JournalSource:
         """Whether all was read, where it does not follow."""
         return self._has_ended
 
-    def read(self, timeout: float) -> list[Record | Unreadable | Restarted]:
+    def read(self, timeout: float) -> list[Batch | Unreadable | Restarted]:
         """Reads what was appended; looks again about every 50 ms while there is nothing.
 
         Args:
@@ -376,7 +373,8 @@ class JournalSource:
                     return []
                 raise SourceError(str(error)) from error
             if items:
-                self._after = items[-1].position.offset
+                last = items[-1]
+                self._after = last.offsets[-1] if isinstance(last, Batch) else last.position.offset
                 return items
             self._has_ended = not self._follow
             left = deadline - time.monotonic()
@@ -421,16 +419,12 @@ def events_of(path: str | os.PathLike[str], execution_id: UUID) -> list[Event]:
     with opening() as stack:
         database = open_database(stack, path, "ro")
         items = items_of(database, execution_id)
-    events = []
-    for item in items:
-        if isinstance(item, Record):
-            events.append(item.event)
-        else:
-            log(_LOGGER, logging.WARNING, "%s: event %d is left out: %s", path, item.position.offset, item.reason)
-    return events
+    for bad in (item for item in items if isinstance(item, Unreadable)):
+        log(_LOGGER, logging.WARNING, "%s: event %d is left out: %s", path, bad.position.offset, bad.reason)
+    return [event for item in items if isinstance(item, Batch) for event in item.events]
 
 
-def forget(path: str | os.PathLike[str], sink: str) -> int:
+def forget(path: str | os.PathLike[str], sink: str, *, rows: int = 10_000) -> int:
     """Drops a sink from a journal: what was kept for it alone is deleted, and nothing is kept for it any more.
 
     It takes many small transactions; one that is interrupted is to be called again.
@@ -438,6 +432,7 @@ def forget(path: str | os.PathLike[str], sink: str) -> int:
     Args:
         path: The journal's file. No other process may be reading it.
         sink: The sink's name.
+        rows: Events of one transaction, at most.
 
     Returns:
         How many events the sink had yet to acknowledge.
@@ -450,7 +445,7 @@ def forget(path: str | os.PathLike[str], sink: str) -> int:
     with opening() as stack:
         database = open_database(stack, path, "rw")
         claim(stack, database, "consume")
-        return drop_sink(database, sink)
+        return drop_sink(database, sink, rows)
 
 
 def _check_known(database: Database, sink: str) -> None:
@@ -470,7 +465,7 @@ def _registered(database: Database, names: Sequence[str]) -> dict[str, int]:
             _LOGGER,
             logging.WARNING,
             "%s keeps %d events for %s, which is no sink of it now: read it for that sink,"
-            " or drop them with constellation_otel.delivery.journal.journal.forget(path, %s)",
+            " or drop them with constellation_otel.transports.journal.forget(path, %s)",
             database.path,
             held,
             repr(name),

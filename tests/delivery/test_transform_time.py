@@ -1,0 +1,92 @@
+"""How time passes for what is assembled: by a clock that can be stopped, or by the records of a replay."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from constellation_otel.delivery import Watermark
+from constellation_otel.delivery.transform import Outbox
+from deliveries import MS, T0, execution
+from sender_parts import added, assembly, batch, names
+from support import eventually
+
+if TYPE_CHECKING:
+    from constellation_otel.events import Event
+
+
+def test_time_lets_spans_be_put_out_and_says_when_it_will() -> None:
+    transform = assembly(settle=0.01)
+    assert transform.wake_in() is None
+    out = added(transform, batch(execution(1)))
+    assert out.items == []
+    wake_in = transform.wake_in()
+    assert wake_in is not None
+    assert 0 <= wake_in <= 0.01
+    while len(out.items) < 2:
+        transform.advance(out)
+    assert names(out) == ["trim", "dag-1"]
+
+
+def test_time_stands_still_while_records_wait_to_be_added() -> None:
+    transform = assembly(settle=0.02)
+    transform.run_clock(runs=False)
+    out = added(transform, batch(execution(1)))
+    end = time.monotonic() + 0.05
+    while time.monotonic() < end:
+        transform.advance(out)
+        assert out.items == []
+    transform.run_clock(runs=True)
+    transform.advance(out)
+    assert out.items == []
+
+    def settles() -> bool:
+        transform.advance(out)
+        return bool(out.items)
+
+    eventually(settles, "they settle")
+
+
+def test_a_replay_gives_up_what_is_silent_by_its_records_only() -> None:
+    transform = assembly(watermark=Watermark(), idle_timeout=60)
+    # whether its clock runs says nothing there
+    transform.run_clock(runs=False)
+    out = added(transform, batch(execution(1)[:1]))
+    for number in range(2, 20):
+        added(transform, batch(execution(number, start_ns=T0 + 30_000 * MS)), out=out)
+    assert transform.wake_in() is None
+    transform.advance(out)
+    assert "dag-1" not in names(out)
+    much_later = [replace(event, timestamp_ns=T0 + 120_000 * MS) for event in execution(20)] * 17
+    added(transform, batch(much_later), out=out)
+    assert names(out)[-1] == "dag-1"
+
+
+@st.composite
+def replays(draw: st.DrawFn) -> list[Event]:
+    """Events of some executions over two minutes, in the order of their time."""
+    numbers = draw(st.lists(st.integers(1, 6), min_size=1, max_size=40))
+    pauses = draw(st.lists(st.integers(0, 40_000), min_size=len(numbers), max_size=len(numbers)))
+    now_ns, events = T0, []
+    for number, pause_ms in zip(numbers, pauses, strict=True):
+        now_ns += pause_ms * MS
+        event = draw(st.sampled_from(execution(number)))
+        events.append(replace(event, timestamp_ns=now_ns))
+    return events
+
+
+@given(replays(), st.sampled_from([0.0, 5.0]), st.integers(1, 40))
+def test_how_records_come_in_batches_does_not_change_spans(events: list[Event], settle: float, size: int) -> None:
+    def replayed(size: int) -> tuple[list[Any], list[int]]:
+        transform, out = assembly(watermark=Watermark(), idle_timeout=60, settle=settle), Outbox[Any]()
+        for first in range(0, len(events), size):
+            added(transform, batch(events[first : first + size], first=first), out=out)
+        transform.advance(out)
+        transform.finish(out, abandon=True)
+        return out.items, [receipt.count for receipt in out.receipts]
+
+    assert replayed(size) == replayed(1)
