@@ -53,7 +53,7 @@ def main() -> None:
                 print(*row, sep=" | ")
 
         report = Bridge(SqlSource(f"sqlite:///{database}"), [OtlpSink(resource=make_resource())], is_replay=True).run()
-        print(f"{report.events} events replayed as {report.spans} spans; delivered: {report.is_delivered}")
+        print(f"{report.events} events replayed as {report.assembly.spans} spans; delivered: {report.is_delivered}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from constellation_otel import Constellation, Dag
-from constellation_otel.delivery import Record
+from constellation_otel.delivery import Batch
 from constellation_otel.transports.kafka import KafkaListener, KafkaSource
 
 
@@ -34,8 +34,9 @@ def main() -> None:
     source = KafkaSource(brokers, "constellation-events", group=None, follow=False)
     while not source.has_ended:
         for item in source.read(timeout=5):
-            if isinstance(item, Record):
-                print(type(item.event).__name__)
+            if isinstance(item, Batch):
+                for event in item.events:
+                    print(type(event).__name__)
     source.close()
 
 

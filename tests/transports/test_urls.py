@@ -12,14 +12,15 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 
 from constellation_otel.errors import ConfigurationError, JournalError
-from constellation_otel.transports import places_of, sink_of, source_of
+from constellation_otel.transports import check_sink, places_of, sink_of, source_of
 from constellation_otel.transports.journal import DEFAULT_SINK, Journal, JournalSink, JournalSource, forget
 from constellation_otel.transports.jsonl import JsonlSink, JsonlSource
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 from constellation_otel.transports.otlp import OtlpSink
 from constellation_otel.transports.sql import SqlSink, SqlSource
+from constellation_otel.transports.url import Secrets
 from constellation_otel.transports.websocket import WebSocketSource
-from deliveries import execution
+from deliveries import execution, flat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,7 @@ def made_sink(url: str) -> Any:
     return sink
 
 
-def test_how_long_the_engines_source_waits_between_tries_is_passed_on() -> None:
+def test_the_longest_wait_between_tries_is_passed_on() -> None:
     with pytest.raises(ConfigurationError, match=r"^max_reconnect_wait=-1 must be more than 0 and finite$"):
         made_source("ws://engine", follow=True, max_reconnect_wait=-1)
 
@@ -107,7 +108,8 @@ def test_a_kafka_topic_is_followed_by_a_group_or_replayed() -> None:
         ("sqlite:///audit.db", "sqlite:///audit.db"),
     ],
 )
-def test_an_audit_table_is_followed_or_replayed_all_of_it_or_one_execution(url: str, name: str, follow: bool) -> None:
+def test_an_audit_table_is_followed_or_replayed(url: str, name: str, follow: bool) -> None:
+    """All of it, or one execution."""
     source = made_source(url, follow=follow)
     assert (type(source), source.name) == (SqlSource, name)
     assert (source._follow, source._execution_id) == (follow, None)
@@ -128,7 +130,7 @@ def test_a_journal_is_read_as_the_sink_that_the_url_names(tmp_path: Path, follow
     path = tmp_path / "events.db"
     with closing(Journal(path, sinks=["otlp", "my sink"])) as journal:
         journal.append(execution(1)[:2])
-        journal.acknowledge("otlp", [item.position for item in journal.read("otlp", 0, 1)])
+        journal.acknowledge("otlp", [item.position for item in flat(journal.read("otlp", 0, 1))])
     if not follow:
         with pytest.raises(JournalError, match=r"it has 2 events for \?sink=my sink, 1 events for \?sink=otlp"):
             source_of(f"journal:{path}", follow=False)
@@ -137,7 +139,7 @@ def test_a_journal_is_read_as_the_sink_that_the_url_names(tmp_path: Path, follow
     for query, read in [("", 0), (f"?sink={DEFAULT_SINK}", 0), ("?sink=otlp", 1), ("?sink=my%20sink", 2)]:
         with closing(source_of(f"journal:{path}{query}", follow=follow)) as source:
             assert (type(source), source.name) == (JournalSource, f"journal:{path}")
-            assert len(source.read(0)) == read
+            assert len(flat(source.read(0))) == read
             assert source.read(0) == []
             assert source.has_ended is not follow
     # the last one is known, and read by nobody
@@ -189,15 +191,16 @@ def test_events_go_to_kafka_and_into_audit_tables() -> None:
         ("jsonlines:file", "a URL that begins with 'jsonlines'"),
     ],
 )
-def test_what_is_no_url_of_ours_is_refused_with_those_that_there_are(url: str, begins: str) -> None:
-    assert refusal(url, follow=True) == refusal(url, follow=False) == f"{begins} is no source; there are: {SOURCES}"
-    assert refusal(url) == f"{begins} is no sink; there are: {SINKS}"
+def test_another_url_is_refused_with_those_that_there_are(url: str, begins: str) -> None:
+    assert refusal(url, follow=True) == refusal(url, follow=False) == f"{begins} is no source; use one of: {SOURCES}"
+    assert refusal(url) == f"{begins} is no sink; use one of: {SINKS}"
 
 
-def test_a_source_is_no_sink_and_a_sink_no_source_where_it_cannot_be() -> None:
-    assert refusal("ws://engine:8080") == f"a URL that begins with 'ws' is no sink; there are: {SINKS}"
+def test_a_url_of_a_source_only_is_not_one_of_a_sink() -> None:
+    """Nor the other way round."""
+    assert refusal("ws://engine:8080") == f"a URL that begins with 'ws' is no sink; use one of: {SINKS}"
     for scheme in ("otlp", "otlps", "otlp+http", "otlp+https"):
-        expected = f"a URL that begins with {scheme!r} is no source; there are: {SOURCES}"
+        expected = f"a URL that begins with {scheme!r} is no source; use one of: {SOURCES}"
         assert refusal(f"{scheme}://collector", follow=True) == expected
     for scheme in ("ws", "wss"):
         assert refusal(f"{scheme}://engine:8080", follow=False) == (
@@ -218,7 +221,7 @@ def test_a_source_is_no_sink_and_a_sink_no_source_where_it_cannot_be() -> None:
         ("jsonl:events.jsonl.gz", "read it without follow"),
     ],
 )
-def test_a_sources_url_that_is_wrong_further_on_is_refused_with_the_remedy(url: str, remedy: str) -> None:
+def test_a_sources_url_that_is_wrong_is_refused_with_the_remedy(url: str, remedy: str) -> None:
     assert remedy in refusal(url, follow=True)
 
 
@@ -235,7 +238,7 @@ def test_a_sources_url_that_is_wrong_further_on_is_refused_with_the_remedy(url: 
         ("journal:events.db?max_bytes=1GB", "?max_bytes=1GB cannot be used"),
     ],
 )
-def test_a_sinks_url_that_is_wrong_further_on_is_refused_with_the_remedy(url: str, remedy: str) -> None:
+def test_a_sinks_url_that_is_wrong_is_refused_with_the_remedy(url: str, remedy: str) -> None:
     assert remedy in refusal(url)
 
 
@@ -258,6 +261,22 @@ def test_a_journal_has_to_be_in_a_file(rest: str) -> None:
     assert refusal(f"journal:{rest}") == message.format("max_bytes")
 
 
+def test_checking_a_sinks_url_refuses_and_makes_nothing(tmp_path: Path) -> None:
+    """A replay's dry run checks where the real one would write."""
+    for url in ("journal:events.db", "journal:events.db?max_bytes=100000", "sqlite:///a.db", "jsonl:a.jsonl"):
+        check_sink(url, resource=RESOURCE)
+    assert list(tmp_path.iterdir()) == []
+    for url in ("journal:events.db?max_bytes=1", "jsonl:a.gz", "ws://engine", "sqlite://"):
+        with pytest.raises(ConfigurationError) as refused:
+            check_sink(url, resource=RESOURCE)
+        assert refusal(url) == str(refused.value)
+
+
+def test_a_secret_is_hidden_in_every_form_the_longest_first() -> None:
+    secrets = Secrets(["p@ss", "p@ss/word", "", None, "abc"], shortest=4)
+    assert secrets.hide("p@ss/word p%40ss%2Fword p@ss abc") == "*** *** *** abc"
+
+
 def test_a_journal_that_cannot_be_opened_says_so_itself(tmp_path: Path) -> None:
     message = f"{tmp_path} is a folder; add the journal's file to the path"
     with pytest.raises(JournalError, match=message):
@@ -271,7 +290,7 @@ import sys
 sys.modules.update(dict.fromkeys({missing!r}))
 from opentelemetry.sdk.resources import Resource
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.transports import places_of, sink_of, source_of
+from constellation_otel.transports import check_sink, places_of, sink_of, source_of
 for make in (lambda: source_of({url!r}, follow=True), lambda: sink_of({url!r}, resource=Resource({{}}))):
     try:
         made = make()
@@ -347,9 +366,10 @@ def test_what_needs_no_extra_does_without_any(url: str, made: list[str]) -> None
         ("postgresql://host/db", "otlp://host:4317", False),
     ],
 )
-def test_two_urls_of_one_place_have_something_in_common_however_they_are_written(
+def test_two_urls_of_one_place_have_something_in_common(
     one: str, other: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However they are written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.db").symlink_to("a.db")
     other = other.replace("{folder}", str(tmp_path))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList
 from opentelemetry.proto.resource.v1 import resource_pb2
@@ -56,6 +57,7 @@ def spans(draw: st.DrawFn) -> Span:
         status=StatusCode.ERROR if failed else draw(st.sampled_from([StatusCode.UNSET, StatusCode.OK])),
         status_description=draw(st.none() | texts.filter(bool)) if failed else None,
         events=tuple(draw(st.lists(st.builds(SpanEvent, texts, nanoseconds, attributes), max_size=2))),
+        is_execution=draw(st.booleans()),
     )
 
 
@@ -80,7 +82,7 @@ def with_protobufs_classes(spans: list[Span], resource: SdkResource) -> bytes:
         scope=InstrumentationScope(name=SCOPE_NAME, version=SCOPE_VERSION), schema_url=SCHEMA_URL
     )
     for span in spans:
-        is_local = span.parent_span_id is None or MODULE_NAME in span.attributes
+        is_local = span.parent_span_id is None or not span.is_execution
         message = group.spans.add(
             trace_id=span.trace_id.to_bytes(16),
             span_id=span.span_id.to_bytes(8),
@@ -122,7 +124,9 @@ def test_the_bytes_are_those_of_opentelemetry_protos_own_classes(some: list[Span
 @given(st.lists(spans(), max_size=2))
 def test_what_is_encoded_is_decoded_to_the_same_spans(some: list[Span]) -> None:
     resource = Resource({"service.name": "shop", "ports": (80, 443)}, "https://example.com/resource")
-    assert decode_traces(encode_request(some, RESOURCE), json=False) == [Received(it, resource, SCOPE) for it in some]
+    assert decode_traces(encode_request(some, RESOURCE)) == [
+        Received(replace(it, is_execution=False), resource, SCOPE) for it in some
+    ]
 
 
 def decoded(**fields: Any) -> Span:
@@ -142,7 +146,7 @@ def decoded(**fields: Any) -> Span:
             **fields,
         }
     )
-    (received,) = decode_traces(encode_request([span], RESOURCE), json=False)
+    (received,) = decode_traces(encode_request([span], RESOURCE))
     return received.span
 
 
@@ -202,16 +206,23 @@ def test_a_subclass_of_a_type_is_written_as_that_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parent", "attributes", "flags"),
+    ("parent", "is_execution", "flags"),
     [
-        pytest.param(None, {}, 0x103, id="a root has no parent that could be remote"),
-        pytest.param(5, {MODULE_NAME: "Trim"}, 0x103, id="a module's parent is its execution, of the same process"),
-        pytest.param(5, {}, 0x003, id="where an execution's caller was is not known"),
+        pytest.param(None, True, 0x103, id="a root has no parent that could be remote"),
+        pytest.param(5, False, 0x103, id="a module's parent is its execution, of the same process"),
+        pytest.param(5, True, 0x003, id="where an execution's caller was is not known"),
     ],
 )
-def test_the_flags_say_whether_the_parent_is_remote_where_that_is_known(
-    parent: int | None, attributes: dict[str, AttributeValue], flags: int
-) -> None:
-    span = Span(1, 2, parent, "", 3, "n", SpanKind.INTERNAL, 1, 2, attributes)
+def test_the_flags_say_whether_the_parent_is_remote(parent: int | None, is_execution: bool, flags: int) -> None:
+    """Where that is known."""
+    span = Span(1, 2, parent, "", 3, "n", SpanKind.INTERNAL, 1, 2, {}, is_execution=is_execution)
     request = ExportTraceServiceRequest.FromString(encode_request([span], RESOURCE))
     assert request.resource_spans[0].scope_spans[0].spans[0].flags == flags
+
+
+def test_what_is_remembered_is_bounded_and_changes_no_bytes() -> None:
+    """Names and texts beyond the bound, and texts that are too long for it, are written anew each time."""
+    for number in range(1_100):
+        text = f"{number}" * 50
+        span = decoded(name=text, attributes={text: text, "constellation.dag.name": text}, trace_flags=0)
+        assert (span.name, span.attributes) == (text, {text: text, "constellation.dag.name": text})

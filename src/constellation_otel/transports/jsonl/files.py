@@ -1,6 +1,6 @@
 """Where the bytes of JSON lines come from and go to: files that grow, are replaced or torn, pipes and terminals.
 
-Lines and events are ``jsonl``'s business.
+Lines and events are the business of ``source`` and ``sink``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from constellation_otel._support.log import RateLimitedLog, log
-from constellation_otel.errors import GoneError, MisconfiguredError, UnavailableError
-from constellation_otel.transports.jsonl.gzip_members import MEMBER_HEADER, Members, member_of
+from constellation_otel._support.places import names_of_file
+from constellation_otel.errors import ConfigurationError, GoneError, MisconfiguredError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CHUNK", "LASTING", "Appended", "Followed", "Pipe", "StandardOutput", "UnusableError", "open_regular"]
+__all__ = [
+    "CHUNK",
+    "LASTING",
+    "STANDARD",
+    "Appended",
+    "Followed",
+    "Pipe",
+    "StandardOutput",
+    "UnusableError",
+    "Unzipped",
+    "checked_path",
+    "open_regular",
+    "places_of",
+]
 
-_LOGGER: Final = logging.getLogger(__name__)
+_LOGGER: Final = logging.getLogger(__package__)
 _STANDARD_OUTPUT: Final = 1
+_GZIP: Final = 16 + zlib.MAX_WBITS
+STANDARD: Final = "-"
+"""The path of standard input and output."""
 CHUNK: Final = 256 * 1024
 """Bytes that are read at a time."""
 _GRACE: Final = 0.1
@@ -40,7 +56,7 @@ class UnusableError(OSError):
 
 
 LASTING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, UnusableError)
-"""What stays as it is until somebody changes it."""
+"""What does not get better by itself."""
 
 
 class Pipe:
@@ -60,7 +76,72 @@ class Pipe:
         return os.read(self._descriptor, size) if self.wait(0) else None
 
     def close(self) -> None:
-        """Does nothing: whoever opened it closes it."""
+        """Does nothing: it is closed where it was opened."""
+
+
+class Unzipped:
+    """A gzip file, uncompressed: all of its members (RFC 1952, 2.2), and none of the zeros that pad it.
+
+    Args:
+        file: Closed by :meth:`close`.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._member: zlib._Decompress | None = None
+        self._input = b""
+        self._error: zlib.error | None = None
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; empty ones at the end.
+
+        Raises:
+            EOFError: The file is cut off.
+            zlib.error: It is damaged; all that comes before was given.
+        """
+        while self._error is None:
+            self._input = self._input or self._file.read(size)
+            is_end = not self._input
+            if self._member is None:
+                if is_end:
+                    return b""
+                # a power failure, or a tape, pads with zeros
+                self._input = self._input.lstrip(b"\0")
+                if not self._input:
+                    continue
+                self._member = zlib.decompressobj(_GZIP)
+            data = self._inflate(self._member, size)
+            if data:
+                return data
+            if is_end:
+                message = "the file is cut off in the middle"
+                raise EOFError(message)
+        raise self._error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _inflate(self, member: zlib._Decompress, size: int) -> bytes:
+        before = member.copy()
+        try:
+            data = member.decompress(self._input, size)
+        except zlib.error as error:
+            self._error = error
+            return _up_to_the_damage(before, self._input)
+        if member.eof:
+            self._member, self._input = None, member.unused_data
+        else:
+            self._input = member.unconsumed_tail
+        return data
+
+
+def _up_to_the_damage(member: zlib._Decompress, data: bytes) -> bytes:
+    """What comes of data that is known to raise: of one byte after the other until one does."""
+    good = io.BytesIO()
+    with suppress(zlib.error):
+        good.writelines(map(member.decompress, (bytes((byte,)) for byte in data)))
+    return good.getvalue()
 
 
 class Followed:
@@ -99,7 +180,7 @@ class Followed:
             return b""
         now = time.monotonic()
         self._left_at = self._left_at or now
-        # whoever had the old one open may be about to write to it
+        # a writer that has the old one open may be about to write to it
         new = self._opened() if now >= self._left_at + _GRACE else None
         if new is None:
             return b""
@@ -124,23 +205,21 @@ class Appended:
     """A file whose lines are whole, before a write and after it, whether it succeeds or not.
 
     Args:
-        path: The file; where it ends in ``.gz``, each write is a gzip member.
+        path: The file.
     """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        self._is_gzip = path.endswith(".gz")
         self._file: io.FileIO | None = None
         # what has to come before the next line; none where the file has yet to be looked at
         self._first: bytes | None = None
-        self._members: Members | None = None
 
-    def write(self, lines: Sequence[bytes], deadline: float) -> None:
+    def write(self, lines: Sequence[bytes], deadline: float) -> None:  # noqa: ARG002 - a disk takes its time
         """Appends lines, all or none; ``JsonlSink.send`` says what it raises, and the deadline is a monotonic time."""
         try:
             file = self._opened()
             if self._first is None:
-                self._first = self._mended(file, deadline)
+                self._first = self._line_end(file)
             self._append(file, self._first, b"".join(lines))
         except LASTING as error:
             message = (
@@ -164,59 +243,19 @@ class Appended:
         if self._file is None:
             self._file = open_regular(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
             self._first = None
-            self._members = None
         return self._file
 
-    def _mended(self, file: io.FileIO, deadline: float) -> bytes:
-        """What has to come first, so that what a crash has left half written spoils nothing else."""
+    def _line_end(self, file: io.FileIO) -> bytes:
+        """What has to come first, so that a line that a crash has torn spoils no other."""
         size = os.fstat(file.fileno()).st_size
-        if self._is_gzip:
-            last_byte = self._cut_torn_member(file, size, deadline)
-        else:
-            last_byte = os.pread(file.fileno(), 1, size - 1) if size else b""
-        if last_byte in {b"", b"\n"}:
+        if not size or os.pread(file.fileno(), 1, size - 1) == b"\n":
             return b""
         log(_LOGGER, logging.WARNING, "%s ends in the middle of a line; ending the line", self._path)
         return b"\n"
 
-    def _cut_torn_member(self, file: io.FileIO, size: int, deadline: float) -> bytes:
-        """Reads a gzip file through; returns the last byte that is left, uncompressed.
-
-        Raises:
-            MisconfiguredError: Not all of it is gzip, or what is torn is not ours.
-            UnavailableError: There is not enough time; the next call goes on from there.
-        """
-        members = self._members = self._members or Members(file)
-        try:
-            # where it is cut off, what is behind the last whole member is looked at below
-            with suppress(EOFError):
-                while members.read(CHUNK):
-                    if time.monotonic() >= deadline:
-                        so_far = f"{members.whole} bytes of {size} so far"
-                        message = f"{self._path} is being checked before it is written: {so_far}"
-                        raise UnavailableError(message)
-        except zlib.error as error:
-            message = (
-                f"{self._path} is no gzip file, or is damaged, from byte {members.whole} on: {error}; move it away"
-            )
-            raise MisconfiguredError(message) from error
-        self._members = None
-        torn = os.pread(file.fileno(), len(MEMBER_HEADER), members.whole)
-        if not MEMBER_HEADER.startswith(torn.rstrip(b"\0")):
-            message = (
-                f"{self._path} is cut off in a part, from byte {members.whole} on, that was written by"
-                " something else; move it away, or mend it"
-            )
-            raise MisconfiguredError(message)
-        if torn:
-            message = "%s ends in a batch that was not written to its end; cutting off its %d bytes"
-            log(_LOGGER, logging.WARNING, message, self._path, size - members.whole)
-            os.ftruncate(file.fileno(), members.whole)
-        return members.last_byte
-
     def _append(self, file: io.FileIO, first: bytes, data: bytes) -> None:
         size = os.fstat(file.fileno()).st_size
-        rest = memoryview(member_of(first + data) if self._is_gzip else first + data)
+        rest = memoryview(first + data)
         self._first = None
         try:
             while rest:
@@ -259,7 +298,7 @@ class StandardOutput:
                 raise UnavailableError(message, delivered=frozenset(range(index - 1))) from error
 
     def close(self) -> None:
-        """Does nothing: whoever opened it closes it."""
+        """Does nothing: it is closed where it was opened."""
 
     def _wait(self, deadline: float) -> None:
         # without this, the descriptor may be that of any file that was opened since
@@ -275,12 +314,12 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> io.FileIO:
     """Opens a file, unbuffered, and nothing else: a named pipe would have it wait.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UnusableError(errno.EINVAL, "it is no regular file")
+        raise UnusableError(errno.EINVAL, "it is not a regular file")
     return io.FileIO(descriptor, "r+" if flags & os.O_RDWR else "r")
 
 
@@ -290,3 +329,17 @@ def _is_at(path: Path, file: io.FileIO) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
+
+
+def checked_path(path: str | Path) -> str:
+    """The path as text, if it can be one at all."""
+    text = str(path)
+    if not text or "\0" in text:
+        message = f"the path {text!r} cannot be a file's; name a file, or - for standard input or output"
+        raise ConfigurationError(message)
+    return text
+
+
+def places_of(url: str) -> set[tuple[object, ...]]:
+    """The file that a URL names, by each of its names."""
+    return {("jsonl", name) for name in names_of_file(url.partition(":")[2])}

@@ -12,11 +12,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, UnavailableError
+from constellation_otel.transports.url import Secrets, decoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["TOPIC", "UNKNOWN_TOPIC", "Cluster", "Setting", "abandon", "parse_url"]
+__all__ = ["TOPIC", "UNKNOWN_TOPIC", "Cluster", "Setting", "abandon", "parse_url", "places_of"]
 
 TOPIC: Final = "constellation-events"
 
@@ -25,8 +26,8 @@ Setting: TypeAlias = str | int | float | bool
 
 T = TypeVar("T", Producer, Consumer)
 
-# what users import is there, and so is what they read of it
-_LOGGER: Final = logging.getLogger("constellation_otel.transports.kafka.kafka")
+_LOGGER: Final = logging.getLogger(__package__)
+_HAS_PORT: Final = re.compile(r":\d+$")
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _SECRET: Final = re.compile(r"password|secret|\.pem$|oauthbearer\.config|assertion")
 _UNFIT: Final = re.compile(r"[\0\ud800-\udfff]")
@@ -36,18 +37,18 @@ UNKNOWN_TOPIC: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 _CREDENTIALS: Final = "check the user, the password and what the user may do"
-_TO_BE_MENDED: Final = {
-    KafkaError._AUTHENTICATION: _CREDENTIALS,  # noqa: SLF001 - as above
-    KafkaError._INVALID_ARG: "check the settings and the files that they name",  # noqa: SLF001 - as above
-    KafkaError._SSL: "check the ssl.* settings and the certificates",  # noqa: SLF001 - as above
+_NEEDS_FIXING: Final = {
+    KafkaError._AUTHENTICATION: _CREDENTIALS,  # noqa: SLF001 - the library's own name for a local error
+    KafkaError._INVALID_ARG: "check the settings and the files that they name",  # noqa: SLF001 - the library's own name for a local error
+    KafkaError._SSL: "check the ssl.* settings and the certificates",  # noqa: SLF001 - the library's own name for a local error
     KafkaError.SASL_AUTHENTICATION_FAILED: _CREDENTIALS,
     KafkaError.TOPIC_AUTHORIZATION_FAILED: _CREDENTIALS,
     KafkaError.GROUP_AUTHORIZATION_FAILED: _CREDENTIALS,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: _CREDENTIALS,
     **dict.fromkeys(UNKNOWN_TOPIC, "create the topic, or correct its name"),
 }
-"""What does not pass by itself, and what somebody has to do about it."""
-_TROUBLE: Final = {KafkaError._ALL_BROKERS_DOWN, *_TO_BE_MENDED}  # noqa: SLF001 - as above
+"""What does not pass by itself, and how to fix it."""
+_REPORTED: Final = {KafkaError._ALL_BROKERS_DOWN, *_NEEDS_FIXING}  # noqa: SLF001 - the library's own name for a local error
 
 
 class Cluster:
@@ -65,10 +66,11 @@ class Cluster:
         topic: The topic's name.
         settings: All of them, for the client.
         url: Which topic of which brokers, for messages.
-        trouble: Why nothing works at the moment, as far as the library has said.
+        hide: Takes the secrets of the settings out of a text.
+        last_error: Why nothing works at the moment, as far as the library has said.
 
     Raises:
-        ConfigurationError: There is no broker, the topic's name is none, or a setting cannot be used.
+        ConfigurationError: There is no broker, the topic cannot have that name, or a setting cannot be used.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Cluster:
             message = f"{self.url} names no broker; give one or more as host:port"
             raise ConfigurationError(message)
         if not _TOPIC_NAME.fullmatch(topic):
-            message = f"{topic!r} is no topic's name: 1 to 249 of A-Z, a-z, 0-9, dot, dash, underscore"
+            message = f"{topic!r} is not a topic name: 1 to 249 of A-Z, a-z, 0-9, dot, dash, underscore"
             raise ConfigurationError(message)
         fixed = {**fixed, "bootstrap.servers": brokers, "error_cb": self.on_error}
         for setting in sorted(fixed.keys() & config.keys()):
@@ -99,10 +101,10 @@ class Cluster:
             if _UNFIT.search(setting) or (isinstance(value, str) and _UNFIT.search(value)):
                 message = f"{self.url}: {setting} has characters that are not text; correct or leave it out"
                 raise ConfigurationError(message)
-        self.trouble: KafkaError | None = None
+        self.last_error: KafkaError | None = None
         self._complaint: KafkaError | None = None
         self._log = RateLimitedLog()
-        self._secrets = [str(value) for setting, value in config.items() if value and _SECRET.search(setting)]
+        self.hide = Secrets(str(value) for setting, value in config.items() if _SECRET.search(setting)).hide
         # without brokers it connects to nothing
         offline = {setting: value for setting, value in self.settings.items() if setting != "bootstrap.servers"}
         try:
@@ -128,25 +130,19 @@ class Cluster:
 
     def on_error(self, error: KafkaError) -> None:
         """Takes what the library says of its connections, as its callback."""
-        if error.code() not in _TROUBLE:
+        if error.code() not in _REPORTED:
             self._complaint = error
-        elif not self.is_to_be_mended:
-            self.trouble = error
+        elif not self.needs_fixing:
+            self.last_error = error
 
     @property
-    def is_to_be_mended(self) -> bool:
-        """Whether somebody has to do something before anything can work."""
-        return self.trouble is not None and self.trouble.code() in _TO_BE_MENDED
+    def needs_fixing(self) -> bool:
+        """Whether nothing works until an operator fixes something."""
+        return self.last_error is not None and self.last_error.code() in _NEEDS_FIXING
 
-    def forget_trouble(self) -> None:
+    def forget_error(self) -> None:
         """Everything works, or is tried afresh."""
-        self.trouble = self._complaint = None
-
-    def hide(self, text: str) -> str:
-        """The library's text without the secrets of the settings."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        self.last_error = self._complaint = None
 
     def unavailable(
         self, error: KafkaError | None, what: str, delivered: frozenset[int] = frozenset()
@@ -154,20 +150,20 @@ class Cluster:
         """The error to raise.
 
         Args:
-            error: Why, where that is known; what only somebody can mend goes before it.
+            error: Why, where that is known; what an operator has to fix goes before it.
             what: What did not work.
             delivered: As in :class:`UnavailableError`.
         """
-        reason = self.trouble if error is None or self.is_to_be_mended else error
+        reason = self.last_error if error is None or self.needs_fixing else error
         said = [found.str() for found in (reason, self._complaint) if found is not None]
         message = f"{self.url}: {what}: {self.hide('; '.join(said)) or 'no broker has answered in time'}"
-        if reason is None or reason.code() not in _TO_BE_MENDED:
+        if reason is None or reason.code() not in _NEEDS_FIXING:
             return UnavailableError(message, delivered=delivered)
         user = self.settings.get("sasl.username")
         if user is not None:
             mechanism = self.settings.get("sasl.mechanism", self.settings.get("sasl.mechanisms"))
             message += f" (user {user!r}, mechanism {mechanism})"
-        return MisconfiguredError(f"{message}: {_TO_BE_MENDED[reason.code()]}", delivered=delivered)
+        return MisconfiguredError(f"{message}: {_NEEDS_FIXING[reason.code()]}", delivered=delivered)
 
 
 def parse_url(url: str) -> tuple[str, str, dict[str, str]]:
@@ -182,11 +178,22 @@ def parse_url(url: str) -> tuple[str, str, dict[str, str]]:
         raise ConfigurationError(message)
     settings = {}
     if has_credentials:
-        user, _, password = credentials.partition(":")
+        user, password = decoded(credentials)
         settings = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
-        settings |= {"sasl.username": unquote(user), "sasl.password": unquote(password)}
+        settings |= {"sasl.username": user, "sasl.password": password}
     settings |= parse_qsl(query, keep_blank_values=True)
     return brokers, unquote(topic) or TOPIC, settings
+
+
+def places_of(url: str) -> set[tuple[object, ...]]:
+    """The topic at each broker that a URL names: two URLs of one topic have a broker in common.
+
+    Raises:
+        ConfigurationError: It is not a Kafka URL.
+    """
+    brokers, topic, _ = parse_url(url)
+    names = {broker.strip().lower() for broker in brokers.split(",")}
+    return {(name if _HAS_PORT.search(name) else f"{name}:9092", topic) for name in names if name}
 
 
 def abandon(client: Producer | Consumer | None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from constellation_otel.transports.otlp.encoding import encode_request
-from constellation_otel.transports.otlp.otlp import OtlpSink, credentials_of, make_resource, proxy_options
+from constellation_otel.transports.otlp.grpc import credentials_of, proxy_options
 from constellation_otel.transports.otlp.settings import FarSide, Signal, WireProtocol, far_side_of
+from constellation_otel.transports.otlp.sink import OtlpSink, make_resource
 
 __all__ = [
     "FarSide",
@@ -16,4 +17,7 @@ __all__ = [
     "far_side_of",
     "make_resource",
     "proxy_options",
+    "sink_of",
 ]
+
+sink_of = OtlpSink.from_url

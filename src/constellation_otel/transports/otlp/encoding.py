@@ -3,8 +3,7 @@
 The fields of OTLP's messages that a :class:`~constellation_otel.traces.span.Span` has are
 written down here by their numbers, in ascending order, as opentelemetry-proto's
 generated classes would, and a test holds the two to the same bytes. These classes
-take several times as long. Reading is in ``otlp_decoding``, sending in
-``transports.otlp``.
+take several times as long.
 """
 
 from __future__ import annotations
@@ -12,23 +11,28 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
-from constellation_otel.traces import MODULE_NAME, AttributeValue, Span, SpanEvent
+from constellation_otel.traces import EXECUTION_ID, MODULE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.sdk.resources import Resource
 
+    from constellation_otel.traces import AttributeValue, Span, SpanEvent
+
 __all__ = ["encode_request"]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _IS_REMOTE_KNOWN: Final = 0x100
 """The bit of a span's flags which says that the next one means something; that says whether the parent is remote."""
 _TRACE_FLAGS: Final = 0xFF
-_MAX_CACHED: Final = 128
-"""Characters of an attribute's text, at most, for its bytes to be remembered."""
 
 
 def encode_request(spans: Sequence[Span], resource: Resource) -> bytes:
@@ -44,73 +48,104 @@ def encode_request(spans: Sequence[Span], resource: Resource) -> bytes:
     Returns:
         The request in protobuf's wire format.
     """
-    scope_spans = _SCOPE + b"".join([_field(b"\x12", _span(span)) for span in spans]) + _SCOPE_SCHEMA_URL
-    resource_spans = (
-        _field(b"\x0a", _attributes(b"\x0a", resource.attributes))
-        + _field(b"\x12", scope_spans)
-        + _text(b"\x1a", resource.schema_url)
-    )
-    return _field(b"\x0a", resource_spans)
+    encoded = _spans(spans)
+    scope_length = len(_SCOPE) + sum(map(len, encoded)) + len(_SCOPE_SCHEMA_URL)
+    before = _field(b"\x0a", _attributes(b"\x0a", resource.attributes)) + b"\x12" + _varint(scope_length) + _SCOPE
+    after = _SCOPE_SCHEMA_URL + _text(b"\x1a", resource.schema_url)
+    length = len(before) + scope_length - len(_SCOPE) - len(_SCOPE_SCHEMA_URL) + len(after)
+    # put together once: it is long
+    return b"".join((b"\x0a", _varint(length), before, *encoded, after))
 
 
-def _span(span: Span) -> bytes:
-    parent = span.parent_span_id
-    # an execution's parent is its caller's span, and nothing tells where that was
-    flags = span.trace_flags & _TRACE_FLAGS
-    if parent is None or MODULE_NAME in span.attributes:
-        flags |= _IS_REMOTE_KNOWN
-    return b"".join(
-        (
-            b"\x0a\x10",
-            span.trace_id.to_bytes(16),
-            b"\x12\x08",
-            span.span_id.to_bytes(8),
-            _text(b"\x1a", span.trace_state),
-            b"" if parent is None else b"\x22\x08" + parent.to_bytes(8),
-            _text(b"\x2a", span.name),
-            # the protocol's numbers of the kinds are the API's and one
-            b"\x30",
-            _ONE_BYTE[span.kind.value + 1],
-            _fixed64(b"\x39", span.start_ns),
-            _fixed64(b"\x41", span.end_ns),
-            _attributes(b"\x4a", span.attributes),
-            *[_field(b"\x5a", _event(event)) for event in span.events],
-            _status(span),
-            _FLAGS.pack(b"\x85\x01", flags) if flags else b"",
-        )
-    )
+def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a function for each field would cost as much as the field
+    """Span messages, each as the field 2 of ScopeSpans, in parts.
+
+    One loop, since this is where a busy listener spends its time: what comes again and again
+    (names, the attributes' texts, lengths) is looked up as bytes.
+    """
+    encoded: list[bytes] = []
+    texts, names, lengths = _TEXTS, _NAMES, _LENGTHS
+    times, two_ids = _TIMES.pack, _TWO_IDS.pack
+    trace_id, trace = -1, b""
+    execution_id, of_execution = _NO_TEXT, b""
+    for span in spans:
+        if span.trace_id != trace_id:
+            trace_id = span.trace_id
+            trace = b"\x0a\x10" + trace_id.to_bytes(16) + b"\x12\x08"
+        parent, name, start_ns, end_ns = span.parent_span_id, span.name, span.start_ns, span.end_ns
+        if parent is None:
+            ids = trace + span.span_id.to_bytes(8) + _text(b"\x1a", span.trace_state)
+        elif span.trace_state:
+            ids = trace + span.span_id.to_bytes(8) + _text(b"\x1a", span.trace_state) + b"\x22\x08" + parent.to_bytes(8)
+        else:
+            ids = trace + two_ids(span.span_id, b"\x22\x08", parent)
+        # an execution's parent is its caller's span, and nothing says where that was
+        flags = span.trace_flags & _TRACE_FLAGS
+        if parent is None or not span.is_execution:
+            flags |= _IS_REMOTE_KNOWN
+        # an enum's member is hashed by a function in Python
+        kind = _INTERNAL_KIND if span.kind is _INTERNAL else _KINDS[span.kind]
+        parts = [
+            ids,
+            names.get(name) or _remember(names, name, _text(b"\x2a", name)),
+            times(kind, start_ns, b"\x41", end_ns)
+            if start_ns and end_ns
+            else kind[:2] + _fixed64(b"\x39", start_ns) + _fixed64(b"\x41", end_ns),
+        ]
+        for key, value in span.attributes.items():
+            if value is execution_id and key == EXECUTION_ID:
+                parts.append(of_execution)
+            # a subclass of str may have another idea of being equal
+            elif value.__class__ is str:
+                if key == MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
+                    parts.append(_MODULE_ID + value.encode())
+                    continue
+                if key == EXECUTION_ID:
+                    # its other spans follow
+                    execution_id, of_execution = value, _key_value(b"\x4a", key, value)
+                    parts.append(of_execution)
+                    continue
+                try:
+                    parts.append(texts[key][value])
+                except KeyError:
+                    parts.append(_remember(texts, key, _Texts(b"\x4a", key))[value])
+            else:
+                parts.append(_key_value(b"\x4a", key, value))
+        if span.events:
+            parts += [_field(b"\x5a", _event(event)) for event in span.events]
+        if span.status is not _UNSET:
+            parts.append(_status(span))
+        if flags:
+            parts.append(_FLAGS[flags])
+        message = b"".join(parts)
+        length = len(message)
+        encoded.append(lengths.get(length) or _remember(lengths, length, b"\x12" + _varint(length)))
+        encoded.append(message)
+    return encoded
 
 
 def _event(event: SpanEvent) -> bytes:
-    return _fixed64(b"\x09", event.timestamp_ns) + _text(b"\x12", event.name) + _attributes(b"\x1a", event.attributes)
+    parts = [_fixed64(b"\x09", event.timestamp_ns), _text(b"\x12", event.name)]
+    for key, value in event.attributes.items():
+        if value.__class__ is str:
+            texts = _EVENT_TEXTS.get(key) or _remember(_EVENT_TEXTS, key, _Texts(b"\x1a", key))
+            parts.append(texts[value])
+        else:
+            parts.append(_key_value(b"\x1a", key, value))
+    return b"".join(parts)
 
 
 def _status(span: Span) -> bytes:
-    code = span.status.value
-    if not code:
-        return b""
-    return _field(b"\x7a", _text(b"\x12", span.status_description or "") + b"\x18" + _ONE_BYTE[code])
+    return _field(b"\x7a", _text(b"\x12", span.status_description or "") + b"\x18" + _ONE_BYTE[span.status.value])
 
 
 def _attributes(tag: bytes, attributes: Mapping[str, AttributeValue]) -> bytes:
     """KeyValue messages, each as the field ``tag``."""
-    return b"".join(
-        [
-            # a subclass of str may have another idea of being equal
-            _short(tag, key, value) if type(value) is str and len(value) <= _MAX_CACHED else _key_value(tag, key, value)
-            for key, value in attributes.items()
-        ]
-    )
+    return b"".join([_key_value(tag, key, value) for key, value in attributes.items()])
 
 
 def _key_value(tag: bytes, key: str, value: AttributeValue) -> bytes:
     return _field(tag, _text(b"\x0a", key) + _field(b"\x12", _value(value)))
-
-
-@lru_cache(maxsize=1024)
-def _short(tag: bytes, key: str, text: str) -> bytes:
-    """A KeyValue of short text, remembered: names and outcomes come again and again."""
-    return _key_value(tag, key, text)
 
 
 def _value(value: AttributeValue) -> bytes:  # noqa: PLR0911 - one for each kind that AnyValue has
@@ -132,7 +167,7 @@ def _value(value: AttributeValue) -> bytes:  # noqa: PLR0911 - one for each kind
         return _field(b"\x32", _attributes(b"\x0a", value))
     if isinstance(value, Iterable):
         return _field(b"\x2a", b"".join([_field(b"\x0a", _value(item)) for item in value]))
-    # a sampler of somebody's own may have put anything there
+    # a user's sampler may have put anything there
     return _value(repr(value))
 
 
@@ -174,10 +209,73 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
+def _remember(known: dict[K, V], key: K, value: V) -> V:
+    """Remembers a value, unless there are many; whatever comes then is made anew."""
+    if len(known) < _MAX_REMEMBERED:
+        known[key] = value
+    return value
+
+
+class _Texts(dict[str, bytes]):
+    """An attribute's KeyValue messages, by the attribute's text.
+
+    Names and outcomes come again and again and are remembered, and so is what stands before a
+    text of a length. An id, which does not, is not.
+
+    Args:
+        tag: The field that they are.
+        key: The attribute's key.
+    """
+
+    def __init__(self, tag: bytes, key: str) -> None:
+        self._tag = tag
+        self._key = key
+        self._heads: dict[int, bytes] = {}
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __missing__(self, text: str) -> bytes:
+        data = _utf8(text)
+        length = len(data)
+        head = self._heads.get(length)
+        if head is None:
+            whole = _key_value(self._tag, self._key, text)
+            head = whole[: len(whole) - length]
+            if length <= _MAX_TEXT:
+                self._heads[length] = head
+        made = head + data
+        if length <= _MAX_TEXT and length != _ID_LENGTH and len(self) < _MAX_REMEMBERED:
+            self[text] = made
+        return made
+
+
+_MAX_REMEMBERED: Final = 1024
+_MAX_TEXT: Final = 128
+"""Bytes of an attribute's text, at most, for it to be remembered."""
+_ID_LENGTH: Final = 36
+"""Of a UUID's text."""
+
 _ONE_BYTE: Final = [bytes([number]) for number in range(0x80)]
 _FIXED64: Final = struct.Struct("<cQ")
 _DOUBLE: Final = struct.Struct("<cd")
-_FLAGS: Final = struct.Struct("<2sI")
+_TIMES: Final = struct.Struct("<3sQcQ")
+_TWO_IDS: Final = struct.Struct(">Q2sQ")
+
+_UNSET: Final = StatusCode.UNSET
+# the protocol's numbers of the kinds are the API's and one; behind it stands the tag of the start time
+_KINDS: Final = {kind: b"\x30" + _ONE_BYTE[kind.value + 1] + b"\x39" for kind in SpanKind}
+_INTERNAL: Final = SpanKind.INTERNAL
+_INTERNAL_KIND: Final = _KINDS[_INTERNAL]
+_FLAGS: Final = {flags: struct.pack("<2sI", b"\x85\x01", flags) for flags in range(0x200)}
+_NAMES: Final[dict[str, bytes]] = {}
+_LENGTHS: Final[dict[int, bytes]] = {}
+_TEXTS: Final[dict[str, _Texts]] = {}
+_EVENT_TEXTS: Final[dict[str, _Texts]] = {}
+
+_NO_TEXT: Final = "no span has this very one"
+_MODULE_ID: Final = _key_value(b"\x4a", MODULE_ID, "0" * _ID_LENGTH)[:-_ID_LENGTH]
+"""What stands before the text of a module's id."""
 
 _SCOPE: Final = _field(b"\x0a", _text(b"\x0a", SCOPE_NAME) + _text(b"\x12", SCOPE_VERSION))
 _SCOPE_SCHEMA_URL: Final = _text(b"\x1a", SCHEMA_URL)

@@ -1,8 +1,8 @@
-"""Where an OTLP endpoint is and how to speak to it: arguments, the standard variables and URLs, looked at.
+"""Where an OTLP endpoint is and how to reach it, from arguments, the standard variables and URLs.
 
 What is given goes before ``OTEL_EXPORTER_OTLP_TRACES_*`` (or ``_METRICS_``, ``_LOGS_``),
 that before ``OTEL_EXPORTER_OTLP_*``.
-Nothing here connects; ``otlp`` does.
+Nothing here connects.
 """
 
 from __future__ import annotations
@@ -11,30 +11,65 @@ import logging
 import math
 import os
 import re
+import time
 from base64 import b64encode
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 from urllib.request import getproxies, proxy_bypass
 
 from msgspec import Struct
 
 from constellation_otel._support.log import log
+from constellation_otel._support.scope import SCOPE_VERSION
 from constellation_otel._support.text import printable
-from constellation_otel.errors import ConfigurationError
+from constellation_otel.errors import ConfigurationError, UnavailableError
+from constellation_otel.transports.url import Secrets, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Compression", "FarSide", "Proxy", "Signal", "WireProtocol", "endpoint_of_url", "far_side_of"]
+__all__ = [
+    "LOOK_AT_CERTIFICATES",
+    "LOOK_AT_ENDPOINT",
+    "LOOK_AT_HEADERS",
+    "LOOK_AT_PROTOCOL",
+    "LOOK_AT_PROXY",
+    "MAX_ANSWER",
+    "NO_REASON",
+    "USER_AGENT",
+    "Compression",
+    "FarSide",
+    "Proxy",
+    "Signal",
+    "WireProtocol",
+    "endpoint_of_url",
+    "far_side_of",
+    "remaining",
+]
 
 WireProtocol: TypeAlias = Literal["grpc", "http/protobuf"]
 Compression: TypeAlias = Literal["none", "gzip"]
 Signal: TypeAlias = Literal["traces", "metrics", "logs"]
 
-_LOGGER: Final = logging.getLogger("constellation_otel.transports.otlp.otlp")
+_LOGGER: Final = logging.getLogger(__package__)
+USER_AGENT: Final = f"constellation-otel/{SCOPE_VERSION}"
+MAX_ANSWER: Final = 1024 * 1024
+"""Bytes of an answer that is read, at most."""
+NO_REASON: Final = "no reason was given"
+
+LOOK_AT_ENDPOINT: Final = "look at the endpoint, OTEL_EXPORTER_OTLP_ENDPOINT: an OTLP server does not answer so"
+LOOK_AT_HEADERS: Final = "look at the headers, OTEL_EXPORTER_OTLP_HEADERS, which have the credentials"
+LOOK_AT_PROTOCOL: Final = "look at the protocol, OTEL_EXPORTER_OTLP_PROTOCOL"
+LOOK_AT_PROXY: Final = "look at the proxy's URL and its credentials"
+LOOK_AT_CERTIFICATES: Final = (
+    "look at the endpoint's scheme, and at OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY"
+)
+
+_LEAST_TIMEOUT: Final = 0.01
+"""Seconds that a request gets where encoding has taken all of its time: a timeout of 0 means another thing to many."""
 _DEFAULT_TIMEOUT: Final = 10.0
 _MAX_TIMEOUT: Final = 86_400.0
 _IN_MILLISECONDS: Final = 1_000.0
@@ -42,7 +77,7 @@ _IN_MILLISECONDS: Final = 1_000.0
 _SHORTEST_SECRET: Final = 4
 """Characters of a header's value, at least, for it to be one; a tenant's number would be part of everything."""
 _MAX_SAID: Final = 300
-"""Characters of the far side's words, at most, in an error's message."""
+"""Characters of an endpoint's answer, at most, in an error's message."""
 
 
 class Proxy(Struct, frozen=True):
@@ -58,7 +93,7 @@ class Proxy(Struct, frozen=True):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What says to the proxy who asks."""
+        """The header that authenticates with the proxy."""
         return {"proxy-authorization": f"Basic {self._token}"} if self.credentials else {}
 
     @property
@@ -83,7 +118,7 @@ class Proxy(Struct, frozen=True):
 
 
 class FarSide(Struct, frozen=True):
-    """Whom to speak to, and how; the same over both protocols."""
+    """An endpoint and how to reach it; the same for both protocols."""
 
     protocol: WireProtocol
     endpoint: SplitResult
@@ -103,8 +138,12 @@ class FarSide(Struct, frozen=True):
         # no headers and no proxy, which have secrets
         return f"FarSide({self.protocol!r}, {self.url!r})"
 
+    def no_answer(self) -> UnavailableError:
+        """What is raised where no answer came in time."""
+        return UnavailableError(f"{self.url} did not answer in time")
+
     def quoted(self, said: str) -> str:
-        """The far side's words on one line, cut, and without what it repeats of our headers' values."""
+        """What the endpoint answered: on one line, cut, and without our headers' values."""
         return printable(" ".join(self.hidden(said).split()))[:_MAX_SAID]
 
     def hidden(self, text: str) -> str:
@@ -112,10 +151,7 @@ class FarSide(Struct, frozen=True):
         # of "Bearer token", the token alone is secret, too
         secrets = [secret for value in self.headers.values() for secret in (value, value.rpartition(" ")[2])]
         secrets += self.proxy.secrets if self.proxy else ()
-        for secret in sorted(secrets, key=len, reverse=True):
-            if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "***")
-        return text
+        return Secrets(secrets, shortest=_SHORTEST_SECRET).hide(text)
 
 
 def far_side_of(
@@ -130,7 +166,7 @@ def far_side_of(
     client_key: str | os.PathLike[str] | None,
     client_certificate: str | os.PathLike[str] | None,
 ) -> FarSide:
-    """Completes what is given by the variables; :class:`~constellation_otel.transports.otlp.otlp.OtlpSink` says how.
+    """Completes what is given by the variables; :class:`~constellation_otel.transports.otlp.OtlpSink` says how.
 
     Raises:
         ConfigurationError: An argument, or a variable, cannot be used.
@@ -152,6 +188,11 @@ def far_side_of(
         message = "client_key is given without client_certificate; give both, or neither"
         raise ConfigurationError(message)
     return far_side
+
+
+def remaining(deadline: float) -> float:
+    """Seconds until a monotonic time, and a few milliseconds where it is over."""
+    return max(_LEAST_TIMEOUT, deadline - time.monotonic())
 
 
 def endpoint_of_url(url: str) -> tuple[str, WireProtocol]:
@@ -265,14 +306,10 @@ def _chosen_proxy(endpoint: SplitResult, protocol: WireProtocol) -> Proxy | None
     what = next((name for name in (what, what.upper()) if os.environ.get(name)), what)
     if "://" not in text:
         text = f"http://{text}"
-    try:
-        url = urlsplit(text)
-        port, host = url.port, url.hostname or ""
-    except ValueError:
-        host = ""
-    if not _HOST.fullmatch(host):
-        message = f"{what} is not the URL of a proxy; use http://host:port or http://user:password@host:port"
-        raise ConfigurationError(message)
+    unusable = f"{what} is not the URL of a proxy; use http://host:port or http://user:password@host:port"
+    url = split(text, unusable)
+    if not _HOST.fullmatch(url.hostname or ""):
+        raise ConfigurationError(unusable)
     if url.scheme not in (("http",) if protocol == "grpc" else ("http", "https")):
         message = (
             f"{what} names a proxy of a kind that OTLP over {protocol} cannot use; use http://host:port, or list"
@@ -280,7 +317,7 @@ def _chosen_proxy(endpoint: SplitResult, protocol: WireProtocol) -> Proxy | None
         )
         raise ConfigurationError(message)
     credentials, _, host = url.netloc.rpartition("@")
-    return Proxy(f"{url.scheme}://{host if port else host.removesuffix(':')}", credentials)
+    return Proxy(f"{url.scheme}://{host if url.port else host.removesuffix(':')}", credentials)
 
 
 def _is_direct(endpoint: SplitResult, protocol: WireProtocol) -> bool:
@@ -313,13 +350,9 @@ _URL_SCHEMES: Final[dict[str, tuple[WireProtocol, str, int]]] = {
 
 def _parsed(text: str, what: str, schemes: Sequence[str] | Mapping[str, object]) -> SplitResult:
     """A URL of which nothing is secret; the messages have no part of it that could be."""
-    try:
-        url = urlsplit(text)
-        _ = url.port
-    except ValueError:
-        # the reason has the whole address in it
-        message = f"{what} is no URL: its host or its port cannot be read"
-        raise ConfigurationError(message) from None
+    url = split(
+        text, f"{what} is not a URL: its host or its port cannot be read; give {next(iter(schemes))}://host:port"
+    )
     if url.username is not None or url.password is not None:
         message = f"{what} has a user or a password; credentials go into the headers, OTEL_EXPORTER_OTLP_HEADERS"
     elif url.scheme not in schemes:
@@ -392,7 +425,7 @@ def _header_list(variable: str, text: str) -> list[tuple[str, str]]:
             continue
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not equals:
-            message = f"entry {number} of {variable} is no name=value; it is a list like: a=1,b=2"
+            message = f"entry {number} of {variable} is not name=value; it is a list like: a=1,b=2"
             raise ConfigurationError(message)
         is_encoded = " " not in value
         pairs.append((unquote(name), unquote(value)) if is_encoded else (name, value))

@@ -1,7 +1,7 @@
 """The two databases that an audit table may be in: their URLs, the one connection to them, what their errors mean.
 
 What PostgreSQL and SQLite differ in is data, one :class:`Dialect` each. What is in the
-table is in ``_sql_table``.
+table is in ``table``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
+import sqlalchemy
 from msgspec import Struct
+from sqlalchemy import event as hooks
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 
 from constellation_otel._support.fork import after_fork_in_child
 from constellation_otel._support.places import names_of_file
@@ -32,14 +35,7 @@ from constellation_otel.errors import (
     RefusedError,
     UnavailableError,
 )
-
-try:
-    import sqlalchemy
-except ModuleNotFoundError as error:
-    raise MissingExtraError("sqlalchemy", "sql") from error
-from sqlalchemy import event as hooks
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
+from constellation_otel.transports.url import Secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,13 +99,13 @@ class Dialect(Struct, frozen=True):
 
 
 def shut_down(connection: Any) -> None:
-    """Ends a PostgreSQL connection under whoever waits for it: a server that is stopped hears no cancellation."""
+    """Ends a PostgreSQL connection that another thread waits for: a stopped server takes no cancellation."""
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as same:
         same.shutdown(socket.SHUT_RDWR)
 
 
 def _read_any_text(connection: sqlite3.Connection) -> None:
-    """Has bytes that are no UTF-8 read as U+FFFD, rather than the whole page refused."""
+    """Reads bytes that are not UTF-8 as U+FFFD, rather than refusing the whole page."""
     connection.text_factory = lambda data: data.decode(errors="replace")
 
 
@@ -201,7 +197,7 @@ class Address:
             raise ConfigurationError(_NO_URL) from None
         dialect = DIALECTS.get(parsed.drivername)
         if dialect is None:
-            message = f"no audit table is at a URL that begins with {parsed.drivername!r}: {_NO_URL}"
+            message = f"an audit table cannot be at a URL that begins with {parsed.drivername!r}: {_NO_URL}"
             raise ConfigurationError(message)
         if "@" in f"{parsed.host}{parsed.database}":
             raise ConfigurationError(_NO_URL)
@@ -217,7 +213,7 @@ class Address:
         shown = {name: value for name, value in parsed.query.items() if name in _SHOWN}
         self.name = parsed.set(query=shown).render_as_string(hide_password=True)
         hidden = [value for name, values in parameters.items() if "password" in name for value in values]
-        self._secrets = [secret for secret in (parsed.password, *hidden) if secret]
+        self._secrets = Secrets([parsed.password, *hidden])
 
     def _check_parameters(self) -> None:
         """Refuses what SQLAlchemy and the driver would raise for at the first connection, in their own ways."""
@@ -261,10 +257,7 @@ class Address:
 
     def told(self, error: SQLAlchemyError) -> str:
         """What a database or its driver said, in a line, without secrets."""
-        said = " ".join(str(getattr(error, "orig", error)).split())
-        for secret in self._secrets:
-            for form in (secret, quote(secret, safe="")):
-                said = said.replace(form, "***")
+        said = self._secrets.hide(" ".join(str(getattr(error, "orig", error)).split()))
         return f"{self.name}: {said[:_MAX_SAID]}"
 
 
@@ -274,7 +267,7 @@ def table_of(text: str, dialect: Dialect) -> Table:
     Upper and lower case are kept as they are.
 
     Raises:
-        ConfigurationError: It is no name for a table of that kind of database.
+        ConfigurationError: It is not a name for a table of that kind of database.
     """
     found = _TABLE.fullmatch(text)
     table = Table(_unquoted(found["name"]), found["schema"] and _unquoted(found["schema"])) if found else Table("")
@@ -404,7 +397,7 @@ class Database:
             return RefusedError(said)
         self._engine.dispose()
         if verdict is MisconfiguredError:
-            return MisconfiguredError(f"{said}; mend the URL, the table or the user's rights")
+            return MisconfiguredError(f"{said}; fix the URL, the table or the user's rights")
         return UnavailableError(said)
 
     def _start_afresh(self) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -18,19 +18,30 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Insert, Select, types
 from sqlalchemy.dialects import postgresql
 
-from constellation_otel.delivery import Position, Record, Unreadable
-from constellation_otel.errors import ConstellationOtelError, DecodeError
+from constellation_otel.delivery import Position, Unreadable
+from constellation_otel.errors import ConfigurationError, ConstellationOtelError, DecodeError
 from constellation_otel.events import Event, Reading, clean_name, encode_json, read_json, shown
-from constellation_otel.transports.sql.database import zone_of
+from constellation_otel.transports.sql.database import DIALECTS, Address, table_of, zone_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Inspector, RowMapping
     from sqlalchemy.engine.interfaces import ReflectedColumn
     from sqlalchemy.types import TypeEngine
 
-    from constellation_otel.transports.sql.database import Address, Dialect, Table
+    from constellation_otel.delivery import BatchBuilder
+    from constellation_otel.transports.sql.database import Dialect, Table
 
-__all__ = ["HIGHEST_ID", "LOWEST_ID", "TABLE", "Layout", "has_table", "layout_of", "statements"]
+__all__ = [
+    "HIGHEST_ID",
+    "LOWEST_ID",
+    "TABLE",
+    "Layout",
+    "has_table",
+    "layout_of",
+    "places_of",
+    "schema_ddl",
+    "statements",
+]
 
 TABLE: Final = "execution_audit"
 LOWEST_ID: Final = -(2**63)
@@ -129,6 +140,34 @@ def statements(dialect: Dialect, table: Table) -> list[str]:
     return [statement.format(**names, **dialect.words) for statement in _DDL]
 
 
+def schema_ddl(dialect: Literal["postgresql", "sqlite"], table: str = TABLE) -> str:
+    """The statements that make the table which ``SqlSink`` makes where there is none.
+
+    The guide's columns and indexes, and then ours. Running them again changes nothing.
+
+    Args:
+        dialect: The database's kind, as its URL begins.
+        table: The table's name, or ``schema.name``.
+
+    Raises:
+        ConfigurationError: There is no such dialect, or a table cannot have the name.
+    """
+    if dialect not in DIALECTS:
+        message = f"{dialect!r} is none of {', '.join(DIALECTS)}"
+        raise ConfigurationError(message)
+    kind = DIALECTS[dialect]
+    return "".join(f"{statement};\n" for statement in statements(kind, table_of(table, kind)))
+
+
+def places_of(url: str) -> set[tuple[object, ...]]:
+    """The table in its file, or at each host that a URL names: two URLs of one table have one in common.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    return Address(url, TABLE, None).places
+
+
 class Layout(Struct, frozen=True):
     """What a table is like.
 
@@ -179,16 +218,15 @@ class Layout(Struct, frozen=True):
         page = self.select.where(sqlalchemy.or_(*(_ID.between(*ids) for ids in ranges))).order_by(_ID).limit(limit)
         return page if execution_id is None else page.where(self.execution_is(execution_id))
 
-    def item_of(self, row: RowMapping) -> Record | Unreadable:
-        """What a row is."""
-        position = Position(None, row["id"])
+    def read(self, row: RowMapping, gathered: BatchBuilder) -> None:
+        """Adds the event that a row is; one that is none is unreadable, and given as JSON."""
         try:
             event, corrected = self._reading_of(row)
-            return Record(event, position, corrected)
         except DecodeError as error:
-            return Unreadable(
-                _ENCODER.encode({name: _shown(value) for name, value in row.items()}), str(error), position
-            )
+            data = _ENCODER.encode({name: _shown(value) for name, value in row.items()})
+            gathered.put(Unreadable(data, str(error), Position(None, row["id"])))
+        else:
+            gathered.add(event, row["id"], None, corrected)
 
     def _value_of(self, column: str, value: Any) -> object:
         """A value as the column holds it: texts are cut, and a UUID is 32 digits where there is no room for more."""
@@ -229,7 +267,7 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
     """Looks at a table that is there.
 
     Raises:
-        ConstellationOtelError: It is no audit table, or the server's time zone is unknown; of the type ``unfit``.
+        ConstellationOtelError: It is not an audit table, or the server's time zone is unknown; of the type ``unfit``.
     """
     dialect = address.dialect
     inspector = sqlalchemy.inspect(connection)
@@ -244,8 +282,8 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
             wrong.append(f"{name} is {found[name]['type']!r}, not one of {wanted}")
     if wrong:
         message = (
-            f"{address.name}: the table {address.table} is no audit table: {'; '.join(wrong)}. Make one that has what "
-            "`constellation-otel schema` prints, or name another with ?table="
+            f"{address.name}: the table {address.table} is not an audit table: {'; '.join(wrong)}. Make one that has "
+            "what `constellation-otel schema` prints, or name another with ?table="
         )
         raise unfit(message)
     ours = [name for name, column in OURS.items() if name in found and can_hold(dialect, kinds[name], column.kinds)]
@@ -328,7 +366,7 @@ def _has_room_for_ns(kind: TypeEngine[Any]) -> bool:
 def _selected(dialect: Dialect, column: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
     """A column as it is read.
 
-    In PostgreSQL what is no number and no boolean is read as text: without the blanks that CHAR
+    In PostgreSQL what is neither a number nor a boolean is read as text: without the blanks that CHAR
     is filled up with, and times as they are, since Python has no infinite ones, and none after
     the year 9999. SQLite tells what each value is; only a column of a number's type, as it takes
     STRING for, has made numbers of those texts that look like one.
@@ -418,7 +456,7 @@ def _shown(value: object) -> object:
 def _read_text(value: object) -> str:
     text = _text_of(value)
     if not isinstance(text, str):
-        message = "it is no text"
+        message = "it is not a text"
         raise ValueError(message)  # noqa: TRY004 - what is in a row is a value, whatever its type
     return text
 
@@ -429,7 +467,7 @@ def _read_uuid(value: object) -> str:
         return value.hex()
     found = _UUID.fullmatch(_read_text(value))
     if found is None:
-        message = "it is no UUID"
+        message = "it is not a UUID"
         raise ValueError(message)
     return found["in_braces"] or found["digits"]
 
@@ -437,7 +475,7 @@ def _read_uuid(value: object) -> str:
 def _read_duration(value: Any) -> float:
     duration = float(value)
     if not isfinite(duration):
-        message = "it is no length of time"
+        message = "it is not a length of time"
         raise ValueError(message)
     return duration
 
@@ -492,18 +530,18 @@ def _timestamp_ns_of(created_at: object, zone: ZoneInfo) -> int:
     number = _number_in(created_at)
     if number is not None:
         message = (
-            f"not an event: created_at is {created_at!r}, a number, as of {_unit_of(number)} since 1970, which is no "
-            "time; write it as 2026-03-29 00:00:00, or nanoseconds into a column occurred_ns"
+            f"not an event: created_at is {created_at!r}, a number, as of {_unit_of(number)} since 1970, which is not "
+            "an ISO 8601 time; write it as 2026-03-29 00:00:00, or nanoseconds into a column occurred_ns"
         )
         raise DecodeError(message)
     if not isinstance(created_at, str):
-        message = f"not an event: created_at is {created_at!r}, which is no time"
+        message = f"not an event: created_at is {created_at!r}, which is not an ISO 8601 time"
         raise DecodeError(message)
     try:
         at = datetime.fromisoformat(created_at)
         since = (at if at.tzinfo is not None else at.replace(tzinfo=zone)) - _EPOCH
     except (ValueError, OverflowError) as error:
-        message = f"not an event: created_at is {created_at!r}, which is no time: {error}"
+        message = f"not an event: created_at is {created_at!r}, which is not an ISO 8601 time: {error}"
         raise DecodeError(message) from None
     return (since // timedelta(microseconds=1)) * 1000
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from constellation_otel.transports.websocket.websocket import WebSocketCounters, WebSocketSource, WebSocketState
+from constellation_otel.errors import MissingExtraError
+
+try:
+    import websockets  # noqa: F401 - everything here needs it
+except ModuleNotFoundError as error:
+    raise MissingExtraError("websockets", "websocket") from error
+
+from constellation_otel.transports.websocket.source import WebSocketCounters, WebSocketSource, WebSocketState
 
 __all__ = [
     "WebSocketCounters",
     "WebSocketSource",
     "WebSocketState",
+    "source_of",
 ]
+
+source_of = WebSocketSource.from_url

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 from uuid import UUID
 
 from websockets.uri import WebSocketURI
@@ -13,11 +13,11 @@ from websockets.uri import WebSocketURI
 from constellation_otel._support.log import log
 from constellation_otel._support.scope import SCOPE_VERSION
 from constellation_otel.errors import ConfigurationError
+from constellation_otel.transports.url import split
 
 __all__ = ["headers_of", "name_of", "uri_of"]
 
-# what users import is there, and so is what they read of it
-_LOGGER: Final = logging.getLogger("constellation_otel.transports.websocket.websocket")
+_LOGGER: Final = logging.getLogger(__package__)
 _PATH: Final = "/api/v1/executions/events"
 _EXECUTION_ID: Final = "executionId"
 _PORTS: Final = {"ws": 8080, "wss": 443}
@@ -27,23 +27,21 @@ _KEY_LENGTH: Final = 24
 
 
 def uri_of(url: str, execution_id: UUID | None) -> WebSocketURI:
-    """The URL with what it leaves out.
+    """The URL, completed with the defaults.
 
     Raises:
         ConfigurationError: It cannot be used; the message says nothing of what may hide a key in it.
     """
     remedy = "give ws://host:port or wss://host:port"
+    unusable = f"the URL's host, port or path cannot be used; {remedy}"
+    parts = split(url, unusable)
     try:
-        parts = urlsplit(url)
-        port = parts.port
         host = (parts.hostname or "").encode("idna").decode()
         parts.path.encode()
     except ValueError:
-        message = f"the URL's host, port or path cannot be used; {remedy}"
-        # not chained: its message has the URL's parts
-        raise ConfigurationError(message) from None
+        raise ConfigurationError(unusable) from None
     if parts.scheme not in _PORTS or not host:
-        message = f"the URL is no WebSocket's; {remedy}"
+        message = f"the URL is not a WebSocket URL; {remedy}"
         raise ConfigurationError(message)
     where = f"{parts.scheme}://{host}"
     if parts.username is not None or parts.password is not None:
@@ -59,7 +57,7 @@ def uri_of(url: str, execution_id: UUID | None) -> WebSocketURI:
     try:
         wanted = {UUID(value) for _, value in query}
     except ValueError:
-        message = f"{where}: executionId is no UUID"
+        message = f"{where}: executionId is not a UUID"
         raise ConfigurationError(message) from None
     if execution_id is not None:
         wanted.add(execution_id)
@@ -68,7 +66,7 @@ def uri_of(url: str, execution_id: UUID | None) -> WebSocketURI:
         raise ConfigurationError(message)
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~") if parts.path.strip("/") else _PATH
     query_string = "".join(f"{_EXECUTION_ID}={one}" for one in wanted)
-    return WebSocketURI(parts.scheme == "wss", host, port or _PORTS[parts.scheme], path, query_string)
+    return WebSocketURI(parts.scheme == "wss", host, parts.port or _PORTS[parts.scheme], path, query_string)
 
 
 def name_of(uri: WebSocketURI) -> str:

@@ -2,8 +2,8 @@
 
 The protocol is spoken by ``websockets``' state machine without I/O, over asyncio's
 streams: its ready-made clients write the key to a DEBUG log, follow redirects and the
-environment's proxies, and end a connection for text that is no UTF-8. Whoever uses this
-connects again; that is ``websocket``.
+environment's proxies, and end a connection for text that is not UTF-8.
+Reconnecting is the business of ``source``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from websockets.uri import WebSocketURI
 
 __all__ = [
-    "HEALTH_TIMEOUT",
     "Connection",
     "Message",
     "OversizeError",
@@ -44,9 +43,9 @@ __all__ = [
     "is_answer",
 ]
 
-# outside the loggers' tree, where nobody can set it to DEBUG: it would then print the key
+# outside the tree of loggers, so that it cannot be set to DEBUG, where it prints the key
 _PROTOCOL_LOGGER: Final = logging.Logger(f"{__name__}.protocol", logging.INFO)  # noqa: LOG001 - as the line above says
-_PROTOCOL_LOGGER.parent = logging.getLogger("constellation_otel.transports.websocket.websocket")
+_PROTOCOL_LOGGER.parent = logging.getLogger(__package__)
 
 _MAX_READ: Final = 16 * 2**20
 """Bytes of a message that is read, at most: the message of a failed module comes whole, however long."""
@@ -58,13 +57,11 @@ _BUFFER: Final = 2**20
 _CHUNK: Final = 65_536
 _GOODBYE: Final = 0.5
 """Seconds that the engine has to answer a close frame."""
-HEALTH_TIMEOUT: Final = 2.0
-"""Seconds that it has to answer when it is asked for its health."""
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 _TRIED_LATER: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _NO_HOST: Final = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN})
 _DEAD_PEER: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
-"""After how long (s, s, number, ms) TCP gives up on a far side that has vanished without a word."""
+"""After how long (s, s, number, ms) TCP gives up on a peer that has vanished."""
 
 
 @asynccontextmanager
@@ -99,21 +96,22 @@ async def connected(
             await writer.wait_closed()
 
 
-async def ask_for_health(uri: WebSocketURI, tls: SSLContext | None, address: str) -> None:
+async def ask_for_health(uri: WebSocketURI, tls: SSLContext | None, address: str, timeout: float) -> None:  # noqa: ASYNC109 - as elsewhere here
     """Sees whether the engine takes connections: asks for ``/health``, which is open without a key.
 
-    The events' path is not asked: the engine would take that for a client, which never leaves.
+    The events' path is not asked: the engine would count a client that never disconnects.
 
     Args:
         uri: As for :func:`connected`.
         tls: Likewise.
         address: Where the engine is, as :attr:`Connection.address` has it; nothing is looked up.
+        timeout: Seconds that the answer may take.
 
     Raises:
         ConnectionRefusedError: It takes none any more.
-        OSError: There is no answer within two seconds; one of any status would be one.
+        OSError: There is no answer in time; one of any status would be one.
     """
-    async with asyncio.timeout(HEALTH_TIMEOUT):
+    async with asyncio.timeout(timeout):
         reader, writer = await _open(address, uri, tls)
         try:
             host = f"[{uri.host}]" if ":" in uri.host else uri.host
@@ -182,7 +180,7 @@ class Connection:
         uri: Where to.
         reader: What comes.
         writer: What goes.
-        timeout: Seconds that the far side may take to take what is written.
+        timeout: Seconds that the engine may take to read what is written.
 
     Attributes:
         heard_at: When something came from it last, by the loop's clock.
@@ -224,7 +222,9 @@ class Connection:
                 message = "the connection was closed during the handshake"
                 raise UnavailableError(message) from error
             case error:
-                message = f"the answer is no WebSocket's ({clean_message(str(error))}); is it TLS, then wss://?"
+                message = (
+                    f"the answer is not a WebSocket handshake ({clean_message(str(error))}); is it TLS, then wss://?"
+                )
                 raise UnavailableError(message) from error
 
     def messages(self) -> list[Message]:
@@ -282,7 +282,7 @@ class Connection:
             async with asyncio.timeout_at(until) as waiting:
                 data = await self._reader.read(_CHUNK)
         except TimeoutError:
-            # the socket has one of its own, when the far side has vanished
+            # the socket has one of its own, when the peer has vanished
             if not waiting.expired():
                 raise
         else:
@@ -344,7 +344,7 @@ async def _open(
 
 
 def _watch(sock: socket.socket) -> None:
-    """Has TCP notice a far side that vanishes."""
+    """Makes TCP notice a peer that vanishes."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # not every platform has all of them
     for name in filter(partial(hasattr, socket), _DEAD_PEER):
@@ -355,17 +355,17 @@ def _refusal(status: int, *, has_key: bool) -> UnavailableError:
     """What an answer other than 101 means."""
     match status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN if has_key:
-            why = "the engine does not take this API key; mend api_key, or CONSTELLATION_API_KEY"
+            why = "the engine rejects this API key; fix api_key, or CONSTELLATION_API_KEY"
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            why = "the engine wants an API key, a read-only one suffices; set api_key, or CONSTELLATION_API_KEY"
+            why = "the engine requires an API key, read-only is enough; set api_key, or CONSTELLATION_API_KEY"
         case HTTPStatus.NOT_FOUND:
             why = "nothing is at this path; is it an engine, started withExecutionWebSocket(ws)?"
         case HTTPStatus.UPGRADE_REQUIRED:
-            why = "it sees no WebSocket request; does a proxy in between drop the Upgrade header?"
+            why = "it sees no WebSocket request; does a proxy drop the Upgrade header?"
         case _ if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
             why = "it redirects, which is not followed, since the key would go along; give the engine's own URL"
         case _ if status in _TRIED_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return UnavailableError(f"HTTP {status}")
         case _:
-            why = "it is no engine, or something in between answers for it"
+            why = "it is not an engine, or a proxy answers in its place"
     return MisconfiguredError(f"HTTP {status}: {why}")

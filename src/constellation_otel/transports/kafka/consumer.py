@@ -1,6 +1,6 @@
 """One consumer of a Kafka topic: what it polls, what it has to be asked, what it commits.
 
-Not thread-safe, but for ``is_closed``; what users import is in ``kafka``.
+Not thread-safe, but for ``is_closed``.
 """
 
 from __future__ import annotations
@@ -11,34 +11,49 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
-from msgspec.structs import replace
+from msgspec import Struct
 
 from constellation_otel._support.deadline import bounded, deadline_of
-from constellation_otel.delivery import Position, Revoked, SourceItem, Unreadable, item_of
+from constellation_otel.delivery import BatchBuilder, Position, Revoked
 from constellation_otel.errors import SourceError, UnavailableError
 from constellation_otel.events import read_json
 from constellation_otel.transports.kafka.cluster import UNKNOWN_TOPIC, Cluster
-from constellation_otel.transports.kafka.partition import Partition
+from constellation_otel.transports.kafka.offsets import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
     from confluent_kafka import Message
 
-__all__ = ["Reader"]
+    from constellation_otel.delivery import SourceItem
+
+__all__ = ["Limits", "Reader"]
 
 _MAX_DATA: Final = 65_536
 """Bytes that are kept of a record that cannot be read."""
-_MAX_METADATA: Final = 4_000
-"""Bytes; brokers take 4,096 unless they are told otherwise."""
 _ASK: Final = 2.0
 """Seconds that one question may take, at most."""
 _ASK_AT_LEAST: Final = 0.25
 _SLICE: Final = 0.1
 """Seconds after which a read that waits looks whether it is to end."""
-_COMMIT_EVERY: Final = 1.0
 _FATAL: Final = KafkaError._FATAL  # noqa: SLF001 - the library's own name for a local error
-_END: Final = KafkaError._PARTITION_EOF  # noqa: SLF001 - as above
+_END: Final = KafkaError._PARTITION_EOF  # noqa: SLF001 - the library's own name for a local error
+
+
+class Limits(Struct, frozen=True):
+    """What bounds a source of Kafka's.
+
+    Attributes:
+        commit_every_s: Seconds between two commits.
+        max_metadata: Bytes beside a committed offset; brokers take 4,096 unless they are told otherwise.
+        max_batch: Records in one answer of a read.
+        close_s: Seconds that closing may take; twice that where a read is slow to end.
+    """
+
+    commit_every_s: float = 1.0
+    max_metadata: int = 4_000
+    max_batch: int = 512
+    close_s: float = 5.0
 
 
 class Reader:
@@ -47,26 +62,27 @@ class Reader:
     Args:
         cluster: With a consumer's settings.
         follow: Whether to follow.
-        max_batch: Records in one answer of :meth:`read`, at most.
+        limits: How often it commits, and how much it gives at once.
 
     Attributes:
         consumer: The library's, once there is one.
-        items: What was polled and not given yet.
         is_closed: Set to have a :meth:`read` end.
         commit_error: Why the last commit failed; ``None`` where it did not, or nothing is assigned.
         failed_commits: Commits that failed.
     """
 
-    def __init__(self, cluster: Cluster, *, follow: bool, max_batch: int) -> None:
+    def __init__(self, cluster: Cluster, *, follow: bool, limits: Limits) -> None:
         self.consumer: Consumer | None = None
-        self.items: list[SourceItem] = []
         self.is_closed = False
         self.commit_error: str | None = None
         self.failed_commits = 0
         self._cluster = cluster
         self._topic = cluster.topic
         self._follow = follow
-        self._max_batch = max_batch
+        self._limits = limits
+        # what was polled and not given yet, and how many records that are
+        self._polled = BatchBuilder(_MAX_DATA)
+        self._count = 0
         self._failure: UnavailableError | None = None
         # whether the topic, which is there, was subscribed to or assigned
         self._has_begun = False
@@ -100,24 +116,24 @@ class Reader:
             consumer.resume(consumer.assignment())
             self._is_paused = False
         self._raise_failure()
-        if not self._has_begun or self._cluster.trouble is not None:
+        if not self._has_begun or self._cluster.last_error is not None:
             self._ask(consumer, max(_ASK_AT_LEAST, min(_ASK, timeout)))
         while not self.has_ended:
             remaining = max(end - time.monotonic(), 0)
-            came = self._poll(consumer, 0 if self.items else min(remaining, _SLICE))
-            if len(self.items) >= self._max_batch or self._failure is not None or self.is_closed:
+            came = self._poll(consumer, 0 if self._polled.items else min(remaining, _SLICE))
+            if self._count >= self._limits.max_batch or self._failure is not None or self.is_closed:
                 break
-            if self.items and not came:
+            if self._polled.items and not came:
                 break
-            if not self.items and (not remaining or self._cluster.trouble is not None):
+            if not self._polled.items and (not remaining or self._cluster.last_error is not None):
                 break
         self._commit_if_due(consumer)
-        items, self.items = self.items, []
+        items, self._polled, self._count = self._polled.items, BatchBuilder(_MAX_DATA), 0
         if items:
-            self._cluster.forget_trouble()
+            self._cluster.forget_error()
             return items
         self._raise_failure()
-        if self._cluster.trouble is not None and not self.is_closed:
+        if self._cluster.last_error is not None and not self.is_closed:
             raise self._cluster.unavailable(None, "nothing can be read")
         return ()
 
@@ -183,7 +199,7 @@ class Reader:
             if not self._follow and error.args[0].code() in UNKNOWN_TOPIC:
                 raise SourceError(str(failure)) from error
             raise failure from error
-        self._cluster.forget_trouble()
+        self._cluster.forget_error()
 
     def _begin(self, consumer: Consumer, partitions: Iterable[int], timeout: float) -> None:
         if self._follow:
@@ -208,7 +224,7 @@ class Reader:
         elif error.code() == _END:
             self._end_partition(consumer, _place_of(message)[0])
         elif error.code() == _FATAL:
-            # closing one that is beyond help never returns; it has left the group anyway
+            # closing one after a fatal error never returns; it is out of the group anyway
             self.consumer = None
             self._has_begun = False
             self._drop(list(self._partitions))
@@ -235,13 +251,14 @@ class Reader:
             is_wanted = False
         data = message.value()
         if is_wanted and data is not None:
-            self.items.append(_item_of(data, Position(origin, offset)))
+            self._polled.decode(read_json, data, offset, origin)
+            self._count += 1
         elif is_wanted and origin in self._partitions:
             # a tombstone, which deletes its key's records and is none
             self._partitions[origin].acknowledge(offset)
 
     def _resume(self, consumer: Consumer, number: int, first: int) -> bool:
-        """Asks what of a partition is acknowledged; if nobody answers, its first record is to be read again."""
+        """Asks what of a partition is acknowledged; without an answer, its first record is read again."""
         try:
             (place,) = consumer.committed([TopicPartition(self._topic, number)], timeout=_ASK)
         except KafkaException as error:
@@ -276,15 +293,17 @@ class Reader:
         self._drop([(self._topic, partition.partition) for partition in partitions])
 
     def _drop(self, origins: Iterable[Hashable]) -> None:
-        # of what was never read from, nobody knows anything that would have to be dropped
-        self.items += [Revoked(origin) for origin in origins if self._partitions.pop(origin, None) is not None]
+        # nothing is open of a partition that was never read from
+        for origin in origins:
+            if self._partitions.pop(origin, None) is not None:
+                self._polled.put(Revoked(origin))
         # of what is still ours, the next commit says whether it works
         self.commit_error = None
 
     def _commit_if_due(self, consumer: Consumer) -> None:
         now = time.monotonic()
         if now >= self._commit_at:
-            self._commit_at = now + _COMMIT_EVERY
+            self._commit_at = now + self._limits.commit_every_s
             self._commit(consumer)
 
     def _commit(self, consumer: Consumer) -> None:
@@ -293,7 +312,7 @@ class Reader:
             if not partition.is_changed:
                 continue
             metadata = partition.metadata
-            if len(metadata) > _MAX_METADATA:
+            if len(metadata) > self._limits.max_metadata:
                 message = "too much is open in partition %d for a commit; a successor reads from the last one"
                 self._cluster.log(logging.INFO, message, partition.number)
                 continue
@@ -305,11 +324,6 @@ class Reader:
             consumer.commit(offsets=places, asynchronous=True)
         except KafkaException as error:
             self.on_commit(error.args[0], places)
-
-
-def _item_of(data: bytes, position: Position) -> SourceItem:
-    item = item_of(read_json, data, position)
-    return replace(item, data=data[:_MAX_DATA]) if isinstance(item, Unreadable) else item
 
 
 def _place_of(message: Message) -> tuple[int, int]:

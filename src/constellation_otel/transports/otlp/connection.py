@@ -18,11 +18,12 @@ from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Clock", "Connection", "TlsConnection"]
+__all__ = ["Clock", "pools_of"]
 
 _PIECE: Final = 16_384
 """Bytes that are sent at once: a record of TLS, which is what its timeout is for."""
@@ -147,7 +148,7 @@ class _Response(HTTPResponse):
         self._incoming.may_end = not self.chunked and "content-length" not in self.headers
 
 
-class Connection(HTTPConnection):
+class _Connection(HTTPConnection):
     """A connection without TLS.
 
     Args:
@@ -175,10 +176,23 @@ class Connection(HTTPConnection):
             super().send(data[begin : begin + _PIECE])
 
 
-class TlsConnection(Connection, HTTPSConnection):
+class _TlsConnection(_Connection, HTTPSConnection):
     """A connection with TLS."""
 
     def connect(self) -> None:
         super().connect()
         # the end of a connection counts where it was announced
         cast("Any", self.sock).suppress_ragged_eofs = False
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def pools_of(clock: Clock) -> Any:
+    """What makes a manager's pools by their scheme: of connections that keep a deadline."""
+    return {"http": partial(_Pool, clock=clock), "https": partial(_TlsPool, clock=clock)}

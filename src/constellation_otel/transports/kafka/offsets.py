@@ -1,7 +1,7 @@
 """What was read of a partition and what of it is acknowledged; nothing here connects.
 
 An offset that a group commits says that all before it is acknowledged. What is acknowledged
-beyond it stands in the metadata that brokers keep beside an offset, for whoever reads next.
+beyond it stands in the metadata that brokers keep beside an offset, for the next reader.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Partition:
         self._awaited: deque[int] = deque()
 
     def resume(self, committed: int, metadata: str) -> None:
-        """Takes over what a predecessor had outstanding, from what it committed; what somebody else did is ignored."""
+        """Takes over what a predecessor had outstanding, from what it committed; foreign metadata is ignored."""
         if metadata.startswith(_METADATA):
             data = zlib.decompress(b64decode(metadata[len(_METADATA) :]))
             count, *steps = msgpack.decode(data, type=list[int])

@@ -3,7 +3,7 @@
 The engine keeps 100 events for each client, drops what comes past them, and sends
 nothing twice. So one thread reads the socket and appends to a queue, and does
 nothing else; frames are decoded in :meth:`WebSocketSource.read`. What goes over the
-socket is in ``_websocket_connection``, what a URL and a key mean in ``_websocket_address``.
+socket is in ``connection``, what a URL and a key mean in ``address``.
 """
 
 from __future__ import annotations
@@ -15,29 +15,26 @@ import threading
 from collections import OrderedDict, deque
 from contextlib import closing, suppress
 from ssl import SSLContext, create_default_context
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, Self
 
 from msgspec import Struct
 
 from constellation_otel._support.deadline import bounded
 from constellation_otel._support.log import RateLimitedLog
-from constellation_otel.delivery import Backoff, Position, Record, Restarted, SourceItem, Unreadable, item_of
-from constellation_otel.errors import (
-    ConfigurationError,
-    MisconfiguredError,
-    MissingExtraError,
-    UnavailableError,
+from constellation_otel.delivery import (
+    Backoff,
+    Batch,
+    BatchBuilder,
+    Position,
+    Restarted,
+    Retry,
+    Source,
+    Unreadable,
 )
+from constellation_otel.errors import ConfigurationError, MisconfiguredError, UnavailableError
 from constellation_otel.events import ExecutionCancelled, ExecutionCompleted, read_frame
-
-try:
-    import websockets  # noqa: F401 - what is imported next needs it
-except ModuleNotFoundError as error:
-    raise MissingExtraError("websockets", "websocket") from error
-
 from constellation_otel.transports.websocket.address import headers_of, name_of, uri_of
 from constellation_otel.transports.websocket.connection import (
-    HEALTH_TIMEOUT,
     Message,
     OversizeError,
     ask_for_health,
@@ -50,28 +47,43 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from constellation_otel.delivery import SourceItem
+    from constellation_otel.events import Event
+    from constellation_otel.transports.url import SourceOptions
     from constellation_otel.transports.websocket.connection import Connection
 
 __all__ = ["WebSocketCounters", "WebSocketSource", "WebSocketState"]
 
-_LOGGER: Final = logging.getLogger(__name__)
-_SILENCE_LIMIT: Final = 600.0
-"""Seconds after which the engine cuts a client that writes nothing."""
-_CLOSE_TIMEOUT: Final = 2.0
-_FIRST_WAIT: Final = 0.1
-"""Seconds before the second try to connect, at most."""
+_LOGGER: Final = logging.getLogger(__package__)
 _LONGEST_WAITS: Final = {True: 5.0, False: 30.0}
 """Seconds between two tries, at most, by whether the host answers."""
-_QUIET: Final = 2.0
-"""Seconds in which nothing came, after which the engine is asked for its health, again and again."""
-_LAST_FRAMES: Final = 4.0
-"""Seconds that an engine that is shutting down has for executions to end, before it is let go."""
 _LOOK_AGAIN: Final = 0.05
 _MAX_READ: Final = 512
-_MAX_FOLLOWED: Final = 65_536
-"""Executions of which it is known whether they have ended, at most."""
 _MAX_HELD_BYTES: Final = 64 * 2**20
 """Bytes of all frames that wait; a single one may have a quarter of it."""
+
+
+class Timing(Struct, frozen=True):
+    """How long a source waits for what, in seconds.
+
+    Attributes:
+        open_s: TCP, TLS and the handshake must be done in it, all together.
+        ping_s: Between the text messages that keep the engine from cutting the connection,
+            which it does after 600.
+        first_wait_s: Before the second try to connect, at most.
+        quiet_s: Without a frame, after which the engine is asked for its health, again and again.
+        health_s: That the engine has to answer then.
+        last_frames_s: That an engine that is shutting down has for executions to end, before it is let go.
+        close_s: That closing waits for the thread.
+    """
+
+    open_s: float = 10.0
+    ping_s: float = 60.0
+    first_wait_s: float = 0.1
+    quiet_s: float = 2.0
+    health_s: float = 2.0
+    last_frames_s: float = 4.0
+    close_s: float = 2.0
 
 
 class WebSocketState(Struct, frozen=True):
@@ -79,7 +91,7 @@ class WebSocketState(Struct, frozen=True):
 
     Attributes:
         status: ``connected``; ``connecting``, before the first :meth:`~WebSocketSource.read`
-            and between connections, too; ``refused``, where only somebody can mend it (a wrong
+            and between connections, too; ``refused``, where an operator has to fix it (a wrong
             key, a wrong path, a certificate), though it is tried on and on; ``closed``.
         reason: Why it is not connected: what the last connection, or the last try, ended
             with; ``None`` where it is connected or was not tried yet.
@@ -119,8 +131,8 @@ class WebSocketCounters(Struct, frozen=True):
     connected: bool
 
 
-class WebSocketSource:
-    """A :class:`~constellation_otel.delivery.contract.Source` that reads the engine's events off its WebSocket.
+class WebSocketSource(Source):
+    """A :class:`~constellation_otel.delivery.Source` that reads the engine's events off its WebSocket.
 
     Making one opens nothing: its thread and its connection start with the first
     :meth:`read`. From then on it connects for ever, waiting longer between tries, and
@@ -131,12 +143,12 @@ class WebSocketSource:
     What the engine sends while no connection is there is lost, and the engine says
     nothing of what it drops: an execution may lack its start, its end or any module.
     Where its port has refused a connection before it takes one, it was restarted:
-    :meth:`read` then gives a :class:`~constellation_otel.delivery.contract.Restarted`.
+    :meth:`read` then gives a :class:`~constellation_otel.delivery.Restarted`.
 
     A message of up to 16 MiB is read. Of one of up to 64 MiB the beginning is given, as
     unreadable; a longer one costs the connection, which is made again at once.
 
-    An engine does not end while somebody is connected. So while nothing comes for two
+    An engine does not end while a client is connected. So while nothing comes for two
     seconds, it is asked for its health, at ``/health``; where it refuses the connection, it
     is shutting down: what still comes is taken until no execution is open, for four
     seconds at most, then this side closes, and connects again as ever.
@@ -151,22 +163,16 @@ class WebSocketSource:
         max_held: Frames that wait to be read, at most, some 300 bytes each as a rule, and no
             more than 64 MiB; beyond it the newest is dropped and counted.
         ssl: How to trust the engine of a ``wss`` URL; the system's certificates otherwise.
-        ping_interval: Seconds between the text messages that keep the engine from cutting
-            the connection, which it does after 600.
-        open_timeout: Seconds in which TCP, TLS and the handshake must be done, all together.
         max_reconnect_wait: Seconds between two tries, at most; where there is none, 5 while
             the host answers, as by refusing, and 30 while it does not. The waits begin with
             0.1 and double; a random half or more of each is waited, so that replicas do
             not come all at once. They begin again after a connection that lasted longer than
             the wait before it.
+        timing: The other waits.
 
     Raises:
         ConfigurationError: The URL, the key or a number cannot be used; the message has no secret.
     """
-
-    is_ordered: Final = False
-    is_durable: Final = False
-    has_ended: Final = False
 
     def __init__(
         self,
@@ -176,34 +182,27 @@ class WebSocketSource:
         execution_id: UUID | None = None,
         max_held: int = 65_536,
         ssl: SSLContext | None = None,
-        ping_interval: float = 60.0,
-        open_timeout: float = 10.0,
         max_reconnect_wait: float | None = None,
+        timing: Timing | None = None,
     ) -> None:
         if max_held < 1:
             message = f"max_held={max_held!r} must be at least 1"
-            raise ConfigurationError(message)
-        if not 0 < ping_interval < _SILENCE_LIMIT:
-            message = f"ping_interval={ping_interval!r} must be more than 0 and less than {_SILENCE_LIMIT:.0f} s"
-            raise ConfigurationError(message)
-        if not 0 < open_timeout < math.inf:
-            message = f"open_timeout={open_timeout!r} must be more than 0 and finite"
             raise ConfigurationError(message)
         if max_reconnect_wait is not None and not 0 < max_reconnect_wait < math.inf:
             message = f"max_reconnect_wait={max_reconnect_wait!r} must be more than 0 and finite"
             raise ConfigurationError(message)
         self._uri = uri_of(url, execution_id)
-        self.name: Final = name_of(self._uri)
+        self._name: Final = name_of(self._uri)
         if ssl is not None and not self._uri.secure:
             message = f"{self.name}: ssl is for wss://, and this is ws://"
             raise ConfigurationError(message)
         self._tls = ssl or (create_default_context() if self._uri.secure else None)
         self._headers = headers_of(api_key, self.name)
         self._max_held = max_held
-        self._ping_interval = ping_interval
-        self._open_timeout = open_timeout
+        self._timing = timing or Timing()
         self._backoffs = {
-            answers: Backoff(_FIRST_WAIT, max_reconnect_wait or longest) for answers, longest in _LONGEST_WAITS.items()
+            answers: Backoff(Retry(self._timing.first_wait_s, max_reconnect_wait or longest))
+            for answers, longest in _LONGEST_WAITS.items()
         }
         self._waited = 0.0
         self._log = RateLimitedLog()
@@ -229,13 +228,34 @@ class WebSocketSource:
         # frames that were taken and not looked at yet
         self._decoding = 0
 
+    @classmethod
+    def from_url(cls, url: str, options: SourceOptions) -> Self:
+        """Makes one from a URL, as the class does.
+
+        Raises:
+            ConfigurationError: It is not to follow, or the class refuses something.
+        """
+        if not options.follow:
+            message = "an engine's WebSocket has no past to be replayed; constellation-otel bridge follows it"
+            raise ConfigurationError(message)
+        return cls(
+            url,
+            api_key=options.api_key,
+            execution_id=options.execution_id,
+            max_reconnect_wait=options.max_reconnect_wait,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
     @property
     def state(self) -> WebSocketState:
         """How the connection is."""
         return WebSocketState("closed", None) if self._closed else self._state
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """Why there is no connection; ``None`` where there is one."""
         state = self.state
         return None if state.status == "connected" else state.reason or state.status
@@ -270,7 +290,7 @@ class WebSocketSource:
             timeout: Seconds to wait for the first one.
 
         Returns:
-            A record for each frame, and what says that the engine was restarted, positioned by
+            The frames' events, and what says that the engine was restarted, positioned by
             its number since the source was made, in which dropped ones are counted; none where
             none came in time, where there is no connection, and once the source is closed and
             all is read.
@@ -293,17 +313,21 @@ class WebSocketSource:
             message = "%s: %d frames were dropped, since %d others, or %d bytes, waited; what reads them is too slow"
             most = self._max_held, _MAX_HELD_BYTES
             self._log.write(_LOGGER, logging.WARNING, "dropped", message, self.name, dropped, *most)
-        items = [_item_of(held) if isinstance(held, _Held) else held for held in taken]
-        for item in items:
+        gathered = BatchBuilder()
+        for held in taken:
+            if isinstance(held, Restarted):
+                gathered.put(held)
+            elif held.message.unreadable is None:
+                gathered.decode(read_frame, held.message.data, held.number)
+            else:
+                gathered.put(Unreadable(held.message.data, held.message.unreadable, Position(None, held.number)))
+        for item in gathered.items:
             self._executions.see(item)
         self._decoding = 0
-        return items
-
-    def acknowledge(self, positions: Sequence[Position]) -> None:
-        """Does nothing: the engine keeps nothing to be acknowledged."""
+        return gathered.items
 
     def close(self) -> None:
-        """Leaves the engine and ends the thread, within two seconds; what has arrived can still be read.
+        """Disconnects and ends the thread, within two seconds; what has arrived can still be read.
 
         Only a host name that is being resolved may keep the thread for longer; this then returns
         all the same.
@@ -314,7 +338,7 @@ class WebSocketSource:
             running = self._running
         if running is not None and not was_closed:
             running.loop.call_soon_threadsafe(running.task.cancel)
-            running.thread.join(_CLOSE_TIMEOUT)
+            running.thread.join(self._timing.close_s)
 
     def _start(self) -> _Running:
         try:
@@ -352,7 +376,7 @@ class WebSocketSource:
         is_answered = True
         failure: UnavailableError
         try:
-            async with connected(self._uri, self._tls, self._headers, self._open_timeout) as connection:
+            async with connected(self._uri, self._tls, self._headers, self._timing.open_s) as connection:
                 opened_at = clock()
                 self._note_connection()
                 await self._read_while_it_runs(connection)
@@ -362,7 +386,7 @@ class WebSocketSource:
         except UnavailableError as error:
             failure = error
         except OSError as error:
-            failure = failure_of(error, self._uri.host, self._open_timeout)
+            failure = failure_of(error, self._uri.host, self._timing.open_s)
             is_answered = is_answer(error)
             self._is_refused = self._is_refused or isinstance(error, ConnectionRefusedError)
         except Exception as error:  # noqa: BLE001 - nothing may end the one thread that reads; it is logged
@@ -382,7 +406,7 @@ class WebSocketSource:
                     watching.cancel()
                     await asyncio.wait({watching})
         except TimeoutError as error:
-            message = "the engine is shutting down, and was let go so that it can end"
+            message = "the engine is shutting down, and was disconnected so that it can end"
             # or one of the connection's own
             raise UnavailableError(message) if reading.expired() else error from None
 
@@ -391,7 +415,7 @@ class WebSocketSource:
         clock = asyncio.get_running_loop().time
         asked_at = connection.heard_at
         while True:
-            left = max(asked_at, connection.heard_at) + _QUIET - clock()
+            left = max(asked_at, connection.heard_at) + self._timing.quiet_s - clock()
             if left > 0:
                 await asyncio.sleep(left)
             else:
@@ -401,12 +425,13 @@ class WebSocketSource:
     async def _let_go(self, reading: asyncio.Timeout) -> None:
         """Ends the reading once no execution is open, or in four seconds."""
         clock = asyncio.get_running_loop().time
-        reading.reschedule(clock() + _LAST_FRAMES)
+        last_frames_s = self._timing.last_frames_s
+        reading.reschedule(clock() + last_frames_s)
         message = (
             "%s: the engine takes no connections any more, so it is shutting down;"
-            " it is let go when no execution is open, in %g s at most"
+            " it is disconnected when no execution is open, in %g s at most"
         )
-        self._log.write(_LOGGER, logging.INFO, "shutting down", message, self.name, _LAST_FRAMES)
+        self._log.write(_LOGGER, logging.INFO, "shutting down", message, self.name, last_frames_s)
         while self._has_open:  # noqa: ASYNC110 - what ends them is another thread, which no event of this loop tells
             await asyncio.sleep(_LOOK_AGAIN)
         reading.reschedule(clock())
@@ -414,7 +439,7 @@ class WebSocketSource:
     async def _ask_for_health(self, connection: Connection, reading: asyncio.Timeout) -> None:
         """Asks an engine how it is; one that refuses the connection is shutting down."""
         try:
-            await ask_for_health(self._uri, self._tls, connection.address)
+            await ask_for_health(self._uri, self._tls, connection.address, self._timing.health_s)
         except ConnectionRefusedError:
             self._is_refused = True
             await self._let_go(reading)
@@ -424,7 +449,7 @@ class WebSocketSource:
             is_known = isinstance(error, OSError)
             why = f"an unexpected {type(error).__name__}"
             if isinstance(error, OSError):
-                why = str(failure_of(error, self._uri.host, HEALTH_TIMEOUT))
+                why = str(failure_of(error, self._uri.host, self._timing.health_s))
             message = "%s: GET /health has no answer: %s; the events are read all the same"
             shown = None if is_known else error
             self._log.write(_LOGGER, logging.WARNING, "health", message, self.name, why, error=shown)
@@ -438,14 +463,14 @@ class WebSocketSource:
     async def _read_all(self, connection: Connection) -> NoReturn:
         """Reads until the connection is lost or the source closed, either of which is raised."""
         clock = asyncio.get_running_loop().time
-        ping_at = clock() + self._ping_interval
+        ping_at = clock() + self._timing.ping_s
         try:
             while True:
                 self._hold(connection.messages())
                 await connection.answer()
                 if clock() >= ping_at:
                     await connection.send_text(b"ping")
-                    ping_at = clock() + self._ping_interval
+                    ping_at = clock() + self._timing.ping_s
                     self._hint_at_silence()
                 await connection.receive(ping_at)
         except asyncio.CancelledError:
@@ -478,7 +503,7 @@ class WebSocketSource:
                 "%s: connected, and nothing has come for %g s; nothing may have run,"
                 " or the engine was started without withListener(ws.listener)"
             )
-            self._log.write(_LOGGER, logging.INFO, "silent", message, self.name, self._ping_interval)
+            self._log.write(_LOGGER, logging.INFO, "silent", message, self.name, self._timing.ping_s)
 
     def _note_connection(self) -> None:
         with self._condition:
@@ -518,14 +543,18 @@ class WebSocketSource:
 
 
 class _Executions:
-    """Which executions are open; past 65,536, those that were first told of are forgotten.
+    """Which executions are open.
+
+    Args:
+        most: How many are known; past that, the first ones are forgotten.
 
     Attributes:
         open: How many are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 65_536) -> None:
         self.open = 0
+        self._most = most
         # an execution that has ended stays, since a frame of it may come late
         self._is_open: OrderedDict[int, bool] = OrderedDict()
 
@@ -534,15 +563,17 @@ class _Executions:
         if isinstance(item, Restarted):
             self.open = 0
             self._is_open.clear()
-        if not isinstance(item, Record):
-            return
-        event = item.event
+        if isinstance(item, Batch):
+            for event in item.events:
+                self._see(event)
+
+    def _see(self, event: Event) -> None:
         execution_id = event.execution_id.int
         was_open = self._is_open.get(execution_id)
         is_open = was_open is not False and not isinstance(event, ExecutionCompleted | ExecutionCancelled)
         self._is_open[execution_id] = is_open
         self.open += is_open - bool(was_open)
-        if len(self._is_open) > _MAX_FOLLOWED:
+        if len(self._is_open) > self._most:
             self.open -= self._is_open.popitem(last=False)[1]
 
 
@@ -578,9 +609,3 @@ class _Running(NamedTuple):
 def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[NoReturn]) -> None:
     with closing(loop), suppress(asyncio.CancelledError):
         loop.run_until_complete(task)
-
-
-def _item_of(held: _Held) -> SourceItem:
-    position = Position(None, held.number)
-    data, unreadable = held.message.data, held.message.unreadable
-    return item_of(read_frame, data, position) if unreadable is None else Unreadable(data, unreadable, position)

@@ -1,9 +1,4 @@
-"""JSON lines: events in a file, on standard input and on standard output, one a line.
-
-The lines are the guide's JSON, which ``dialects`` writes and reads. How they get into
-a file so that a crash breaks none, and out of one that grows or is replaced, is in
-``_jsonl_files``.
-"""
+"""Events from a JSON lines file or standard input: lines are cut here, and their bytes come from ``files``."""
 
 from __future__ import annotations
 
@@ -16,51 +11,55 @@ import threading
 import time
 import zlib
 from codecs import BOM_UTF8
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from constellation_otel._support.deadline import deadline_of
-from constellation_otel.delivery import ListenerOptions, Position, Record, TransportListener, Unreadable, item_of
+from constellation_otel.delivery import BatchBuilder, Position, Source, Unreadable
 from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
-from constellation_otel.events import encode_json, read_json
+from constellation_otel.events import read_json
 from constellation_otel.transports.jsonl.files import (
     CHUNK,
     LASTING,
-    Appended,
+    STANDARD,
     Followed,
     Pipe,
-    StandardOutput,
     UnusableError,
+    Unzipped,
+    checked_path,
     open_regular,
 )
-from constellation_otel.transports.jsonl.gzip_members import Members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from constellation_otel.delivery import Rejection
-    from constellation_otel.events import Event
+    from constellation_otel.delivery import Batch, Restarted, Revoked, SourceItem
+    from constellation_otel.transports.url import SourceOptions
 
-__all__ = ["JsonlListener", "JsonlSink", "JsonlSource"]
+__all__ = ["JsonlSource"]
 
-_STANDARD: Final = "-"
 _STANDARD_INPUT: Final = 0
 _MAX_ITEMS: Final = 512
+_MAX_LINE: Final = 1_048_576
+"""Bytes of a line, at most."""
 _SHOWN: Final = 4096
 """Bytes that are kept of a line that is too long."""
 _POLL: Final = 0.1
 """Seconds between two looks at a file that grows, and until a close is noticed at the latest."""
-_Input: TypeAlias = io.FileIO | Followed | Members | Pipe
+_Line: TypeAlias = tuple[int, bytes, bool]
+"""Where a line begins, what it is, and whether that is only the beginning of one that is too long."""
+_Input: TypeAlias = io.FileIO | Followed | Unzipped | Pipe
 """What bytes are read from: ``None`` where they have yet to come, empty ones at the end of what there is."""
 
 
-class JsonlSource:
+class JsonlSource(Source):
     """Reads events from a JSON lines file, plain or gzip, or from standard input.
 
-    What is no event (junk, foreign JSON, a torn line) is an
-    :class:`~constellation_otel.delivery.contract.Unreadable`, and reading goes on behind it;
-    blank lines are nothing, and so is a byte order mark before a line. A gzip file that
+    What is not an event (junk, foreign JSON, a torn line) is an
+    :class:`~constellation_otel.delivery.Unreadable`, and reading goes on behind it;
+    a line of more than 1 MiB is one, with its first 4 KiB, and is not held in memory.
+    Blank lines are nothing, and so is a byte order mark before a line. A gzip file that
     is cut off or corrupt gives what comes before the damage, then one ``Unreadable`` that
     says so, and has ended.
 
@@ -76,38 +75,35 @@ class JsonlSource:
             ending there. A file that is not there yet is waited for; a line without its
             end is, too. One that is replaced is read to its end, and a tenth of a second
             longer, before the new one; one that is cut is read from its beginning again
-            (unless it has grown beyond where it was before the next look, which nobody
-            can see). A pipe ends with its writers all the same.
-        max_line: Bytes of a line, at most. A longer one is ``Unreadable``, with its first
-            4 KiB, and is not held in memory.
+            (unless it has grown beyond where it was before the next look, which cannot
+            be seen). A pipe ends with its writers all the same.
 
     Raises:
-        ConfigurationError: The path cannot be one, ``max_line`` is below 1, or a gzip file
-            is to be followed.
+        ConfigurationError: The path cannot be one, or a gzip file is to be followed.
     """
 
-    is_ordered: Final = False
-
-    def __init__(self, path: str | Path, *, follow: bool = False, max_line: int = 1_048_576) -> None:
-        self._path = _checked(path)
-        if max_line < 1:
-            message = f"max_line={max_line!r} must be at least 1 byte"
-            raise ConfigurationError(message)
+    def __init__(self, path: str | Path, *, follow: bool = False) -> None:
+        self._path = checked_path(path)
         self._is_gzip = self._path.endswith(".gz")
         if follow and self._is_gzip:
             message = f"{self._path} is gzip, which cannot be followed; read it without follow, or follow a plain file"
             raise ConfigurationError(message)
-        self._said = "standard input" if self._path == _STANDARD else self._path
+        self._said = "standard input" if self._path == STANDARD else self._path
         self._follow = follow
-        self._max_line = max_line
-        self._lines = _Lines(max_line)
+        self._lines = _Lines(_MAX_LINE)
         # of the bytes that were read last
-        self._items: Iterator[Record | Unreadable] = iter(())
+        self._rest: Iterator[_Line] = iter(())
+        self._damage: list[Unreadable] = []
         self._input: _Input | None = None
         self._is_at_end = self._has_ended = False
         self._closed = threading.Event()
         self._wait: Callable[[float], object] = self._closed.wait
         self._is_reading = False
+
+    @classmethod
+    def from_url(cls, url: str, options: SourceOptions) -> Self:
+        """Makes one from ``jsonl:file``, or ``jsonl:-``; everything behind the colon is the path."""
+        return cls(url.partition(":")[2], follow=options.follow)
 
     @property
     def name(self) -> str:
@@ -117,7 +113,7 @@ class JsonlSource:
     @property
     def is_durable(self) -> bool:
         """Whether it is a file, which the next run reads again from its beginning; standard input is gone."""
-        return self._path != _STANDARD
+        return self._path != STANDARD
 
     @property
     def has_ended(self) -> bool:
@@ -127,7 +123,7 @@ class JsonlSource:
     @property
     def fraction_read(self) -> float | None:
         """How much of a plain file has been read, from 0 to 1; ``None`` of what has no known length."""
-        if self._follow or self._is_gzip or self._path == _STANDARD:
+        if self._follow or self._is_gzip or self._path == STANDARD:
             return None
         try:
             size = Path(self._path).stat().st_size
@@ -135,7 +131,7 @@ class JsonlSource:
             return None
         return min(1.0, self._lines.end / size) if size else 1.0
 
-    def read(self, timeout: float) -> Sequence[Record | Unreadable]:
+    def read(self, timeout: float) -> Sequence[SourceItem]:
         """Reads the lines that are there, 512 at most.
 
         Args:
@@ -169,9 +165,6 @@ class JsonlSource:
             if self._closed.is_set():
                 self._release()
 
-    def acknowledge(self, positions: Sequence[Position]) -> None:
-        """Does nothing: no position is kept between runs."""
-
     def close(self) -> None:
         """Closes the file, and ends a :meth:`read` that waits within a tenth of a second; may be called twice."""
         self._closed.set()
@@ -183,13 +176,16 @@ class JsonlSource:
         if self._input is not None:
             self._input.close()
 
-    def _read(self, deadline: float) -> list[Record | Unreadable]:
+    def _read(self, deadline: float) -> list[Batch | Unreadable | Revoked | Restarted]:
         is_late = False
         while not (self._closed.is_set() or self._has_ended):
-            items = list(islice(self._items, _MAX_ITEMS))
-            self._has_ended = self._is_at_end and not items
-            if items or is_late or self._has_ended:
-                return items
+            lines = list(islice(self._rest, _MAX_ITEMS))
+            if lines:
+                return self._items_of(lines)
+            damage, self._damage = self._damage, []
+            self._has_ended = self._is_at_end and not damage
+            if damage or self._has_ended or is_late:
+                return [*damage]
             # with no time at all it still looks once
             is_late = time.monotonic() >= deadline
             self._fetch(deadline)
@@ -199,39 +195,44 @@ class JsonlSource:
         """Gets some bytes, or the end; waits where there are neither, but not for long."""
         if self._input is None:
             self._input = self._open()
-        damage: list[Unreadable] = []
         try:
             data = self._input.read(CHUNK)
         except (EOFError, zlib.error) as error:
             reason = f"{self._path} is damaged, nothing can be read from here on: {error}"
             # behind the end of the last line, which comes with the end of the file
-            damage.append(Unreadable(b"", reason, Position(None, self._lines.end + 1)))
+            self._damage = [Unreadable(b"", reason, Position(None, self._lines.end + 1))]
             data = b""
         if data:
-            self._items = self._items_of(self._lines.feed(data))
+            self._rest = self._fed(data)
         elif data is None or self._follow:
             self._wait(min(_POLL, max(0.0, deadline - time.monotonic())))
         else:
             # a last line without its end is a line
-            self._items = chain(self._items_of(self._lines.feed(b"\n")), damage)
+            self._rest = self._fed(b"\n")
             self._is_at_end = True
 
-    def _items_of(self, lines: Iterable[_Line]) -> Iterator[Record | Unreadable]:
-        for line in lines:
-            position = Position(None, line.offset)
-            if line.is_cut:
-                reason = f"the line is longer than {self._max_line} bytes; raise max_line to read it"
-                yield Unreadable(line.data, reason, position)
-            elif line.data.removeprefix(BOM_UTF8).strip():
-                yield item_of(read_json, line.data, position)
+    def _fed(self, data: bytes) -> Iterator[_Line]:
+        """The lines that end with these bytes, without blank ones."""
+        lines = self._lines.feed(data)
+        return ((at, line, is_cut) for at, line, is_cut in lines if is_cut or line.removeprefix(BOM_UTF8).strip())
+
+    def _items_of(self, lines: Iterable[_Line]) -> list[Batch | Unreadable | Revoked | Restarted]:
+        gathered = BatchBuilder()
+        for offset, data, is_cut in lines:
+            if is_cut:
+                reason = f"the line is longer than {_MAX_LINE} bytes"
+                gathered.put(Unreadable(data, reason, Position(None, offset)))
+            else:
+                gathered.decode(read_json, data, offset)
+        return gathered.items
 
     def _open(self) -> _Input:
-        if self._path == _STANDARD:
+        if self._path == STANDARD:
             return self._open_standard()
         if self._follow:
             return Followed(Path(self._path))
         file = open_regular(self._path)
-        return Members(file) if self._is_gzip else file
+        return Unzipped(file) if self._is_gzip else file
 
     def _open_standard(self) -> _Input:
         # without this, the descriptor may be that of any file that was opened since
@@ -242,93 +243,6 @@ class JsonlSource:
         pipe = Pipe(_STANDARD_INPUT)
         self._wait, self._follow = pipe.wait, False
         return pipe
-
-
-class JsonlSink:
-    """Appends events to a JSON lines file, plain or gzip, or to standard output.
-
-    When :meth:`send` returns, the lines are on the disk: they outlive a crash of the
-    process and of the machine. A batch that fails, as on a full disk, leaves no part of
-    it in the file. A line that a crash has torn is ended when the file is next opened,
-    so that it is the only one that cannot be read.
-
-    In a gzip file every batch is a member of its own (RFC 1952, 2.2), so that whatever
-    was sent is a whole gzip file, too. A member that a crash has torn is cut off when
-    the file is next opened, which reads it through once, over as many calls as that
-    takes; it was in no batch that had returned.
-
-    A file is created where there is none, with the mode that the umask leaves of 0o666,
-    and again where it is moved away; its folder is not created. One process at a time
-    writes a file.
-
-    Standard output gets the lines at once, and they are as safe as who reads them makes
-    them. One who reads slowly is waited for; the rest of a line that was written in part
-    comes first the next time.
-
-    Nothing is opened before the first :meth:`send`.
-
-    Args:
-        path: The file; one that ends in ``.gz`` is gzip. ``-`` is standard output.
-
-    Raises:
-        ConfigurationError: The path cannot be one.
-    """
-
-    name: Final = "jsonl"
-    takes: Final = "events"
-    max_batch: Final = 512
-
-    def __init__(self, path: str | Path) -> None:
-        checked = _checked(path)
-        self._output = StandardOutput() if checked == _STANDARD else Appended(checked)
-
-    def send(self, items: Sequence[Event], timeout: float) -> Sequence[Rejection]:
-        """Appends a line for each event.
-
-        Args:
-            items: The events.
-            timeout: Seconds; how long a disk takes is the system's business.
-
-        Returns:
-            Nothing: no event is refused.
-
-        Raises:
-            MisconfiguredError: The folder is not there, the file must not be written, or is
-                none, or is damaged gzip.
-            GoneError: The program that read standard output has ended, as ``head`` does.
-            UnavailableError: The disk is full, or failed, and the file is as before; or
-                standard output is read too slowly, and ``delivered`` says what it has.
-        """
-        self._output.write([encode_json(event) + b"\n" for event in items], deadline_of(timeout))
-        return ()
-
-    def close(self) -> None:
-        """Closes the file; standard output stays open."""
-        self._output.close()
-
-
-class JsonlListener(TransportListener):
-    """Appends every event to a JSON lines file, in the background.
-
-    Its lines are what :class:`JsonlSink` writes.
-
-    Args:
-        path: The file; one that ends in ``.gz`` is gzip. ``-`` is standard output.
-        **options: See :class:`~constellation_otel.delivery.ready_listener.ListenerOptions`.
-
-    Raises:
-        ConfigurationError: The path cannot be one.
-        JournalError: The journal cannot be used.
-    """
-
-    def __init__(self, path: str | Path, **options: Unpack[ListenerOptions]) -> None:
-        super().__init__(JsonlSink(path), **options)
-
-
-class _Line(NamedTuple):
-    offset: int
-    data: bytes
-    is_cut: bool
 
 
 class _Lines:
@@ -350,24 +264,21 @@ class _Lines:
         """The lines that end with these bytes, without their ends, or the heads of those that are too long."""
         first, *others = data.split(b"\n")
         self._hold(first)
-        for other in others:
-            is_cut = self._length > self._max_line
-            yield _Line(self._offset, bytes(self._held[:_SHOWN] if is_cut else self._held), is_cut)
-            self._offset += self._length + 1
-            self._length = 0
-            self._held.clear()
-            self._hold(other)
+        if not others:
+            return
+        offset, longest = self._offset, self._max_line
+        last = others.pop()
+        lengths = [self._length, *map(len, others)]
+        lines = [bytes(self._held), *others]
+        self._offset += sum(lengths) + len(lengths)
+        self._length = 0
+        self._held.clear()
+        self._hold(last)
+        for line, length in zip(lines, lengths, strict=True):
+            yield (offset, line[:_SHOWN], True) if length > longest else (offset, line, False)
+            offset += length + 1
 
     def _hold(self, part: bytes) -> None:
         room = max(self._max_line, _SHOWN) - len(self._held)
         self._held += part[:room]
         self._length += len(part)
-
-
-def _checked(path: str | Path) -> str:
-    """The path as text, if it can be one at all."""
-    text = str(path)
-    if not text or "\0" in text:
-        message = f"the path {text!r} cannot be a file's; name a file, or - for standard input or output"
-        raise ConfigurationError(message)
-    return text

@@ -1,0 +1,146 @@
+"""A SQLite file with an audit table, and events for it."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+from constellation_otel.delivery import Record, SourceItem, Unreadable
+from constellation_otel.events import (
+    ErrorInfo,
+    Event,
+    ExecutionCancelled,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+)
+from constellation_otel.transports.sql import SqlSink, SqlSource
+from deliveries import flat
+from support import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+
+EXECUTION = UUID("6ba7b810-9dad-41d1-80b4-00c04fd430c8")
+MODULE = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
+NS = 1_774_742_400_123_456_789
+"""2026-03-29T00:00:00.123456789 UTC."""
+TRACEPARENT = "00-4104c80a8a6c1bf4a355527a7906fb00-00f067aa0ba902b7-01"
+SIX: list[Event] = [
+    ExecutionStarted(EXECUTION, "my-pipeline", NS, TRACEPARENT, "vendor=1"),
+    ModuleStarted(EXECUTION, MODULE, "Trim", NS + 1),
+    ModuleCompleted(EXECUTION, MODULE, "Trim", 2.5, NS + 2),
+    ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo("ValueError", "no words"), NS + 3),
+    ExecutionCompleted(EXECUTION, "my-pipeline", False, 15.0, NS + 4),
+    ExecutionCancelled(EXECUTION, "my-pipeline", NS + 5),
+]
+GUIDE_TABLE = """
+CREATE TABLE execution_audit (
+  id            INTEGER PRIMARY KEY AUTOINCREMENT,
+  event_type    VARCHAR(50) NOT NULL,
+  execution_id  CHAR(36) NOT NULL,
+  dag_name      VARCHAR(255),
+  module_name   VARCHAR(255),
+  duration_ms   BIGINT,
+  succeeded     BOOLEAN,
+  error_message TEXT,
+  created_at    TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+)
+"""
+
+
+class Database:
+    """A SQLite file, and what is opened on it: all of it closed at the end."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.url = f"sqlite:///{file}"
+        self.opened: list[SqlSink | SqlSource] = []
+
+    def execute(self, *statements: str) -> list[tuple[Any, ...]]:
+        """Runs statements by the standard library; returns what the last one gave."""
+        with closing(sqlite3.connect(self.file, timeout=DEADLINE)) as connection:
+            rows: list[tuple[Any, ...]] = []
+            for statement in statements:
+                rows = connection.execute(statement).fetchall()
+            connection.commit()
+            return rows
+
+    def sink(self, parameters: str = "", **options: Any) -> SqlSink:
+        sink = SqlSink(self.url + parameters, **options)
+        self.opened.append(sink)
+        return sink
+
+    def source(self, parameters: str = "", **options: Any) -> SqlSource:
+        source = SqlSource(self.url + parameters, **options)
+        self.opened.append(source)
+        return source
+
+    def events(self) -> list[Event]:
+        return [item.event for item in read_all(self.source()) if isinstance(item, Record)]
+
+
+def read_all(source: SqlSource) -> list[Record | Unreadable]:
+    items: list[Record | Unreadable] = []
+    while not source.has_ended:
+        items += flat(source.read(DEADLINE))
+    return items
+
+
+def started(number: int) -> ExecutionStarted:
+    return ExecutionStarted(UUID(int=number), f"dag-{number}", NS + number)
+
+
+def insert_ids(*ids: int) -> str:
+    rows = ", ".join(
+        f"({number}, 'execution.started', '{UUID(int=abs(number))}', 'dag-{number}', '2026-03-29 00:00:00')"
+        for number in ids
+    )
+    return f"INSERT INTO execution_audit (id, event_type, execution_id, dag_name, created_at) VALUES {rows}"
+
+
+def offsets(items: Sequence[SourceItem]) -> list[int]:
+    return [item.position.offset for item in flat(items)]
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+texts = st.text(max_size=250)
+
+
+ids = st.uuids()
+
+
+times = st.integers(0, 2**63 - 1)
+
+
+lengths = st.none() | st.floats(min_value=0, max_value=1e12, allow_nan=False) | st.just(float("nan"))
+
+
+events: st.SearchStrategy[Event] = st.one_of(
+    st.builds(ExecutionStarted, ids, texts, times, st.none() | st.just(TRACEPARENT), st.none() | st.just("a=1,b=2")),
+    st.builds(ModuleStarted, ids, st.none() | ids, texts, times),
+    st.builds(ModuleCompleted, ids, st.none() | ids, texts, lengths, times),
+    st.builds(
+        ModuleFailed, ids, st.none() | ids, texts, st.builds(ErrorInfo, st.none() | texts, st.none() | texts), times
+    ),
+    st.builds(ExecutionCompleted, ids, texts, st.booleans(), lengths, times),
+    st.builds(ExecutionCancelled, ids, texts, times),
+)
+
+
+def run(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    results: list[object] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    return thread, results
