@@ -6,13 +6,20 @@ import gc
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
+from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from constellation_otel.otel.metrics import Instruments
+from constellation_otel.traces import NOT_TRACED, decide
+from stories import EXECUTION
 from support import DEADLINE
+from telemetry import points_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +65,7 @@ def active(reader: InMemoryMetricReader) -> dict[str, Any]:
     }
 
 
-def test_a_listener_that_is_made_while_metrics_are_read_counts_from_the_next_reading(
+def test_a_listener_that_is_made_during_a_reading_counts_later(
     metrics: tuple[InMemoryMetricReader, Instruments], caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, instruments = metrics
@@ -76,7 +83,7 @@ def test_a_listener_that_is_made_while_metrics_are_read_counts_from_the_next_rea
     assert caplog.messages == []
 
 
-def test_a_listener_that_is_gone_while_metrics_are_read_is_not_missed(
+def test_a_listener_that_is_gone_during_a_reading_is_not_missed(
     metrics: tuple[InMemoryMetricReader, Instruments], caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, instruments = metrics
@@ -136,6 +143,39 @@ def test_threads_may_make_listeners_while_another_one_reads(
             thread.join(DEADLINE)
     assert active(reader) == {"constellation.execution.active": 2_000, "constellation.module.active": 4_000}
     assert caplog.messages == []
+
+
+def durations(reader: InMemoryMetricReader) -> list[Any]:
+    return points_of(reader, "constellation.execution.duration")
+
+
+def test_one_exemplar_a_second_points_at_the_first_of_a_kind(
+    metrics: tuple[InMemoryMetricReader, Instruments],
+) -> None:
+    """One for each bucket; a span that is not recorded has none."""
+    reader, instruments = metrics
+    for number, (length_ns, sampler) in enumerate(
+        ((2_000_000, ALWAYS_OFF), (2_000_000, ALWAYS_ON), (3_000_000, ALWAYS_ON), (2_000_000_000, ALWAYS_ON))
+    ):
+        execution_id = UUID(int=number)
+        span = replace(EXECUTION, span_id=number + 1, end_ns=EXECUTION.start_ns + length_ns)
+        instruments.record(span, decide(sampler, execution_id, "d", Context()))
+    (point,) = durations(reader)
+    assert point.count == 4
+    # the buckets up to 5 ms, and up to 2.5 s
+    assert sorted(exemplar.span_id for exemplar in point.exemplars) == [2, 4]
+
+
+def test_durations_of_any_number_of_kinds_take_bounded_memory(
+    metrics: tuple[InMemoryMetricReader, Instruments], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond 2,000 the SDK counts them together."""
+    reader, instruments = metrics
+    for number in range(5_000):
+        attributes = EXECUTION.attributes | {"constellation.dag.name": f"dag-{number}"}
+        instruments.record(replace(EXECUTION, attributes=attributes), NOT_TRACED)
+    assert len(instruments._kinds) < 4_097
+    assert sum(point.count for point in durations(reader)) == 5_000
 
 
 class ReadMeanwhile(MeterProvider):

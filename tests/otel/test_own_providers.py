@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 from grpc import StatusCode
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags
 
-from constellation_otel.delivery import Published
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.otel import PrivateSignals
 from constellation_otel.otel.own_providers import _THEIR_LOGGERS as THEIR_LOGGERS
 from constellation_otel.receiver import Delay, Refuse
-from constellation_otel.traces import Assembler
+from constellation_otel.traces import Assembler, Decision
 from deliveries import execution
 from programs import ROOT
 from support import DEADLINE, eventually
+from telemetry import BOTH, OPT_IN, Wire, endpoint_of, our_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,17 +34,8 @@ if TYPE_CHECKING:
     from constellation_otel.receiver import Receiver
     from constellation_otel.traces import Span
 
-Wire = Literal["grpc", "http/protobuf"]
-BOTH = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+pytestmark = pytest.mark.usefixtures("clean_environment")
 RESOURCE = Resource({"service.name": "shop"})
-OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is configured but by the test."""
-    for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -64,10 +53,6 @@ def make() -> Iterator[Callable[..., PrivateSignals]]:
         signals.close(DEADLINE)
 
 
-def endpoint_of(receiver: Receiver, protocol: str) -> str:
-    return receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
-
-
 def failed_spans() -> list[Span]:
     """A failed module's span and its execution's."""
     assembler = Assembler()
@@ -78,12 +63,8 @@ def observe(signals: PrivateSignals) -> list[Span]:
     spans = failed_spans()
     for span in spans:
         span_context = SpanContext(span.trace_id, span.span_id, is_remote=False, trace_flags=TraceFlags(1))
-        signals.observe(span, trace.set_span_in_context(NonRecordingSpan(span_context), Context()))
+        signals.observe(span, Decision(Context(), span_context, is_recorded=True, trace_flags=1))
     return spans
-
-
-def our_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if not thread.name.startswith("otlp-receiver")}
 
 
 def names(receiver: Receiver) -> set[str]:
@@ -98,14 +79,14 @@ class Open:
 
 
 @BOTH
-def test_durations_counters_and_what_is_open_arrive_with_exemplars(
+def test_durations_counters_and_what_is_open_arrive(
     receiver: Receiver, make: Callable[..., PrivateSignals], protocol: Wire
 ) -> None:
     signals = make(endpoint_of(receiver, protocol), protocol)
     watched = Open()
     signals.watch(watched)
     module, whole = observe(signals)
-    signals.count(Published(dropped=1), Published(dropped=3, late=1))
+    signals.count({"dropped": 2, "late": 1, "rejected": 0})
     assert signals.close(DEADLINE)
     points = {point.name.removeprefix("constellation."): point for point in receiver.metrics}
     values = {name: point.value for name, point in points.items() if not name.endswith("duration")}
@@ -144,7 +125,7 @@ def test_failures_are_log_records_where_they_are_opted_for(
 
 
 @BOTH
-def test_headers_go_with_both_signals_whatever_the_case_of_their_names(
+def test_headers_go_with_both_signals_whatever_their_case(
     receiver: Receiver, make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch, protocol: Wire
 ) -> None:
     monkeypatch.setenv(OPT_IN, "logs")
@@ -166,7 +147,7 @@ def test_headers_go_with_both_signals_whatever_the_case_of_their_names(
         ({"TRACES_PROTOCOL": "http/protobuf"}, {"metrics": "grpc", "logs": "grpc"}),
     ],
 )
-def test_where_nothing_is_given_the_variables_say_where_and_how_for_each_signal(
+def test_where_nothing_is_given_each_signals_variables_say_where(
     receiver: Receiver,
     make: Callable[..., PrivateSignals],
     monkeypatch: pytest.MonkeyPatch,
@@ -205,7 +186,7 @@ def test_an_http_endpoint_may_have_the_traces_path(
         ({"OTEL_SDK_DISABLED": "TRUE"}, set()),
     ],
 )
-def test_what_is_not_wanted_is_not_made(
+def test_a_signal_that_is_not_wanted_is_not_made(
     receiver: Receiver,
     make: Callable[..., PrivateSignals],
     monkeypatch: pytest.MonkeyPatch,
@@ -221,7 +202,7 @@ def test_what_is_not_wanted_is_not_made(
     watched = Open()
     signals.watch(watched)
     observe(signals)
-    signals.count(Published(), Published(dropped=1))
+    signals.count({"dropped": 1})
     assert signals.close(DEADLINE)
     assert {request.signal for request in receiver.requests} == expected
 
@@ -252,7 +233,7 @@ def hanging() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.2])
-def test_an_endpoint_that_does_not_answer_keeps_nobody_longer_than_the_timeout(
+def test_an_endpoint_that_hangs_keeps_nobody_past_the_timeout(
     make: Callable[..., PrivateSignals],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -289,7 +270,7 @@ def test_metrics_that_hang_leave_the_logs_their_part_of_the_time(
     eventually(lambda: our_threads() <= before, "the threads to end")
 
 
-def test_what_the_sdk_raises_when_it_shuts_down_is_logged_and_not_raised(
+def test_what_the_sdk_raises_at_shut_down_is_logged_not_raised(
     receiver: Receiver,
     make: Callable[..., PrivateSignals],
     monkeypatch: pytest.MonkeyPatch,
@@ -314,7 +295,7 @@ def test_what_the_sdk_raises_when_it_shuts_down_is_logged_and_not_raised(
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 1e300])
-def test_a_timeout_without_an_end_is_taken(
+def test_close_takes_a_timeout_without_an_end(
     receiver: Receiver, make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch, timeout: float
 ) -> None:
     monkeypatch.setenv(OPT_IN, "logs")
@@ -366,9 +347,7 @@ def test_the_interpreters_exit_sends_what_is_held(receiver: Receiver) -> None:
 
 
 @BOTH
-def test_a_forked_child_sends_nothing_of_its_parents_and_has_signals_of_its_own(
-    receiver: Receiver, protocol: Wire
-) -> None:
+def test_a_forked_child_has_signals_of_its_own_and_no_other(receiver: Receiver, protocol: Wire) -> None:
     with started(FORKING, endpoint_of(receiver, protocol), protocol) as program:
         assert program.stdin is not None
         assert program.stdout is not None
@@ -384,10 +363,9 @@ def test_a_forked_child_sends_nothing_of_its_parents_and_has_signals_of_its_own(
 
 UNUSED = """
 import threading
-before = 7
 child = os.fork()
 if child == 0:
-    signals.count(before, before)
+    signals.count({"dropped": 0})
     built = [signals._reader, signals._processor]
     for thread in threading.enumerate():
         # the SDK starts a thread of logs, which finds that it has nothing to do
@@ -417,7 +395,7 @@ def test_a_forked_child_that_records_nothing_builds_nothing(
     assert program.returncode == 0
 
 
-def test_what_a_forked_child_cannot_build_is_logged_once_and_not_raised(receiver: Receiver) -> None:
+def test_what_a_forked_child_cannot_build_is_logged_once(receiver: Receiver) -> None:
     with started(FAILING, receiver.grpc_endpoint, "grpc") as program:
         _, logged = program.communicate(timeout=DEADLINE)
     assert program.returncode == 0
@@ -446,6 +424,26 @@ def test_a_variable_that_metrics_cannot_use_leaves_no_thread(
     eventually(lambda: our_threads() <= before, "the threads to end")
 
 
+@pytest.mark.parametrize("interval", ["0", "-5", "nan", "1e12"])
+def test_an_interval_that_would_end_the_sdks_thread_is_refused(
+    make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch, interval: str
+) -> None:
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", interval)
+    with pytest.raises(ConfigurationError, match=f"OTEL_METRIC_EXPORT_INTERVAL is '{interval}'; a positive number"):
+        make("http://127.0.0.1:1")
+
+
+def test_an_interval_that_is_no_number_is_the_sdks_default(
+    receiver: Receiver, make: Callable[..., PrivateSignals], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warns, and takes a minute; closing sends what there is."""
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "soon")
+    signals = make(receiver.grpc_endpoint, "grpc")
+    observe(signals)
+    assert signals.close(DEADLINE)
+    assert "module.duration" in names(receiver)
+
+
 HOSTILE = "a\x1b[2J\x9b5n\nERROR forged \x7f"
 
 
@@ -470,7 +468,7 @@ def forget_what_the_sdk_has_logged() -> None:
 
 
 @BOTH
-def test_what_an_endpoint_answers_does_nothing_to_the_sdks_log_lines(
+def test_what_an_endpoint_answers_keeps_the_sdks_log_lines_whole(
     receiver: Receiver, make: Callable[..., PrivateSignals], caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     forget_what_the_sdk_has_logged()

@@ -9,20 +9,19 @@ from constellation_otel._support.door import door
 if TYPE_CHECKING:
     from constellation_otel.otel.otlp_listener import OtlpListener
     from constellation_otel.otel.own_providers import Exporters, PrivateSignals, grpc_options, http_options
-    from constellation_otel.otel.sdk_listener import ListenerCounters, OpenTelemetryListener
+    from constellation_otel.otel.sdk_listener import OpenTelemetryListener
 else:
     __getattr__, __dir__ = door(
         __name__,
         {
             "otlp_listener": ("OtlpListener",),
             "own_providers": ("Exporters", "PrivateSignals", "grpc_options", "http_options"),
-            "sdk_listener": ("ListenerCounters", "OpenTelemetryListener"),
+            "sdk_listener": ("OpenTelemetryListener",),
         },
     )
 
 __all__ = [
     "Exporters",
-    "ListenerCounters",
     "OpenTelemetryListener",
     "OtlpListener",
     "PrivateSignals",

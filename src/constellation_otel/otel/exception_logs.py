@@ -12,15 +12,16 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry._logs import SeverityNumber
+from opentelemetry.context import Context
 
 from constellation_otel._support.log import log
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
+from constellation_otel.otel import _sdk_internals as internals
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
-    from opentelemetry.context import Context
 
-    from constellation_otel.traces import AttributeValue, Span
+    from constellation_otel.traces import AttributeValue, Decision, Span
 
 __all__ = ["exception_signals", "log_exceptions"]
 
@@ -44,21 +45,23 @@ def exception_signals() -> tuple[bool, bool]:
             return True, False
 
 
-def log_exceptions(provider: LoggerProvider, span: Span, context: Context) -> None:
+def log_exceptions(provider: LoggerProvider, span: Span, decision: Decision) -> None:
     """Emits a log record for each exception of a span.
 
     Args:
         provider: Whose logger emits.
         span: A finished span; one without events emits nothing.
-        context: Has the span as the current one.
+        decision: What was decided on its execution.
 
     Raises:
         Exception: What the provider, or its processors, raise.
     """
+    context = decision.context_of(span.span_id, Context())
     logger = provider.get_logger(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
     for event in span.events:
         attributes: dict[str, AttributeValue] = {**span.attributes, **event.attributes}
-        logger.emit(
+        internals.emit_log(
+            logger,
             timestamp=event.timestamp_ns,
             context=context,
             severity_number=SeverityNumber.ERROR,

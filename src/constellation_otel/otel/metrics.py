@@ -7,20 +7,26 @@ an observable instrument can be made only once.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, Protocol
 
-from opentelemetry.metrics import CallbackOptions, NoOpMeter, Observation
+from msgspec import Struct, field
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Histogram, NoOpMeter, Observation
 
 from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
-from constellation_otel.traces import DAG_NAME, ERROR_TYPE, MISSING, MODULE_NAME, OUTCOME, Span
+from constellation_otel.otel._sdk_internals import Recorder
+from constellation_otel.traces import DAG_NAME, ERROR_TYPE, MISSING, MODULE_NAME, OUTCOME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from opentelemetry.context import Context
     from opentelemetry.metrics import Meter, MeterProvider
+
+    from constellation_otel.traces import AttributeValue, Decision, Span
 
 __all__ = ["COUNTED", "Instruments", "Observed"]
 
@@ -44,6 +50,27 @@ _DURATION_BOUNDARIES: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 """Seconds: from a function call to an hour's job."""
 
 
+_EXEMPLAR_EVERY_S: Final = 1.0
+_MAX_KINDS: Final = 4_096
+"""Sets of attributes whose histogram is remembered; the SDK itself has 2,000 of an instrument."""
+
+
+class _Kind(Struct):
+    """What the durations of one set of attributes go to.
+
+    Attributes:
+        histogram: The instrument.
+        attributes: The attributes.
+        recorder: Records those that are no exemplar.
+        exemplar_due: When the next exemplar of a bucket is due, in seconds of :func:`time.monotonic`.
+    """
+
+    histogram: Histogram
+    attributes: dict[str, str]
+    recorder: Recorder
+    exemplar_due: dict[int, float] = field(default_factory=dict)
+
+
 class Observed(Protocol):
     """What knows how much is open."""
 
@@ -61,6 +88,7 @@ class Instruments:
         # a dict, since listing one is a single step: the reader's thread does so while others add. Without a lock,
         # since the SDK's own is held then, which making instruments waits for
         self._observed: dict[weakref.ref[Observed], None] = {}
+        self._kinds: dict[tuple[AttributeValue, ...], _Kind] = {}
         self._execution_duration = meter.create_histogram(
             "constellation.execution.duration",
             "s",
@@ -110,40 +138,70 @@ class Instruments:
         """Adds a listener to the sums of what is open, for as long as it lives."""
         self._observed[weakref.ref(observed, self._observed.pop)] = None
 
-    def record(self, span: Span, context: Context) -> None:
+    def record(self, span: Span, decision: Decision) -> None:
         """Records a span's length, where it has one.
+
+        An exemplar that points at the span goes with the first of each second, outcome and
+        bucket: a data point keeps one a bucket, and most of the cost would be for the others.
 
         Args:
             span: A finished span.
-            context: Has the span as the current one: exemplars point at it.
+            decision: What was decided on its execution.
         """
-        missing = span.attributes.get(MISSING)
+        attributes = span.attributes
+        missing = attributes.get(MISSING)
         if missing and ("end" in missing or span.start_ns == span.end_ns):  # type: ignore[operator]
             return
-        attributes: dict[str, str] = {}
-        for key in (DAG_NAME, MODULE_NAME, OUTCOME, ERROR_TYPE):
-            value = span.attributes.get(key)
-            if value is not None:
-                attributes[key] = str(value)
-        histogram = self._module_duration if MODULE_NAME in attributes else self._execution_duration
-        histogram.record((span.end_ns - span.start_ns) / 1e9, attributes, context)
+        get = attributes.get
+        key = (get(DAG_NAME), get(MODULE_NAME), get(OUTCOME), get(ERROR_TYPE))
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kind_of(key)
+        duration_s = (span.end_ns - span.start_ns) / 1e9
+        context = self._exemplar_of(kind, duration_s, span, decision)
+        if context is None:
+            kind.recorder.record(duration_s)
+        else:
+            kind.histogram.record(duration_s, kind.attributes, context)
 
-    def count(self, before: object, now: object) -> None:
+    def _kind_of(self, key: tuple[AttributeValue, ...]) -> _Kind:
+        attributes = {
+            name: str(value)
+            for name, value in zip((DAG_NAME, MODULE_NAME, OUTCOME, ERROR_TYPE), key, strict=True)
+            if value is not None
+        }
+        histogram = self._module_duration if MODULE_NAME in attributes else self._execution_duration
+        kind = _Kind(histogram, attributes, Recorder(histogram, attributes))
+        if len(self._kinds) >= _MAX_KINDS:
+            self._kinds.clear()
+        self._kinds[key] = kind
+        return kind
+
+    def _exemplar_of(self, kind: _Kind, duration_s: float, span: Span, decision: Decision) -> Context | None:
+        """Has the span as the current one; ``None`` where no exemplar is due."""
+        if not decision.is_recorded:
+            return None
+        bucket = bisect_left(_DURATION_BOUNDARIES, duration_s)
+        now = time.monotonic()
+        if kind.exemplar_due.get(bucket, 0.0) > now:
+            return None
+        kind.exemplar_due[bucket] = now + _EXEMPLAR_EVERY_S
+        return decision.context_of(span.span_id, Context())
+
+    def count(self, gained: Mapping[str, int]) -> None:
         """Adds what counters have gained.
 
         Args:
-            before: The counters when this was last called.
-            now: The counters; fields are looked up by the names in :data:`COUNTED`.
+            gained: By the names in :data:`COUNTED`.
 
         Raises:
             ExceptionGroup: What some of the application's counters raised; the others have counted.
         """
         errors = []
-        for field, counter in self._counters.items():
-            gained = getattr(now, field) - getattr(before, field)
-            if gained:
+        for name, number in gained.items():
+            if number:
                 try:
-                    counter.add(gained)
+                    self._counters[name].add(number)
                 except Exception as error:  # noqa: BLE001 - the application's; the other counters still count
                     errors.append(error)
         if errors:

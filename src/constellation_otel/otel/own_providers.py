@@ -11,6 +11,7 @@ import netrc  # noqa: F401 - the first export would: a fork during that leaves i
 import os
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -30,6 +31,7 @@ from constellation_otel._support.exit import call_at_exit, exit_hook, forget_at_
 from constellation_otel._support.fork import after_fork_in_child
 from constellation_otel._support.log import RateLimitedLog, clean
 from constellation_otel.errors import ConfigurationError
+from constellation_otel.otel import _sdk_internals as internals
 from constellation_otel.otel.exception_logs import exception_signals, log_exceptions
 from constellation_otel.otel.metrics import Instruments
 from constellation_otel.transports.otlp import credentials_of, far_side_of, proxy_options
@@ -37,13 +39,12 @@ from constellation_otel.transports.otlp import credentials_of, far_side_of, prox
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opentelemetry.context import Context
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
 
     from constellation_otel.otel.metrics import Observed
-    from constellation_otel.traces import Span
+    from constellation_otel.traces import Decision, Span
     from constellation_otel.transports.otlp import FarSide, Signal
 
 __all__ = ["Exporters", "PrivateSignals", "grpc_options", "http_options"]
@@ -135,7 +136,7 @@ class PrivateSignals:
             except ConfigurationError:
                 if self._processor is not None:
                     # its thread would run on
-                    self._processor._batch_processor.shutdown(timeout_millis=0)  # noqa: SLF001 - its own takes no timeout
+                    internals.shut_down(self._processor, 0)
                 raise
         if self._instruments is not None:
             for observed in list(self._observed):
@@ -154,8 +155,7 @@ class PrivateSignals:
         # kept, since letting go of exporters would close the parent's connections
         self._inherited = (self._inherited, self._reader, self._processor)
         if self._processor is not None:
-            # the SDK starts its thread again in a child, and that ends at once then
-            self._processor._batch_processor._shutdown = True  # noqa: SLF001 - it has no other way
+            internals.leave_to_parent(self._processor)
         self._reader = self._instruments = self._processor = self._logger_provider = None
         self._is_made = False
 
@@ -165,26 +165,26 @@ class PrivateSignals:
         if self._instruments is not None:
             self._instruments.observe(observed)
 
-    def observe(self, span: Span, context: Context) -> None:
+    def observe(self, span: Span, decision: Decision) -> None:
         """Records a finished span; never raises.
 
         Args:
             span: The span, with its events.
-            context: Has it as the current one: exemplars point at it.
+            decision: What was decided on its execution.
         """
         if not self._is_made:
             self._make_providers_again()
         if self._instruments is not None:
-            self._instruments.record(span, context)
+            self._instruments.record(span, decision)
         if self._logger_provider is not None:
-            log_exceptions(self._logger_provider, span, context)
+            log_exceptions(self._logger_provider, span, decision)
 
-    def count(self, before: object, now: object) -> None:
+    def count(self, gained: Mapping[str, int]) -> None:
         """Adds what counters have gained, as :meth:`Instruments.count` does."""
-        if not self._is_made and now != before:
+        if not self._is_made and any(gained.values()):
             self._make_providers_again()
         if self._instruments is not None:
-            self._instruments.count(before, now)
+            self._instruments.count(gained)
 
     def close(self, timeout: float) -> bool:
         """Sends what is held, and ends the SDK's threads; once more does nothing.
@@ -209,8 +209,7 @@ class PrivateSignals:
             left = seconds_left(deadline) if self._processor is None else seconds_left(deadline) / 2
             is_done = self._shut_down(self._reader.shutdown, left)
         if self._processor is not None:
-            # its own shutdown takes no timeout
-            shutdown = self._processor._batch_processor.shutdown  # noqa: SLF001
+            shutdown = partial(internals.shut_down, self._processor)
             is_done = self._shut_down(shutdown, seconds_left(deadline)) and is_done
         is_in_time = time.monotonic() < deadline
         if not is_in_time:
@@ -232,11 +231,8 @@ class PrivateSignals:
         self.close(_EXIT_TIMEOUT)
 
 
-class _Reader(PeriodicExportingMetricReader):
-    """A reader whose thread the SDK does not start again in a forked child, where nobody has use for it."""
-
-    def _at_fork_reinit(self) -> None:
-        """Does nothing."""
+class _Reader(internals.NoThreadAfterFork, PeriodicExportingMetricReader):
+    """A reader whose thread is its own process's."""
 
 
 class Exporters:

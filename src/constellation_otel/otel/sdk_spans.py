@@ -1,44 +1,102 @@
 """Finished spans into a tracer provider, with ids, parents and times of our own.
 
-The application's tracers are not touched: spans are created by a provider of our
-own over the application's resource, processors and limits, and with the answer
-that its sampler gave when the execution started.
+The application's tracers are not touched. Its processors get a span that was made at its
+end; where one of them looks at spans before, it gets one that the SDK has made and ended.
+Both are equal.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import Tracer as SdkTracer
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import Decision as Sampling
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
-from opentelemetry.trace import SpanKind, Status
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Status, StatusCode
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
-from constellation_otel.traces import EXECUTION_ID, MODULE_NAME, NOT_TRACED, Decision, Span, decide
+from constellation_otel.delivery import Rejection, Sink
+from constellation_otel.otel import _sdk_internals as internals
+from constellation_otel.traces import NOT_TRACED, Decision, Span, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, Tracer
+    from opentelemetry.sdk.trace import SpanLimits
+    from opentelemetry.sdk.trace import Tracer as SdkTracer
+    from opentelemetry.trace import Link, SpanContext, Tracer
     from opentelemetry.trace.span import TraceState
     from opentelemetry.util.types import Attributes
 
-__all__ = ["PlainTraces", "SdkTraces"]
-
+__all__ = ["PlainTraces", "Recorded", "SdkSink", "SdkTraces"]
 
 _LOGGER: Final = logging.getLogger(__name__)
+_UNSET: Final = Status(StatusCode.UNSET)
+
+
+class Recorded(NamedTuple):
+    """A span that goes to the application's SDK.
+
+    Attributes:
+        span: The finished span.
+        decision: That of its execution.
+    """
+
+    span: Span
+    decision: Decision
+
+
+class SdkSink(Sink[Recorded]):
+    """Hands spans to the application's SDK; what that raises is counted and logged, and costs no other span.
+
+    Args:
+        with_events: Whether the spans' events go with them.
+
+    Attributes:
+        traces: Where they go; ``None`` while no provider is known.
+        failed: Spans that the application's SDK refused by raising.
+    """
+
+    def __init__(self, *, with_events: bool) -> None:
+        self.traces: SdkTraces | PlainTraces | None = None
+        self.failed = 0
+        self._with_events = with_events
+        self._log = RateLimitedLog()
+
+    @property
+    def name(self) -> str:
+        return "opentelemetry"
+
+    @property
+    def takes(self) -> Literal["events", "spans"]:
+        return "spans"
+
+    def send(self, items: Sequence[Recorded], timeout: float) -> Sequence[Rejection]:  # noqa: ARG002 - the SDK takes none
+        traces = self.traces
+        if traces is None:
+            return ()
+        for span, decision in items:
+            try:
+                traces.emit(span, decision, with_events=self._with_events)
+            except Exception as error:  # noqa: BLE001 - the application's processors
+                self.failed += 1
+                message = "the application's OpenTelemetry SDK raised for a span; it is lost, the others go on"
+                self._log.write(_LOGGER, logging.ERROR, "emit", message, error=error)
+        return ()
 
 
 class SdkTraces:
-    """Creates spans through an application's OpenTelemetry SDK.
+    """Gives spans to an application's OpenTelemetry SDK.
 
     :meth:`emit` is for one thread only.
 
@@ -47,19 +105,11 @@ class SdkTraces:
     """
 
     def __init__(self, tracer: SdkTracer) -> None:
-        self._theirs = tracer
-        self._ids = _KnownIds()
-        self._sampler = _KnownAnswer()
-        provider = SdkTracerProvider(
-            sampler=self._sampler,
-            resource=tracer.resource,
-            active_span_processor=tracer.span_processor,
-            id_generator=self._ids,
-            # the only one of these parts without a public name
-            span_limits=tracer._span_limits,  # noqa: SLF001
-            shutdown_on_exit=False,
-        )
-        self._tracer = provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
+        self._tracer = tracer
+        self._limits = internals.limits_of(tracer)
+        self._scope = InstrumentationScope(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
+        self._processors: object = None
+        self._real: _RealSpans | None = None
 
     def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
         """Asks the application's sampler about an execution.
@@ -72,12 +122,12 @@ class SdkTraces:
         Raises:
             Exception: What the sampler raises.
         """
-        if not self._theirs._is_enabled():  # noqa: SLF001 - the tracer configurator's answer has no public name
+        if not internals.is_enabled(self._tracer):
             return NOT_TRACED
-        return decide(self._theirs.sampler, execution_id, dag_name, context)
+        return decide(self._tracer.sampler, execution_id, dag_name, context)
 
     def emit(self, span: Span, decision: Decision, *, with_events: bool) -> None:
-        """Creates and ends a span.
+        """Hands over a span.
 
         Args:
             span: The finished span.
@@ -88,18 +138,75 @@ class SdkTraces:
             Exception: What the application's processors raise.
         """
         execution, result = decision.span_context, decision.result
-        if execution is None or result is None or result.decision is Sampling.DROP:
+        if execution is None or result is None:
             return
-        self._ids.trace_id = execution.trace_id
-        self._ids.span_id = span.span_id
-        attributes: Attributes = span.attributes
-        parent = decision.context
-        if MODULE_NAME in span.attributes:
+        processors = internals.processors_of(self._tracer)
+        if processors is not self._processors:
+            self._processors = processors
+            self._real = _RealSpans(self._tracer) if internals.needs_real_spans(self._tracer) else None
+        if self._real is not None:
+            self._real.emit(span, decision, execution, result, with_events=with_events)
+            return
+        tracer, limits = self._tracer, self._limits
+        parent: SpanContext | None = execution
+        if span.is_execution:
+            caller = trace.get_current_span(decision.caller).get_span_context()
+            parent = caller if caller.is_valid else None
+        attributes: Any = span.attributes
+        # its own attributes are few and short, as a rule
+        if decision.attributes or limits.max_span_attribute_length is not None or not _has_room(limits, attributes):
+            attributes = BoundedAttributes(
+                limits.max_span_attributes, attributes, max_value_len=limits.max_span_attribute_length
+            )
+        events = _events(span, limits) if with_events and span.events else ()
+        tracer.span_processor.on_end(
+            ReadableSpan(
+                span.name,
+                execution if span.is_execution else decision.span_context_of(span.span_id),
+                parent,
+                tracer.resource,
+                attributes,
+                events,
+                (),
+                span.kind,
+                tracer.instrumentation_info,
+                _UNSET if span.status_description is None else Status(span.status, span.status_description),
+                span.start_ns,
+                span.end_ns,
+                self._scope,
+            )
+        )
+
+
+class _RealSpans:
+    """Spans that the SDK makes and ends, through a provider of our own over the application's parts."""
+
+    def __init__(self, tracer: SdkTracer) -> None:
+        self._ids = _KnownIds()
+        self._sampler = _KnownAnswer()
+        self._theirs = tracer
+        self._provider = SdkTracerProvider(
+            sampler=self._sampler,
+            resource=tracer.resource,
+            active_span_processor=tracer.span_processor,
+            id_generator=self._ids,
+            span_limits=internals.limits_of(tracer),
+            shutdown_on_exit=False,
+        )
+        self._tracer = self._provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
+        internals.share_span_metrics(self._tracer, tracer)
+
+    def emit(
+        self, span: Span, decision: Decision, execution: SpanContext, result: SamplingResult, *, with_events: bool
+    ) -> None:
+        # single-threaded by construction: the worker's
+        self._ids.trace_id, self._ids.span_id = execution.trace_id, span.span_id
+        parent = decision.caller
+        if not span.is_execution:
             parent = decision.context_of(execution.span_id, parent)
-        else:
-            attributes = {**result.attributes, **span.attributes}
-        self._sampler.result = SamplingResult(result.decision, attributes, result.trace_state)
-        made = self._tracer.start_span(span.name, parent, span.kind, attributes, start_time=span.start_ns)
+        self._sampler.result = SamplingResult(result.decision, _theirs(span.attributes), result.trace_state)
+        made = self._tracer.start_span(span.name, parent, span.kind, _theirs(span.attributes), start_time=span.start_ns)
+        internals.give_flags(made, execution.trace_flags)
         _finish(made, span, with_events=with_events)
 
 
@@ -119,12 +226,12 @@ class PlainTraces:
         self._tracer = tracer
         self._max_held = max_held
         self._held = 0
-        self._modules: dict[object, tuple[Context, list[Span]]] = {}
+        self._modules: dict[UUID | None, tuple[Context, list[Span]]] = {}
         self._log = RateLimitedLog()
 
     def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:  # noqa: ARG002 - as SdkTraces
         """Keeps the caller's context; the sampling is the tracer's own business."""
-        return Decision(context, None, None)
+        return Decision(context, is_recorded=True)
 
     def emit(self, span: Span, decision: Decision, *, with_events: bool) -> None:
         """Keeps a module's span until its execution's comes, then creates them all.
@@ -132,22 +239,21 @@ class PlainTraces:
         Raises:
             Exception: What the tracer raises.
         """
-        execution_id = span.attributes[EXECUTION_ID]
-        if MODULE_NAME in span.attributes:
-            self._modules.setdefault(execution_id, (decision.context, []))[1].append(span)
+        if not span.is_execution:
+            self._modules.setdefault(span.execution_id, (decision.caller, []))[1].append(span)
             self._held += 1
             if self._held > self._max_held:
-                self._let_go(with_events=with_events)
+                self._create_oldest(with_events=with_events)
             return
-        _, modules = self._modules.pop(execution_id, (None, []))
+        _, modules = self._modules.pop(span.execution_id, (None, []))
         self._held -= len(modules)
-        execution = self._start(span, decision.context)
-        context = trace.set_span_in_context(execution, decision.context)
+        execution = self._start(span, decision.caller)
+        context = trace.set_span_in_context(execution, decision.caller)
         for module in modules:
             _finish(self._start(module, context), module, with_events=with_events)
         _finish(execution, span, with_events=with_events)
 
-    def _let_go(self, *, with_events: bool) -> None:
+    def _create_oldest(self, *, with_events: bool) -> None:
         """Creates the spans that have waited longest, without the execution's that they waited for."""
         message = "more than %d modules' spans wait for their executions'; those of the oldest are not below it"
         self._log.write(_LOGGER, logging.WARNING, "held", message, self._max_held)
@@ -157,7 +263,9 @@ class PlainTraces:
             _finish(self._start(module, context), module, with_events=with_events)
 
     def _start(self, span: Span, context: Context) -> trace.Span:
-        return self._tracer.start_span(span.name, context, span.kind, span.attributes, start_time=span.start_ns)
+        return self._tracer.start_span(
+            span.name, context, span.kind, _theirs(span.attributes), start_time=span.start_ns
+        )
 
 
 class _KnownIds(IdGenerator):
@@ -186,7 +294,7 @@ class _KnownAnswer(Sampler):
         parent_context: Context | None,  # noqa: ARG002 - the SDK's signature
         trace_id: int,  # noqa: ARG002
         name: str,  # noqa: ARG002
-        kind: SpanKind | None = None,  # noqa: ARG002
+        kind: trace.SpanKind | None = None,  # noqa: ARG002
         attributes: Attributes = None,  # noqa: ARG002
         links: Sequence[Link] | None = None,  # noqa: ARG002
         trace_state: TraceState | None = None,  # noqa: ARG002
@@ -197,10 +305,35 @@ class _KnownAnswer(Sampler):
         return "the application's sampler, asked once for each execution"
 
 
+def _theirs(attributes: Mapping[str, Any]) -> Attributes:
+    """Attributes as the SDK's types have them: the same values."""
+    return attributes
+
+
+def _has_room(limits: SpanLimits, attributes: Mapping[str, Any]) -> bool:
+    return limits.max_span_attributes is None or len(attributes) <= limits.max_span_attributes
+
+
+def _events(span: Span, limits: SpanLimits) -> Sequence[Event]:
+    bounded = partial(
+        BoundedAttributes, limits.max_event_attributes, max_value_len=limits.max_attribute_length, immutable=True
+    )
+    events = [Event(it.name, bounded(_theirs(it.attributes)), it.timestamp_ns) for it in span.events]
+    # the oldest are dropped, and counted
+    return events if limits.max_events is None else _bounded_list(limits.max_events, events)
+
+
+def _bounded_list(limit: int, events: list[Event]) -> Sequence[Event]:
+    kept: Any = BoundedList(limit)
+    for event in events:
+        kept.append(event)
+    return kept  # type: ignore[no-any-return] # the SDK's own list has no types
+
+
 def _finish(made: trace.Span, span: Span, *, with_events: bool) -> None:
     if span.status_description is not None:
         made.set_status(Status(span.status, span.status_description))
     if with_events:
         for event in span.events:
-            made.add_event(event.name, event.attributes, event.timestamp_ns)
+            made.add_event(event.name, _theirs(event.attributes), event.timestamp_ns)
     made.end(span.end_ns)
