@@ -14,16 +14,11 @@ import pytest
 from distributed import Client, LocalCluster
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, format_span_id, format_trace_id
+from opentelemetry.trace import format_span_id, format_trace_id
 
 from constellation_otel.engine import Constellation, Dag, module
-from constellation_otel.errors import (
-    DagError,
-    ExecutionCancelledError,
-    ExecutionFailedError,
-    RemoteError,
-)
-from constellation_otel.listener import ExecutionListener
+from constellation_otel.errors import DagError, ExecutionCancelledError, ExecutionFailedError, RemoteError
+from engine_support import SpanPerModule
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -31,61 +26,16 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from opentelemetry.context import Context
-
-
-class SpanPerModule(ExecutionListener):
-    """Keeps what it is told, and makes a span current that tells which module it is of."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.spans: dict[str, str] = {}
-        self.durations: dict[str, float] = {}
-        self.errors: dict[str, BaseException] = {}
-        self.threads: dict[str, threading.Thread] = {}
-
-    def _told(self, call: str) -> None:
-        self.threads[call] = threading.current_thread()
-        self.calls.append(call)
-
-    def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
-        span_context = SpanContext(
-            execution_id.int, module_id.int >> 64, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)
-        )
-        return trace.set_span_in_context(NonRecordingSpan(span_context), context)
-
-    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
-        self._told(f"{dag_name} starts")
-
-    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
-        self.spans[module_name] = f"{format_trace_id(execution_id.int)} {format_span_id(module_id.int >> 64)}"
-        self._told(f"{module_name} starts")
-
-    def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
-        self.durations[module_name] = duration_ms
-        self._told(f"{module_name} completes")
-
-    def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
-        self.errors[module_name] = error
-        self._told(f"{module_name} fails")
-
-    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
-        self.durations[dag_name] = duration_ms
-        self._told(f"{dag_name} {'succeeds' if succeeded else 'fails'}")
-
-    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
-        self._told(f"{dag_name} is cancelled")
-
 
 class DemandingError(Exception):
-    """One that can be pickled and not be unpickled."""
+    """Can be pickled and not be unpickled."""
 
     def __init__(self, *, code: int) -> None:
         super().__init__(f"code {code}")
 
 
 class LockedError(Exception):
-    """One that cannot be pickled."""
+    """Cannot be pickled."""
 
     def __init__(self) -> None:
         super().__init__("locked")
@@ -93,7 +43,7 @@ class LockedError(Exception):
 
 
 class LockedExit(SystemExit):
-    """An exit that cannot be pickled, nor be said."""
+    """An exit that cannot be pickled, and has no text."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -104,7 +54,7 @@ class LockedExit(SystemExit):
 
 
 class Nothing(Exception):
-    """An error that is false, as one is that holds a list of its own."""
+    """An error that is false, as one with a ``__len__`` may be."""
 
     def __bool__(self) -> bool:
         return False
@@ -173,7 +123,7 @@ DAG = Dag("p", [where, span, async_span, decorated, bad, after_bad])
 
 
 class Inline(Executor):
-    """One that has run what it is given when it returns: no thread pool, so taken to be far away."""
+    """An executor that has run a function when submit() returns."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -191,7 +141,7 @@ class Inline(Executor):
 
 
 class Holding(Inline):
-    """One that holds back what it is given."""
+    """An executor that runs nothing."""
 
     def __init__(self) -> None:
         self.held: list[Future[Any]] = []
@@ -222,7 +172,8 @@ def remote(request: pytest.FixtureRequest) -> Executor:
     return executor
 
 
-def test_modules_run_elsewhere_under_their_own_spans_and_their_ends_are_told_here(remote: Executor) -> None:
+def test_modules_run_elsewhere_under_their_own_spans(remote: Executor) -> None:
+    """And all callbacks are made here."""
     listener = SpanPerModule()
     token = otel_context.attach(baggage.set_baggage("tenant", "acme"))
     with Constellation(listener, remote) as constellation, pytest.raises(ExecutionFailedError) as caught:
@@ -246,7 +197,7 @@ def test_modules_run_elsewhere_under_their_own_spans_and_their_ends_are_told_her
     assert {thread.name for thread in listener.threads.values()} == {"constellation-loop"}
 
 
-def test_without_a_listener_a_module_runs_each_time_it_is_asked_to(remote: Executor, tmp_path: Path) -> None:
+def test_a_module_runs_once_in_each_execution(remote: Executor, tmp_path: Path) -> None:
     """And not once for all equal calls that are in flight, which Dask would do."""
     with Constellation(executor=remote) as constellation:
         dag = Dag("p", [appends])
@@ -261,16 +212,15 @@ def appends(path: str) -> int:
         return len(file.read())
 
 
-def test_cancelling_drops_what_is_queued_elsewhere_and_does_not_wait_for_what_runs(
-    remote: Executor, tmp_path: Path
-) -> None:
+def test_cancelling_drops_what_is_queued_elsewhere(remote: Executor, tmp_path: Path) -> None:
+    """And does not wait for what runs there."""
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
     listener = SpanPerModule()
     dag = Dag("p", [meets, module(where, name="queued"), module(lambda meets: None, name="after")])
     with Constellation(listener, remote) as constellation:
         execution = constellation.start(dag, {"path": path})
-        with open(path, "w") as pipe:  # noqa: PTH123 - as above
+        with open(path, "w") as pipe:  # noqa: PTH123 - a pipe is no ordinary path
             eventually(lambda: "queued starts" in listener.calls, "the second module is submitted")
             assert execution.cancel()
             assert execution.done()
@@ -289,9 +239,10 @@ def test_cancelling_drops_what_is_queued_elsewhere_and_does_not_wait_for_what_ru
         (exits, "<str() of this LockedExit raised ValueError>", "LockedExit"),
     ],
 )
-def test_an_error_that_could_not_arrive_here_is_told_in_words_and_the_pool_lives(
+def test_an_error_that_cannot_be_sent_arrives_as_a_remote_error(
     process_pool: Executor, body: Callable[[], None], message: str, type_name: str
 ) -> None:
+    """And the pool is not broken."""
     with Constellation(executor=process_pool) as constellation:
         with pytest.raises(ExecutionFailedError) as caught:
             constellation.run(Dag("p", [body]), {})
@@ -301,13 +252,14 @@ def test_an_error_that_could_not_arrive_here_is_told_in_words_and_the_pool_lives
     assert (error.message, error.type) == (message, f"{__name__}.{type_name}")
 
 
-def test_an_error_of_a_class_without_a_name_comes_from_dask_all_the_same(dask: Executor) -> None:
+def test_dask_sends_an_error_whose_class_pickle_cannot_find(dask: Executor) -> None:
     with Constellation(executor=dask) as constellation, pytest.raises(ExecutionFailedError) as caught:
         constellation.run(Dag("p", [nameless]), {})
     assert repr(caught.value.errors["nameless"]) == "NamelessError('no')"
 
 
-def test_a_function_that_cannot_be_sent_to_a_process_pool_fails_with_its_name(process_pool: Executor) -> None:
+def test_a_function_that_cannot_be_sent_to_a_pool_fails(process_pool: Executor) -> None:
+    """With a message that names the module."""
     listener = SpanPerModule()
     with Constellation(listener, process_pool) as constellation, pytest.raises(ExecutionFailedError) as caught:
         constellation.run(Dag("p", [module(lambda: 1, name="Nameless")]), {})
@@ -320,12 +272,13 @@ def test_a_function_that_cannot_be_sent_to_a_process_pool_fails_with_its_name(pr
     assert listener.calls == ["p starts", "Nameless starts", "Nameless fails", "p fails"]
 
 
-def test_a_function_that_has_no_name_goes_to_dask_all_the_same(dask: Executor) -> None:
+def test_dask_sends_a_function_that_pickle_cannot_find(dask: Executor) -> None:
     with Constellation(executor=dask) as constellation:
         assert constellation.run(Dag("p", [module(lambda n: n + 1, name="Nameless")]), {"n": 1}) == {"Nameless": 2}
 
 
-def test_a_process_that_dies_fails_what_it_had_and_hangs_nobody() -> None:
+def test_a_process_that_dies_fails_its_module() -> None:
+    """And hangs no caller."""
     listener = SpanPerModule()
     dag = Dag("p", [dies, module(lambda dies: None, name="after")])
     spawn = multiprocessing.get_context("spawn")
@@ -337,10 +290,10 @@ def test_a_process_that_dies_fails_what_it_had_and_hangs_nobody() -> None:
     assert listener.calls == ["p starts", "dies starts", "dies fails", "p fails"] * 2
 
 
-# What is the same for all executors that are no thread pools, shown with ones that are close at hand
+# What holds for every executor that is not a thread pool, with executors in this process
 
 
-def test_any_executor_that_is_no_thread_pool_is_taken_to_be_far_away() -> None:
+def test_an_executor_that_is_not_a_thread_pool_is_elsewhere() -> None:
     listener = SpanPerModule()
     with Constellation(listener, Inline()) as constellation:
         outputs = constellation.run(Dag("p", [where, span]), {})
@@ -348,7 +301,9 @@ def test_any_executor_that_is_no_thread_pool_is_taken_to_be_far_away() -> None:
     assert listener.calls[:2] == ["p starts", "where starts"]
 
 
-def test_a_long_chain_does_not_pile_up_where_an_executor_runs_things_at_once() -> None:
+def test_a_long_chain_needs_no_deep_stack_elsewhere() -> None:
+    """With an executor that has run a module when submit() returns."""
+
     def follows(before: int) -> int:
         return before
 
@@ -381,7 +336,7 @@ def test_an_async_body_has_an_event_loop_of_its_own_there() -> None:
     assert listener == {"async_span": f"{'0' * 32} {'0' * 16} None"}
 
 
-def test_a_module_whose_call_is_cancelled_behind_the_engines_back_fails() -> None:
+def test_a_module_whose_future_something_else_cancels_fails() -> None:
     holding = Holding()
     with Constellation(executor=holding) as constellation:
         execution = constellation.start(Dag("p", [where]), {})
@@ -392,7 +347,9 @@ def test_a_module_whose_call_is_cancelled_behind_the_engines_back_fails() -> Non
     assert isinstance(caught.value.errors["where"], CancelledError)
 
 
-def test_a_listener_that_cancels_when_a_module_is_submitted_keeps_it_from_being_submitted() -> None:
+def test_a_listener_may_cancel_before_a_module_is_submitted() -> None:
+    """It is not submitted then."""
+
     class Cancelling(SpanPerModule):
         def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
             super().on_module_start(execution_id, module_id, module_name)
@@ -415,7 +372,7 @@ def test_a_listener_that_cancels_when_a_module_is_submitted_keeps_it_from_being_
     assert listener.calls == ["p starts", "first starts", "first completes", "second starts", "p is cancelled"]
 
 
-def test_a_module_that_is_submitted_during_the_cancellation_is_cancelled_too() -> None:
+def test_a_module_submitted_during_the_cancellation_is_cancelled() -> None:
     class Cancelled(Holding):
         def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             if self.held:

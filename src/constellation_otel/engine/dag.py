@@ -1,7 +1,7 @@
 """Modules and how they are wired: checked once, then never changed.
 
-Functions become modules, modules a Dag; what cannot work is refused with a message
-that says which and what to do. Running one is the engine's business.
+Functions become modules, modules a Dag. A Dag that cannot work is refused, with the name of
+the module at fault and what to do. Running one is the engine's business.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Module(Generic[P, R_co]):
-    """A function as a module of a DAG; made by :func:`module`. To call it is to call the function.
+    """A function as a module of a DAG; made by :func:`module`. Calling it calls the function.
 
     Attributes:
         name: The module's name.
         function: The function, plain or async.
         is_async: Whether it is async.
-        sources: For each parameter of the function the name of the module or of the
-            DAG's input that supplies it.
+        sources: For each parameter the name of the module or the DAG's input that supplies it.
         optional: The parameters that have a default and were not wired explicitly.
     """
 
@@ -94,14 +93,13 @@ def module(
 def module(
     function: Callable[..., Any] | None = None, *, name: str | None = None, inputs: Mapping[str, str] | None = None
 ) -> Any:
-    """Names and wires what by-name wiring cannot; also a decorator, with arguments or without.
+    """Names a module, and wires parameters to modules of other names; also a decorator, with arguments or without.
 
     Args:
         function: Plain or async, with named parameters only.
-        name: The module's name; the function's own where none is given.
-        inputs: For a parameter's name the name of the module or of the DAG's input
-            that supplies it; a parameter that is not in here is supplied by the one
-            of its own name.
+        name: The module's name; the function's own by default.
+        inputs: For a parameter's name the name of the module or of the DAG's input that
+            supplies it; by default that is the parameter's own name.
 
     Raises:
         DagError: The function cannot be a module, or ``inputs`` names a parameter that it does not have.
@@ -112,14 +110,14 @@ def module(
 
 
 class Dag:
-    """Modules, each fed by what its parameters are named after: other modules and the DAG's inputs.
+    """Modules, each of which takes the outputs and inputs that its parameters are named after.
 
-    A parameter that has a default is used with it where nothing supplies another.
+    A parameter that has a default keeps it unless a module or an input supplies another value.
     Immutable: one Dag may be run any number of times, concurrently too.
 
     Args:
         name: The DAG's name.
-        modules: Functions, or what :func:`module` made of them.
+        modules: Functions, plain or made modules by :func:`module`.
 
     Attributes:
         name: The DAG's name.
@@ -161,14 +159,7 @@ class Dag:
             )
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Refuses inputs that a run could not use.
-
-        Args:
-            inputs: By name.
-
-        Raises:
-            DagError: One that is needed is missing, or there is one that nothing takes.
-        """
+        """Raises a DagError where an input is missing, or is one that no module takes."""
         for name in sorted(self.inputs - inputs.keys()):
             each, parameter = self._needed_by[name]
             _refuse(

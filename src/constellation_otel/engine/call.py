@@ -1,0 +1,213 @@
+"""One module of one execution: where its function is called, and how its output gets to the run."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+
+from constellation_otel.engine.outputs import awaited, discard, is_awaitable
+from constellation_otel.engine.remote import picklable, run_remotely
+from constellation_otel.listener import ModuleContextProvider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import Future
+
+    from opentelemetry.context import Context
+
+    from constellation_otel.engine.dag import Module
+    from constellation_otel.engine.run import Run
+
+__all__ = ["Call"]
+
+T = TypeVar("T")
+
+
+class Call:
+    """A module of an execution, from when it is ready until it has ended.
+
+    A plain module is called in a thread of the executor, an async one on the event loop; if the
+    executor is not a thread pool, any module is called elsewhere, and its callbacks are made on the
+    event loop. Whatever fails on the way, :meth:`Run.finish` ends it.
+
+    Attributes:
+        module: The module.
+        module_id: Its id in this execution.
+    """
+
+    def __init__(self, run: Run, module: Module[..., Any]) -> None:
+        self.module = module
+        self.module_id = run.module_ids[module.name]
+        self._run = run
+        self._threads = run.threads
+
+    def launch(self) -> None:
+        """Starts the module where it belongs; if that is refused, the module fails."""
+        try:
+            if not self._threads.is_local:
+                self._hand_over(self._send)
+            elif self.module.is_async:
+                self._in_context(self._run_on_loop, self._await)
+            else:
+                ticket = self._threads.submit(self._run.guarded, self.take)
+                ticket.add_done_callback(functools.partial(self._run.guarded, self._ticket_ended))
+        except Exception as error:  # noqa: BLE001 - shut down or broken, no thread, no descriptor: the module fails with it
+            self.take(error)
+
+    def take(self, refusal: BaseException | None = None) -> None:
+        """Runs the module in this thread, unless it has begun; fails it with the refusal if there is one."""
+        if self._run.claim(self):
+            self._in_context(self._call, refusal)
+
+    def _in_context(self, function: Callable[..., T], *args: Any) -> T:
+        """Calls in a copy of the caller's context: no module sees what another sets."""
+        return self._run.context.copy().run(function, *args)
+
+    def _run_on_loop(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        ticket = self._threads.track(self._threads.submit_async(function, *args))
+        ticket.add_done_callback(functools.partial(self._run.guarded, self._task_ended))
+
+    def _hand_over(self, function: Callable[..., object], *args: Any) -> None:
+        """Calls in the engine's thread: submitting may take long, and the executor's thread may hold its locks."""
+        if self._run.is_over:
+            return
+        try:
+            self._in_context(self._run_on_loop, self._on_loop, function, *args)
+        except RuntimeError:
+            if not self._run.is_over:  # else it was cancelled meanwhile, and the engine closed
+                raise
+
+    async def _on_loop(self, function: Callable[..., object], *args: Any) -> None:
+        self._run.guarded(function, *args)
+
+    def _ticket_ended(self, ticket: Future[None]) -> None:
+        """Fails the module if the executor dropped its ticket."""
+        if self.module.name in self._run.waiting:
+            self._hand_over(self.take, _lost(ticket, "the executor was shut down"))
+
+    def _task_ended(self, ticket: Future[None]) -> None:
+        """Fails the module if its task was cancelled before it began, or its event loop is gone."""
+        if self._run.is_over or not (ticket.cancelled() or ticket.exception() is not None):
+            return
+        if self.module.name in self._run.unfinished:
+            error = _lost(ticket, "its task was cancelled, or its event loop closed, and not by Execution.cancel()")
+            self.take(error)
+            self._run.finish(self, error)
+        elif not ticket.cancelled():
+            ticket.result()  # raises what the engine's own code raised there
+
+    def _begin(self, refusal: BaseException | None = None) -> tuple[Any, float, Context] | None:
+        """Reports the module's start and calls its function.
+
+        Returns:
+            What the function returned, when it was called, and the module's context; ``None``
+            where the module has ended.
+        """
+        began = perf_counter()
+        try:
+            if not self._run.tell(self._run.listener.on_module_start, self):
+                return None
+            if refusal is not None:
+                raise refusal  # noqa: TRY301 - it ends like one that the body raises
+            context = self._context()
+            with self._threads.entered(context):
+                return self.module.function(**self._run.arguments(self.module)), began, context
+        except BaseException as error:  # noqa: BLE001 - SystemExit fails a module, it does not stop a thread of ours
+            self._run.finish(self, error)
+            return None
+
+    def _call(self, refusal: BaseException | None) -> None:
+        """Runs a plain module in this thread; what it returns is awaited on the event loop, if it can be."""
+        begun = self._begin(refusal)
+        if begun is None:
+            return
+        returned, began, _ = begun
+        if not is_awaitable(returned):
+            self._run.finish(self, None, returned, (perf_counter() - began) * 1000.0)
+            return
+        try:
+            self._run_on_loop(self._await_output, *begun)
+        except Exception as error:  # noqa: BLE001 - no thread, no descriptor: the module fails with it
+            # finish first: the loop may have taken the task in spite of the error, and finds its coroutine closed
+            self._run.finish(self, error)
+            discard(returned)
+
+    async def _await(self) -> None:
+        """Runs an async module, on the event loop."""
+        begun = self._run.guarded(self._begin) if self._run.claim(self) else None
+        if begun is not None:
+            await self._await_output(*begun)
+
+    async def _await_output(self, returned: Any, began: float, context: Context) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        try:
+            if not self._run.keep(task, self._run.tasks):
+                discard(returned)
+                return
+            with self._threads.entered(context):
+                output = await awaited(returned)
+            duration_ms = (perf_counter() - began) * 1000.0
+        except BaseException as error:  # noqa: BLE001 - SystemExit fails a module, it does not stop the loop
+            self._run.finish(self, _explained(error, task))
+        else:
+            self._run.finish(self, None, output, duration_ms)
+        finally:
+            self._run.tasks.discard(task)
+
+    def _send(self) -> None:
+        """Submits a module that runs in another process; its trace context goes along as headers."""
+        if not self._run.claim(self):
+            return
+        try:
+            if not self._run.tell(self._run.listener.on_module_start, self):
+                return
+            headers: dict[str, str] = {}
+            propagate.inject(headers, context=self._context())
+            executor = self._threads.executor
+            module = self.module
+            function = picklable(module) if isinstance(executor, ProcessPoolExecutor) else module.function
+            call = (function, module.is_async, self._run.arguments(module), headers, self.module_id)
+            future = self._threads.track(executor.submit(run_remotely, *call))
+            if not self._run.keep(future, self._run.sent):
+                future.cancel()
+            future.add_done_callback(functools.partial(self._run.guarded, self._hand_over, self._receive))
+        except BaseException as error:  # noqa: BLE001 - whatever the executor raises: the module fails with it
+            self._run.finish(self, error)
+
+    def _receive(self, future: Future[tuple[Any, float]]) -> None:
+        self._run.sent.discard(future)
+        try:
+            error = future.exception()  # result() would treat an exception that is false as none
+            output, duration_ms = (None, 0.0) if error is not None else future.result()
+        except BaseException as raised:  # noqa: BLE001 - cancelled, or a result that was not one of ours
+            self._run.finish(self, raised)
+        else:
+            self._run.finish(self, error, output, duration_ms)
+
+    def _context(self) -> Context:
+        context = otel_context.get_current()
+        listener = self._run.listener
+        if isinstance(listener, ModuleContextProvider):
+            return listener.module_context(self._run.execution_id, self.module_id, context)
+        return context
+
+
+def _lost(ticket: Future[None], reason: str) -> BaseException:
+    """Why a ticket ended before its module."""
+    error = None if ticket.cancelled() else ticket.exception()
+    return CancelledError(reason) if error is None else error
+
+
+def _explained(error: BaseException, task: asyncio.Task[None]) -> BaseException:
+    """A module's error; where its task was cancelled, one that says so."""
+    if type(error) is not asyncio.CancelledError or error.args or not task.cancelling():
+        return error
+    explained = asyncio.CancelledError("its task was cancelled, and not by Execution.cancel()")
+    explained.__cause__ = error
+    return explained
