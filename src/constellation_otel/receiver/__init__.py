@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from constellation_otel.receiver.decoding import (
     Exemplar,
-    ExponentialBuckets,
     LogRecord,
     MetricPoint,
     Received,
@@ -14,13 +13,14 @@ from constellation_otel.receiver.decoding import (
     decode_metrics,
     decode_traces,
 )
-from constellation_otel.receiver.receiver import Delay, Drop, Fault, PartialSuccess, Receiver, Refuse, Request, Signal
+from constellation_otel.receiver.faults import Delay, Drop, Fault, PartialSuccess, Refuse
+from constellation_otel.receiver.receiver import Receiver, Request
+from constellation_otel.receiver.servers import Signal
 
 __all__ = [
     "Delay",
     "Drop",
     "Exemplar",
-    "ExponentialBuckets",
     "Fault",
     "LogRecord",
     "MetricPoint",

@@ -1,15 +1,13 @@
-"""OTLP's messages as this package's own records: what a receiver keeps and a reader of a backend wants.
+"""Decodes OTLP export requests from protobuf into this package's own records.
 
-Reading only, of bytes that were received; sockets are the receiver's.
+Traces, logs, and the metrics that OpenTelemetry's instruments make: gauges, sums and
+histograms. What other kinds there are (summaries, exponential histograms) is refused.
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
-from json import loads
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 from msgspec import Struct
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -24,13 +22,11 @@ from constellation_otel.traces import AttributeValue, Span, SpanEvent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
     from opentelemetry.proto.metrics.v1 import metrics_pb2
-    from opentelemetry.proto.resource.v1 import resource_pb2
 
 __all__ = [
     "Exemplar",
-    "ExponentialBuckets",
     "LogRecord",
     "MetricPoint",
     "Received",
@@ -41,18 +37,18 @@ __all__ = [
     "decode_traces",
 ]
 
-_FLAGS: Final = 0xFF
+_W3C_FLAGS: Final = 0xFF
 """The bits of an OTLP flags field that are W3C trace flags."""
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
 
 
 class Resource(Struct, frozen=True):
-    """What sent the telemetry.
+    """The entity that sent the telemetry, such as a service.
 
     Attributes:
-        attributes: By name.
-        schema_url: Of the attributes; empty where there is none.
+        attributes: The attributes by name.
+        schema_url: The schema of the attributes; empty if unknown.
     """
 
     attributes: dict[str, AttributeValue]
@@ -60,13 +56,13 @@ class Resource(Struct, frozen=True):
 
 
 class Scope(Struct, frozen=True):
-    """The instrumentation that made the telemetry.
+    """The instrumentation scope that made the telemetry.
 
     Attributes:
         name: The instrumentation's name.
-        version: Its version; empty where there is none.
-        schema_url: Of what is in the scope; empty where there is none.
-        attributes: By name.
+        version: Its version; empty if unknown.
+        schema_url: The schema of what is in the scope; empty if unknown.
+        attributes: The scope's attributes by name.
     """
 
     name: str
@@ -76,12 +72,12 @@ class Scope(Struct, frozen=True):
 
 
 class Received(Struct, frozen=True):
-    """A span, with where it came from.
+    """A span with its resource and scope.
 
     Attributes:
-        span: The span. Its links and what its sender had left out are not kept.
-        resource: What sent it.
-        scope: What made it.
+        span: The span, without its links and its counts of dropped attributes and events.
+        resource: The sender.
+        scope: The instrumentation scope.
     """
 
     span: Span
@@ -90,77 +86,51 @@ class Received(Struct, frozen=True):
 
 
 class Exemplar(Struct, frozen=True):
-    """A measurement that stands for others of its data point.
+    """One of a data point's measurements, with the span that was current.
 
     Attributes:
-        value: What was measured.
+        value: The measured value.
         timestamp_ns: Epoch nanoseconds.
-        trace_id: Of the span that was current; ``None`` where there was none.
-        span_id: The same span's; ``None`` where there was none.
-        attributes: What the data point's own attributes leave out.
+        trace_id: The current span's trace id; ``None`` if there was no span.
+        span_id: The current span's id; ``None`` if there was no span.
     """
 
     value: float
     timestamp_ns: int
     trace_id: int | None
     span_id: int | None
-    attributes: dict[str, AttributeValue]
-
-
-class ExponentialBuckets(Struct, frozen=True):
-    """The buckets of an exponential histogram's data point.
-
-    Attributes:
-        scale: The resolution; bounds are powers of ``2 ** (2 ** -scale)``.
-        zero_threshold: The width of the bucket of zeros.
-        zero_count: How many were in it.
-        positive_offset: The index of the first of ``positive_counts``.
-        positive_counts: One count for each bucket of positive values.
-        negative_offset: The index of the first of ``negative_counts``.
-        negative_counts: One count for each bucket of negative values.
-    """
-
-    scale: int
-    zero_threshold: float
-    zero_count: int
-    positive_offset: int
-    positive_counts: tuple[int, ...]
-    negative_offset: int
-    negative_counts: tuple[int, ...]
 
 
 class MetricPoint(Struct, frozen=True, kw_only=True):
-    """A metric's data point. What its kind does not have is ``None`` or empty.
+    """A data point of a metric. What its kind does not have is ``None`` or empty.
 
     Attributes:
         name: The metric's name.
         description: The metric's description.
         unit: The metric's unit.
         kind: The metric's kind.
-        attributes: The data point's, by name.
-        start_ns: Epoch nanoseconds; 0 where it is not known.
-        time_ns: Epoch nanoseconds.
-        resource: What sent it.
-        scope: What made it.
-        temporality: Since when a sum or a histogram counts: ``delta`` since the last
-            data point, ``cumulative`` since the start.
+        attributes: The data point's attributes by name.
+        start_ns: When counting began, in epoch nanoseconds; 0 if unknown.
+        time_ns: When the value was read, in epoch nanoseconds.
+        resource: The sender.
+        scope: The instrumentation scope.
+        temporality: Whether a sum or a histogram counts since the last data point
+            (``delta``) or since the start (``cumulative``).
         monotonic: Whether a sum only grows.
         value: A gauge's or a sum's number.
-        count: A histogram's or a summary's number of measurements.
-        sum: Of these measurements.
+        count: A histogram's number of measurements.
+        sum: The sum of these measurements.
         min: The least of these measurements.
         max: The greatest of these measurements.
-        bounds: A histogram's upper bounds, inclusive, but for the last bucket's, which has none.
-        bucket_counts: One count for each bucket: one more than bounds.
-        exponential: An exponential histogram's buckets.
-        quantiles: A summary's values, by quantile from 0 to 1.
-        exemplars: Measurements that stand for the others.
+        bounds: A histogram's inclusive upper bounds; the last bucket has none.
+        bucket_counts: A count for each bucket, so one more than bounds.
+        exemplars: Sampled measurements.
     """
 
     name: str
     description: str
     unit: str
-    kind: Literal["gauge", "sum", "histogram", "exponential_histogram", "summary"]
+    kind: Literal["gauge", "sum", "histogram"]
     attributes: dict[str, AttributeValue]
     start_ns: int
     time_ns: int
@@ -175,8 +145,6 @@ class MetricPoint(Struct, frozen=True, kw_only=True):
     max: float | None = None
     bounds: tuple[float, ...] = ()
     bucket_counts: tuple[int, ...] = ()
-    exponential: ExponentialBuckets | None = None
-    quantiles: dict[float, float] = {}
     exemplars: tuple[Exemplar, ...] = ()
 
 
@@ -184,18 +152,18 @@ class LogRecord(Struct, frozen=True, kw_only=True):
     """A log record.
 
     Attributes:
-        timestamp_ns: When it happened, in epoch nanoseconds; 0 where that is not known.
-        observed_timestamp_ns: When it was seen, in epoch nanoseconds.
-        severity_number: 1 to 24 as OpenTelemetry numbers them (9 is INFO); 0 where it is not known.
-        severity_text: What the sender calls that severity.
-        body: The message, or whatever value the sender logged.
-        event_name: What kind of event it is; empty where it is none.
-        attributes: By name.
-        trace_id: Of the span that was current; ``None`` where there was none.
-        span_id: The same span's; ``None`` where there was none.
-        trace_flags: The W3C flags.
-        resource: What sent it.
-        scope: What made it.
+        timestamp_ns: When it happened, in epoch nanoseconds; 0 if unknown.
+        observed_timestamp_ns: When it was observed, in epoch nanoseconds.
+        severity_number: 1 to 24 as OpenTelemetry numbers them (9 is INFO); 0 if unknown.
+        severity_text: The sender's name for the severity.
+        body: The message, or another value that was logged.
+        event_name: The kind of event; empty for a plain log record.
+        attributes: The attributes by name.
+        trace_id: The current span's trace id; ``None`` if there was no span.
+        span_id: The current span's id; ``None`` if there was no span.
+        trace_flags: The W3C trace flags.
+        resource: The sender.
+        scope: The instrumentation scope.
     """
 
     timestamp_ns: int
@@ -212,12 +180,12 @@ class LogRecord(Struct, frozen=True, kw_only=True):
     scope: Scope
 
 
-def decode_traces(data: bytes, *, json: bool) -> list[Received]:
-    """Reads spans from OTLP: an export request, or the TracesData that a backend returns.
+def decode_traces(data: bytes, *, json: Literal[False] = False) -> list[Received]:  # noqa: ARG001 - see below
+    """Decodes the spans of an export request; a TracesData message reads the same.
 
     Args:
-        data: The message.
-        json: Whether it is OTLP/JSON (ids in hexadecimal) and not protobuf.
+        data: The protobuf message.
+        json: Always ``False``, since OTLP/JSON is not read; for callers that still pass it.
 
     Returns:
         The spans in the message's order.
@@ -225,42 +193,37 @@ def decode_traces(data: bytes, *, json: bool) -> list[Received]:
     Raises:
         DecodeError: It is not such a message, or a span has no valid ids.
     """
-    request = _parsed(ExportTraceServiceRequest(), data, json=json)
+    request = _parsed(ExportTraceServiceRequest(), data)
     return [
         Received(_span(span), resource, scope)
-        for message in request.resource_spans
-        for resource in [_resource(message.resource, message.schema_url)]
-        for group in message.scope_spans
-        for scope in [_scope(group.scope, group.schema_url)]
+        for group, resource, scope in _groups(request.resource_spans, "scope_spans")
         for span in group.spans
     ]
 
 
-def decode_metrics(data: bytes, *, json: bool) -> list[MetricPoint]:
-    """Reads data points from an OTLP export request; as :func:`decode_traces`.
+def decode_metrics(data: bytes) -> list[MetricPoint]:
+    """Decodes the data points of an export request, in the message's order.
 
     Raises:
-        DecodeError: It is not such a message, or an exemplar has no valid ids.
+        DecodeError: It is not such a message, a metric is a summary or an exponential
+            histogram, or an exemplar has no valid ids.
     """
-    request = _parsed(ExportMetricsServiceRequest(), data, json=json)
+    request = _parsed(ExportMetricsServiceRequest(), data)
     return [
         point
-        for message in request.resource_metrics
-        for resource in [_resource(message.resource, message.schema_url)]
-        for group in message.scope_metrics
-        for scope in [_scope(group.scope, group.schema_url)]
+        for group, resource, scope in _groups(request.resource_metrics, "scope_metrics")
         for metric in group.metrics
         for point in _points(metric, resource, scope)
     ]
 
 
-def decode_logs(data: bytes, *, json: bool) -> list[LogRecord]:
-    """Reads log records from an OTLP export request; as :func:`decode_traces`.
+def decode_logs(data: bytes) -> list[LogRecord]:
+    """Decodes the log records of an export request, in the message's order.
 
     Raises:
         DecodeError: It is not such a message, or a record has no valid ids.
     """
-    request = _parsed(ExportLogsServiceRequest(), data, json=json)
+    request = _parsed(ExportLogsServiceRequest(), data)
     return [
         LogRecord(
             timestamp_ns=record.time_unix_nano,
@@ -272,14 +235,11 @@ def decode_logs(data: bytes, *, json: bool) -> list[LogRecord]:
             attributes=_attributes(record.attributes),
             trace_id=_optional_id(record.trace_id, _TRACE_ID_BYTES, "a log record's trace id"),
             span_id=_optional_id(record.span_id, _SPAN_ID_BYTES, "a log record's span id"),
-            trace_flags=record.flags & _FLAGS,
+            trace_flags=record.flags & _W3C_FLAGS,
             resource=resource,
             scope=scope,
         )
-        for message in request.resource_logs
-        for resource in [_resource(message.resource, message.schema_url)]
-        for group in message.scope_logs
-        for scope in [_scope(group.scope, group.schema_url)]
+        for group, resource, scope in _groups(request.resource_logs, "scope_logs")
         for record in group.log_records
     ]
 
@@ -287,53 +247,32 @@ def decode_logs(data: bytes, *, json: bool) -> list[LogRecord]:
 M = TypeVar("M", ExportTraceServiceRequest, ExportMetricsServiceRequest, ExportLogsServiceRequest)
 
 
-def _parsed(message: M, data: bytes, *, json: bool) -> M:
+def _parsed(message: M, data: bytes) -> M:
     try:
-        if json:
-            document = loads(data)
-            if not isinstance(document, dict):
-                why = f"an object is needed, not {type(document).__name__}"
-                raise DecodeError(why)
-            _ids_to_base64(document)
-            json_format.ParseDict(document, message, ignore_unknown_fields=True)
-        else:
-            message.ParseFromString(data)
-    except (ProtobufDecodeError, json_format.ParseError, ValueError, RecursionError) as error:
-        said = str(error) or type(error).__name__
-        why = f"the body is no {type(message).__name__} in {'JSON' if json else 'protobuf'}: {said}"
+        message.ParseFromString(data)
+    except ProtobufDecodeError as error:
+        why = f"the body is not a valid {type(message).__name__} in protobuf: {error}"
         raise DecodeError(why) from error
     return message
 
 
-def _ids_to_base64(document: dict[str, Any]) -> None:
-    """Turns the ids of an OTLP/JSON message from hexadecimal to what protobuf's JSON has for bytes.
-
-    Attributes have their names as values, so a field of one of these names is always an id.
-    """
-    nodes: list[Any] = [document]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict):
-            for name, value in node.items():
-                if name in _ID_FIELDS and isinstance(value, str):
-                    node[name] = b64encode(bytes.fromhex(value)).decode()
-                else:
-                    nodes.append(value)
-        elif isinstance(node, list):
-            nodes.extend(node)
-
-
-_ID_FIELDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+def _groups(messages: Iterable[Any], field: str) -> Iterator[tuple[Any, Resource, Scope]]:
+    """What is in each scope of each resource; ``field`` has a resource's scopes."""
+    for message in messages:
+        resource = Resource(_attributes(message.resource.attributes), message.schema_url)
+        for group in getattr(message, field):
+            scope = group.scope
+            yield group, resource, Scope(scope.name, scope.version, group.schema_url, _attributes(scope.attributes))
 
 
 def _span(span: trace_pb2.Span) -> Span:
     failed = span.status.code == trace_pb2.Status.STATUS_CODE_ERROR
     return Span(
         trace_id=_id(span.trace_id, _TRACE_ID_BYTES, f"the trace id of span {span.name!r}"),
-        span_id=_id(span.span_id, _SPAN_ID_BYTES, f"the id of span {span.name!r}"),
-        parent_span_id=_optional_id(span.parent_span_id, _SPAN_ID_BYTES, f"the parent's id of span {span.name!r}"),
+        span_id=_id(span.span_id, _SPAN_ID_BYTES, f"the span id of span {span.name!r}"),
+        parent_span_id=_optional_id(span.parent_span_id, _SPAN_ID_BYTES, f"the parent id of span {span.name!r}"),
         trace_state=span.trace_state,
-        trace_flags=span.flags & _FLAGS,
+        trace_flags=span.flags & _W3C_FLAGS,
         name=span.name,
         kind=_KINDS.get(span.kind, SpanKind.INTERNAL),
         start_ns=span.start_time_unix_nano,
@@ -347,7 +286,7 @@ def _span(span: trace_pb2.Span) -> Span:
     )
 
 
-# the protocol's numbers of the kinds are the API's and one; 0 is unspecified, which means internal
+# the protocol counts kinds from 1, the API from 0; the protocol's 0 is unspecified, which means internal
 _KINDS: Final = {kind.value + 1: kind for kind in SpanKind}
 _STATUS_CODES: Final = {code.value: code for code in StatusCode}
 
@@ -356,40 +295,38 @@ def _points(metric: metrics_pb2.Metric, resource: Resource, scope: Scope) -> Ite
     kind = metric.WhichOneof("data")
     if kind is None:
         return
+    if kind not in _KINDS_OF_METRICS:
+        message = f"metric {metric.name!r} is of kind {kind}; this receiver reads {', '.join(_KINDS_OF_METRICS)}"
+        raise DecodeError(message)
     data = getattr(metric, kind)
     for point in data.data_points:
-        common: dict[str, Any] = {
-            "name": metric.name,
-            "description": metric.description,
-            "unit": metric.unit,
-            "kind": kind,
-            "attributes": _attributes(point.attributes),
-            "start_ns": point.start_time_unix_nano,
-            "time_ns": point.time_unix_nano,
-            "resource": resource,
-            "scope": scope,
-        }
-        if kind == "summary":
-            quantiles = {quantile.quantile: quantile.value for quantile in point.quantile_values}
-            yield MetricPoint(**common, count=point.count, sum=point.sum, quantiles=quantiles)
-            continue
-        common["exemplars"] = tuple(map(_exemplar, point.exemplars))
+        fields: dict[str, Any] = {}
         if kind != "gauge":
-            common["temporality"] = _TEMPORALITIES.get(data.aggregation_temporality)
-        if kind in {"gauge", "sum"}:
-            monotonic = data.is_monotonic if kind == "sum" else None
-            yield MetricPoint(**common, monotonic=monotonic, value=_number(point))
-            continue
-        common["count"] = point.count
-        for name in ("sum", "min", "max"):
-            common[name] = getattr(point, name) if point.HasField(name) else None
+            fields["temporality"] = _TEMPORALITIES.get(data.aggregation_temporality)
+        if kind == "sum":
+            fields["monotonic"] = data.is_monotonic
         if kind == "histogram":
-            bounds, bucket_counts = tuple(point.explicit_bounds), tuple(point.bucket_counts)
-            yield MetricPoint(**common, bounds=bounds, bucket_counts=bucket_counts)
+            fields |= {name: getattr(point, name) for name in ("sum", "min", "max") if point.HasField(name)}
+            fields["count"] = point.count
+            fields["bounds"], fields["bucket_counts"] = tuple(point.explicit_bounds), tuple(point.bucket_counts)
         else:
-            yield MetricPoint(**common, exponential=_exponential_buckets(point))
+            fields["value"] = _number(point)
+        yield MetricPoint(
+            name=metric.name,
+            description=metric.description,
+            unit=metric.unit,
+            kind=kind,
+            attributes=_attributes(point.attributes),
+            start_ns=point.start_time_unix_nano,
+            time_ns=point.time_unix_nano,
+            resource=resource,
+            scope=scope,
+            exemplars=tuple(map(_exemplar, point.exemplars)),
+            **fields,
+        )
 
 
+_KINDS_OF_METRICS: Final = ("gauge", "sum", "histogram")
 _TEMPORALITIES: Final[dict[int, Literal["delta", "cumulative"]]] = {1: "delta", 2: "cumulative"}
 
 
@@ -404,28 +341,7 @@ def _exemplar(exemplar: metrics_pb2.Exemplar) -> Exemplar:
         exemplar.time_unix_nano,
         _optional_id(exemplar.trace_id, _TRACE_ID_BYTES, "an exemplar's trace id"),
         _optional_id(exemplar.span_id, _SPAN_ID_BYTES, "an exemplar's span id"),
-        _attributes(exemplar.filtered_attributes),
     )
-
-
-def _exponential_buckets(point: metrics_pb2.ExponentialHistogramDataPoint) -> ExponentialBuckets:
-    return ExponentialBuckets(
-        scale=point.scale,
-        zero_threshold=point.zero_threshold,
-        zero_count=point.zero_count,
-        positive_offset=point.positive.offset,
-        positive_counts=tuple(point.positive.bucket_counts),
-        negative_offset=point.negative.offset,
-        negative_counts=tuple(point.negative.bucket_counts),
-    )
-
-
-def _resource(resource: resource_pb2.Resource, schema_url: str) -> Resource:
-    return Resource(_attributes(resource.attributes), schema_url)
-
-
-def _scope(scope: InstrumentationScope, schema_url: str) -> Scope:
-    return Scope(scope.name, scope.version, schema_url, _attributes(scope.attributes))
 
 
 def _attributes(attributes: Iterable[KeyValue]) -> dict[str, AttributeValue]:
@@ -438,7 +354,7 @@ def _value(value: AnyValue) -> AttributeValue:
         return tuple(map(_value, value.array_value.values))
     if kind == "kvlist_value":
         return _attributes(value.kvlist_value.values)
-    # a reference into a profile's table of strings has no meaning in other signals
+    # a reference into a profile's string table means nothing in other signals
     if kind is None or kind == "string_value_strindex":
         return None
     return cast("AttributeValue", getattr(value, kind))
@@ -447,11 +363,11 @@ def _value(value: AnyValue) -> AttributeValue:
 def _id(raw: bytes, length: int, what: str) -> int:
     number = int.from_bytes(raw)
     if len(raw) != length or not number:
-        message = f"{what} is {raw.hex() or 'empty'}; {length} bytes are needed that are not all zero"
+        message = f"{what} is {raw.hex() or 'empty'}; it must be {length} bytes, not all zero"
         raise DecodeError(message)
     return number
 
 
 def _optional_id(raw: bytes, length: int, what: str) -> int | None:
-    # zeros are how some senders write that there is none
+    # some senders write zeros for no id
     return _id(raw, length, what) if any(raw) else None
