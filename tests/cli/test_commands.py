@@ -1,35 +1,19 @@
-"""The command line, run as a user runs it, and the demo's traces as they arrive."""
+"""The command line's words: its options, errors and exit codes, as a user meets them."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import threading
-from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
-from commands import command
-from constellation_otel import OpenTelemetryListener, trace_id_of
-from constellation_otel.cli import demo
-from constellation_otel.testing import span_tree
-from demo_traces import PIPELINES, TRACES, linked_traces
-from support import DEADLINE
+from commands import HOSTILE, command
+from constellation_otel import trace_id_of
 
 if TYPE_CHECKING:
-    from constellation_otel.receiver import Receiver
-    from constellation_otel.traces import Span
-
-
-def traces_of(spans: list[Span]) -> dict[int, list[Span]]:
-    traces: dict[int, list[Span]] = {}
-    for span in spans:
-        traces.setdefault(span.trace_id, []).append(span)
-    return traces
+    from pathlib import Path
 
 
 def test_trace_id_prints_the_id_that_the_execution_gets() -> None:
@@ -38,7 +22,7 @@ def test_trace_id_prints_the_id_that_the_execution_gets() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{trace_id_of(execution_id):032x}\n", "")
 
 
-def test_trace_id_of_what_is_no_uuid_is_refused_with_the_value() -> None:
+def test_trace_id_refuses_what_is_not_a_uuid() -> None:
     done = command("trace-id", "nonsense")
     assert done.returncode == 2
     assert "'nonsense' is not a valid UUID" in done.stderr
@@ -48,72 +32,30 @@ def test_the_version_is_the_distributions() -> None:
     assert command("--version").stdout == "constellation-otel, version 0.1.0\n"
 
 
-def test_the_demo_draws_every_trace_that_arrived() -> None:
-    done = command("demo")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(set(re.findall(r"^trace ([0-9a-f]{32})$", done.stdout, re.MULTILINE))) == 72
-    for name, outcome in [
-        ("word-count", "success"),
-        ("age-of-text", "failure"),
-        ("slow-index", "cancelled"),
-        ("archive", "success"),
-    ]:
-        assert re.search(rf"^{name} · {outcome} · ", done.stdout, re.MULTILINE)
-    assert re.search("^GET /report · ", done.stdout, re.MULTILINE)
-    assert re.search("^72 traces with 278 spans, ", done.stdout, re.MULTILINE)
-    assert "raised 23 times" in done.stdout
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_the_demo_sends_to_an_endpoint_and_prints_each_trace_with_a_link(receiver: Receiver, protocol: str) -> None:
-    endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
-    done = command(
-        "demo", "--endpoint", endpoint, "--jaeger", "http://jaeger.test/", OTEL_EXPORTER_OTLP_PROTOCOL=protocol
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    traces = traces_of(receiver.spans)
-    lines = linked_traces(done.stdout, "http://jaeger.test")
-    assert {int(trace_id, 16) for trace_id, _ in lines} == traces.keys()
-    assert Counter(name for _, name in lines) == TRACES
-    trees = {tree.split(" (")[0]: tree for tree in map(span_tree, traces.values())}
-    assert {name: trees[name] for name in PIPELINES} == PIPELINES
-    assert {request.protocol for request in receiver.requests} == {protocol}
-    assert any(point.exemplars for point in receiver.metrics)
-
-
-def test_the_demo_says_when_nobody_took_its_telemetry(receiver: Receiver) -> None:
-    endpoint = receiver.http_endpoint
-    receiver.stop()
-    done = command("demo", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf")
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"constellation-otel demo: {endpoint} did not take ")
-    assert last.endswith("is an OTLP endpoint listening there, for gRPC (4317, as a rule) or for HTTP (4318)?")
-
-
-def test_the_demo_says_when_its_listener_did_not_finish(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    entered, gate = threading.Event(), threading.Event()
-
-    class Blocks(SpanProcessor):
-        def on_end(self, span: ReadableSpan) -> None:
-            entered.set()
-            assert gate.wait(DEADLINE)
-
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(Blocks())
-    listener = OpenTelemetryListener(provider)
-    listener.on_execution_start(UUID(int=1), "d")
-    listener.on_execution_cancelled(UUID(int=1), "d")
-    assert entered.wait(DEADLINE)
-    monkeypatch.setattr(demo, "_TIMEOUT", 0.01)
-    with pytest.raises(demo.DemoError, match="the listener still held 1 events after 0 s"):
-        demo._close(listener)
-    assert "1 items are still held" in caplog.text
-    gate.set()
-    assert listener.close(DEADLINE)
-    provider.shutdown()
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["replay", "jsonl:missing.jsonl", "--dry-run"], 1, "missing.jsonl cannot be read: No such file or directory"),
+        (["replay", "ws://h:1", "--dry-run"], 2, "has no past to be replayed"),
+        (["replay", "nonsense", "--dry-run"], 2, "what has no scheme is no source"),
+        (["replay", "journal:missing.db", "--dry-run"], 1, "missing.db"),
+        (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 2, "a later --until"),
+        (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 2, "use replay"),
+        (["bridge", "ws://h:1", "--to", "jsonl:-", "--max-reconnect-wait", "inf"], 2, "max_reconnect_wait=inf must be"),
+        (["replay", "jsonl:x"], 2, "Missing option '--to'; give it, or --dry-run."),
+        (
+            ["replay", "jsonl:x", "--dry-run", "--since", "soon"],
+            2,
+            "'soon' is not an ISO 8601 time, e.g. 2026",
+        ),
+        (["schema", "mysql:"], 2, "there is no schema for 'mysql'; give postgresql: or sqlite:"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(arguments: list[str], code: int, said: str) -> None:
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,3 +72,61 @@ def test_a_missing_extra_says_what_to_install(missing: str, library: str, extra:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith(f"{library} is not installed; run: pip install 'constellation-otel[{extra}]'\n")
+
+
+def test_a_missing_extra_of_a_source_is_said_in_one_line() -> None:
+    program = (
+        "import sys; sys.modules['websockets'] = None; sys.argv = ['c', 'bridge', 'ws://h:1', '--to', 'jsonl:-']\n"
+    )
+    program += "from constellation_otel.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "constellation-otel bridge: websockets is not installed; run: pip install 'constellation-otel[websocket]'\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["bridge", "replay"])
+def test_the_commands_need_rich(name: str) -> None:
+    program = f"import sys; sys.modules['rich'] = None\nimport constellation_otel.cli.{name}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.endswith("rich is not installed; run: pip install 'constellation-otel[cli]'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["bridge", f"jsonl:{HOSTILE}/", "--to", "jsonl:-", "--health", HOSTILE], 2),
+        (["replay", f"{HOSTILE}:x", "--to", "jsonl:-"], 2),
+        (["replay", f"jsonl:{HOSTILE}.missing", "--to", "jsonl:-"], 1),
+        (["replay", "jsonl:-", "--to", f"otlp://h/{HOSTILE}"], 2),
+        (["show", HOSTILE, "--from", "jsonl:x"], 2),
+        (["show", str(UUID(int=1)), "--from", f"{HOSTILE}://x"], 2),
+        (["schema", f"{HOSTILE}:"], 2),
+        (["schema", f"sqlite:?table={HOSTILE}"], 2),
+        (["trace-id", HOSTILE], 2),
+        ([HOSTILE], 2),
+        ([f"--{HOSTILE}"], 2),
+        (["demo", f"--{HOSTILE}", "x"], 2),
+        (["demo", "--endpoint", f"http://me:s3cr3t@{HOSTILE}"], 2),
+        (["bridge", "kafka://h:1/t?group=%FF\udcff", "--to", "jsonl:-"], 2),
+        (["bridge", "kafka://h:1/t?group=g&client.id=\udcff", "--to", "jsonl:-"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://me:\udcff@h:1/t"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://\udcff:1/t"], 2),
+        (["bridge", "jsonl:-", "--to", "kafka://h:1/t?\udcff=1"], 2),
+        (["bridge", "jsonl:-", "--to", "postgresql://me:\udcff@127.0.0.1:1/d"], 2),
+        (["bridge", "ws://h\udcff:1", "--to", "jsonl:-"], 2),
+        (["bridge", "jsonl:-", "--to", "otlp+http://h:1/\udcff"], 2),
+        (["bridge", "jsonl:-", "--to", "otlp://h:1", "--service-name", "\udcff"], 2),
+    ],
+)
+def test_an_odd_word_is_one_error_without_a_traceback(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
+    said = done.stderr
+    assert (done.returncode, done.stdout) == (code, ""), said
+    assert "Traceback" not in said
+    assert "s3cr3t" not in said
+    assert said.replace("\n", "").replace("│", "").isprintable()

@@ -78,7 +78,7 @@ def drawn(spans: Sequence[Span], width: int, encoding: str = "utf-8") -> str:
         return raw.getvalue().decode(encoding)
 
 
-def test_a_trace_is_drawn_with_a_header_a_scale_and_a_bar_for_each_span() -> None:
+def test_a_trace_has_a_header_a_scale_and_a_bar_for_each_span() -> None:
     # 40 cells for the bars: 25 ms each
     assert (
         drawn(PIPELINE, 66)
@@ -94,7 +94,7 @@ trace 4bf92f3577b34da6a3ce929d0e0e4736
 ✗ ├ WordCount                         ████████████████████  500 ms
   │   boom
 ? ├ Report                                ████████████████  400 ms
-  │   unknown; its end never came
+  │   unknown; end missing
 ⊘ └ Cleanup                                              ▏    0 ns
       cancelled
 """
@@ -118,7 +118,7 @@ x my-pipeline     ########################################     1 s
 x |-WordCount                         ####################  500 ms
   |   boom
 ? |-Report                                ################  400 ms
-  |   unknown; its end never came
+  |   unknown; end missing
 - `-Cleanup                                              |    0 ns
       cancelled
 """
@@ -199,11 +199,11 @@ def test_a_trace_without_its_root_says_which_span_is_not_there() -> None:
 my-pipeline · abandoned · 80 ns · 3 spans
 trace 4bf92f3577b34da6a3ce929d0e0e4736
                  0              40 ns           80 ns
-  … (parent 00f067aa0ba902b7 is not here)
+  … (parent 00f067aa0ba902b7 is missing)
 ? ├ my-pipeline  ████████████████████████████████████  80 ns
   │ │ abandoned without an end: idle
 ? │ └ Trim           ▐█████████████                    30 ns
-  │     unknown; its start never came; its end never came
+  │     unknown; start missing; end missing
 · └ audit                                           ▏   0 ns
 """
     )
@@ -217,18 +217,18 @@ def test_spans_that_are_each_others_ancestors_are_all_drawn() -> None:
 a · 40 ns · 3 spans
 trace 4bf92f3577b34da6a3ce929…
          0        40 ns
-  … (parents in a circle)
+  … (parents form a cycle)
 · └ a    ██████████████  40 ns
 ·   └ b     ▐██████████  30 ns
-  … (parents in a circle)
+  … (parents form a cycle)
 · └ c           ███████  20 ns
 """
     )
 
 
-def test_a_span_that_was_delivered_twice_is_drawn_twice_and_its_children_once() -> None:
+def test_a_span_that_was_delivered_twice_is_drawn_twice() -> None:
     spans = [span(1, None, "dag", 0, 8), span(1, None, "dag", 0, 8), span(2, 1, "m", 0, 8)]
-    assert [line[:5].rstrip() for line in drawn(spans, 80).splitlines()[3:]] == ["· dag", "· └ m", "· dag"]
+    assert [line[:5].rstrip() for line in drawn(spans, 80).splitlines()[3:]] == ["· dag", "· dag", "· └ m"]
 
 
 def test_traces_are_drawn_in_the_order_of_their_starts_with_a_line_between() -> None:
@@ -257,7 +257,7 @@ def test_no_spans_draw_nothing() -> None:
     assert drawn([], 80) == ""
 
 
-def test_nothing_in_a_name_or_a_description_reaches_the_terminal_as_a_control_character() -> None:
+def test_control_characters_are_escaped() -> None:
     spans = [span(1, None, "a\x1b[31m\n\ud800\N{RIGHT-TO-LEFT OVERRIDE}", 0, 8, "failure", error="x\x1b]0;t\x07\r\ny")]
     text = drawn(spans, 120)
     assert "a\\x1b[31m\\n\\ud800\\u202e" in text
@@ -274,7 +274,7 @@ def test_a_long_description_is_wrapped_and_cut_after_three_lines() -> None:
     ]
 
 
-def test_what_is_missing_is_passed_over_where_another_hand_wrote_the_attribute() -> None:
+def test_an_odd_attribute_of_missing_is_passed_over() -> None:
     spans = [span(1, None, "dag", 0, 8, "success", missing="start"), span(2, 1, "m", 0, 8, "odd", missing=("x",))]
     assert [line[0] for line in drawn(spans, 80).splitlines()[3:]] == ["✓", "·"]
 

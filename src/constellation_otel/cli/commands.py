@@ -1,4 +1,7 @@
-"""The commands of ``constellation-otel``: their words and options, and nothing else."""
+"""The commands of ``constellation-otel``: their options and help texts, and nothing else.
+
+Each command imports what it does when it runs, so that none pays for the others.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     _Time = click.ParamType[datetime]
 else:
-    _Time = click.ParamType  # older releases do not say of what
+    _Time = click.ParamType  # not generic in older releases
 
 __all__ = ["cli"]
 
@@ -40,11 +43,11 @@ class _When(_Time):
         try:
             return datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no time; 2026-11-24 or 2026-11-24T12:30:00+01:00 would be", param, ctx)
+            self.fail(f"{value!r} is not an ISO 8601 time, e.g. 2026-11-24 or 2026-11-24T12:30:00+01:00", param, ctx)
 
 
 class _Commands(click.Group):
-    """Commands whose errors have no control characters, whatever they repeat of the command line."""
+    """Commands whose errors escape control characters that they quote from the command line."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _printable_errors():
@@ -75,8 +78,7 @@ def cli() -> None:
 def trace_id(execution_id: UUID) -> None:
     """Print the trace id of the execution UUID.
 
-    That of an execution whose caller had no span of its own; where it had one, the
-    execution is in the caller's trace.
+    An execution whose caller had a span is in the caller's trace instead.
     """
     click.echo(format(trace_id_of(execution_id), "032x"))
 
@@ -87,19 +89,19 @@ def trace_id(execution_id: UUID) -> None:
     metavar="URL",
     envvar=_OTLP_ENDPOINT,
     show_envvar=True,
-    help="Send to this OTLP endpoint and print links, rather than to an embedded one and draw.",
+    help="Send to this OTLP endpoint and print links, instead of drawing the traces here.",
 )
 @click.option(
     "--jaeger",
     metavar="URL",
     default="http://localhost:16686",
     show_default=True,
-    help="Jaeger's page, for the links.",
+    help="The URL of Jaeger's UI, for the links.",
 )
 def demo(endpoint: str | None, jaeger: str) -> None:
-    """Run pipelines over real text, play recorded engine frames, and show their traces."""
+    """Run pipelines over real text, replay recorded engine frames, and show their traces."""
     try:
-        from constellation_otel.cli.demo import run_demo  # noqa: PLC0415 - it needs more than the other commands
+        from constellation_otel.cli.demo import run_demo  # noqa: PLC0415 - for this command only
 
         run_demo(endpoint, jaeger)
     except ConstellationOtelError as error:
@@ -108,31 +110,29 @@ def demo(endpoint: str | None, jaeger: str) -> None:
 
 _SOURCE = click.argument("source", metavar="SOURCE")
 _DEAD_LETTERS = click.option(
-    "--dead-letters", metavar="FILE", help="Write what cannot be read, or is refused for good, to this file."
+    "--dead-letters", metavar="FILE", help="Write what is unreadable or refused for good to this file."
 )
 _SERVICE_NAME = click.option(
     "--service-name",
     metavar="NAME",
-    help="The service that the traces are of.  [default: OTEL_SERVICE_NAME, or constellation]",
+    help="The service.name of the traces.  [default: OTEL_SERVICE_NAME, or constellation]",
 )
 _SETTLE = click.option(
     "--settle",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long spans wait, after their end, for events still on their way.  [default: 1]",
+    help="How long spans wait after their end for late events.  [default: 1]",
 )
 _EXIT_CODES = """\b
-Exit codes: 0 all that had to be delivered was; 1 it could not begin, or go on;
+Exit codes: 0 everything was delivered; 1 it could not start, or not continue;
 2 wrong usage; 3 something is still to be delivered, run it again;
-4 some was lost: dropped, refused, not readable, or held where nobody reads
-it again. Executions that have not ended are left for the next run."""
+4 something was lost: dropped, refused, unreadable, or not delivered in time
+and not to be read again. Executions without an end are left for the next run."""
 
 
 @cli.command(epilog=_EXIT_CODES)
 @_SOURCE
-@click.option(
-    "--to", "sinks", metavar="SINK", multiple=True, required=True, help="Where to; several times for several."
-)
+@click.option("--to", "sinks", metavar="SINK", multiple=True, required=True, help="A destination; may be repeated.")
 @click.option("--journal", metavar="FILE", help="Keep events in this file until every sink has them.")
 @_SERVICE_NAME
 @_SETTLE
@@ -158,30 +158,30 @@ it again. Executions that have not ended are left for the next run."""
     default=65_536,
     show_default=True,
     metavar="EVENTS",
-    help="Hold this many events for each sink at most.",
+    help="Hold at most this many events for each sink.",
 )
 @click.option("--execution", type=click.UUID, metavar="UUID", help="Follow this execution only.")
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The engine's API key.  [default: what CONSTELLATION_API_KEY is]",
+    help="A file with the engine's API key.  [default: the variable CONSTELLATION_API_KEY]",
 )
 @click.option(
     "--max-reconnect-wait",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Wait this long at most before connecting to the engine again.  [default: 5 while its host answers, else 30]",
+    help="Wait at most this long before reconnecting to the engine.  [default: 5 while its host answers, else 30]",
 )
 @_DEAD_LETTERS
-@click.option("--health", metavar="HOST:PORT", help="Serve /livez, /readyz and counters there.")
+@click.option("--health", metavar="HOST:PORT", help="Serve /livez, /readyz and counters on this address.")
 @click.option(
     "--close-timeout",
     type=click.FloatRange(min=0),
     default=20,
     show_default=True,
     metavar="SECONDS",
-    help="How long to deliver what is held, at the end; metrics and logs have five seconds more.",
+    help="How long to deliver what is held at the end; metrics and logs have five more seconds.",
 )
 def bridge(
     source: str,
@@ -199,7 +199,7 @@ def bridge(
     health: str | None,
     close_timeout: float,
 ) -> None:
-    """Follow SOURCE and bring its events to every SINK, until SIGTERM.
+    """Follow SOURCE and deliver its events to every SINK, until SIGTERM.
 
     \b
     SOURCE: ws[s]://host:port  kafka://broker:9092/topic?group=name
@@ -210,7 +210,7 @@ def bridge(
     """
 
     def run() -> int:
-        from constellation_otel.cli.operations import run_bridge  # noqa: PLC0415 - it needs more than the other commands
+        from constellation_otel.cli.bridge import run_bridge  # noqa: PLC0415 - for this command only
 
         return run_bridge(
             source,
@@ -234,14 +234,14 @@ def bridge(
 
 @cli.command(epilog=_EXIT_CODES)
 @_SOURCE
-@click.option("--to", "sinks", metavar="SINK", multiple=True, help="Where to; may be given again.")
+@click.option("--to", "sinks", metavar="SINK", multiple=True, help="A destination; may be repeated.")
 @_SERVICE_NAME
 @_SETTLE
 @click.option("--since", type=_When(), metavar="TIME", help="Only executions that started then or later (ISO 8601).")
-@click.option("--until", type=_When(), metavar="TIME", help="Only executions that started before.")
+@click.option("--until", type=_When(), metavar="TIME", help="Only executions that started before this time.")
 @click.option("--execution", type=click.UUID, metavar="UUID", help="Only this execution.")
-@click.option("--abandon-open", is_flag=True, help="Deliver executions without an end too, as abandoned.")
-@click.option("--dry-run", is_flag=True, help="Deliver nothing, count only.")
+@click.option("--abandon-open", is_flag=True, help="Also deliver executions without an end, as abandoned.")
+@click.option("--dry-run", is_flag=True, help="Count only, deliver nothing.")
 @_DEAD_LETTERS
 def replay(
     source: str,
@@ -255,9 +255,9 @@ def replay(
     dry_run: bool,
     dead_letters: str | None,
 ) -> None:
-    """Read SOURCE to its end and bring its events to every SINK.
+    """Read SOURCE to its end and deliver its events to every SINK.
 
-    Time is what the events say: nothing is waited for, and no metrics are made.
+    The clock is the events' timestamps: nothing waits, and no metrics are made.
 
     \b
     SOURCE: kafka://broker:9092/topic  postgresql://…  sqlite:///file
@@ -265,11 +265,11 @@ def replay(
     SINK:   as for bridge
     """
     if not sinks and not dry_run:
-        message = "Missing option '--to'; without one there is --dry-run."
+        message = "Missing option '--to'; give it, or --dry-run."
         raise click.UsageError(message)
 
     def run() -> int:
-        from constellation_otel.cli.operations import run_replay  # noqa: PLC0415 - as above
+        from constellation_otel.cli.replay import run_replay  # noqa: PLC0415 - for this command only
 
         return run_replay(
             source,
@@ -289,9 +289,9 @@ def replay(
 
 @cli.command()
 @click.argument("execution_id", metavar="UUID", type=click.UUID)
-@click.option("--from", "source", metavar="SOURCE", required=True, help="Where its events are.")
+@click.option("--from", "source", metavar="SOURCE", required=True, help="The source of its events.")
 def show(execution_id: UUID, source: str) -> None:
-    """Draw the trace of the execution UUID from what SOURCE has of it.
+    """Draw the trace of the execution UUID from its events in SOURCE.
 
     \b
     SOURCE: postgresql://…  sqlite:///file  kafka://broker:9092/topic
@@ -299,13 +299,12 @@ def show(execution_id: UUID, source: str) -> None:
     """
 
     def run() -> int:
-        from rich.console import Console  # noqa: PLC0415 - as above
+        from constellation_otel.cli.console import make_console  # noqa: PLC0415 - for this command only
+        from constellation_otel.cli.show import show  # noqa: PLC0415 - for this command only
 
-        from constellation_otel.cli.operations import show  # noqa: PLC0415 - as above
-
-        if show(execution_id, source, Console(highlight=False)):
+        if show(execution_id, source, make_console()):
             return 0
-        click.echo(f"constellation-otel show: there is no event of execution {execution_id}", err=True)
+        click.echo(f"constellation-otel show: no event of execution {execution_id} found", err=True)
         return 1
 
     _exit_with(run, "show")
@@ -314,10 +313,10 @@ def show(execution_id: UUID, source: str) -> None:
 @cli.command()
 @click.argument("url", metavar="URL")
 def schema(url: str) -> None:
-    """Print the DDL of the audit table, for the database of URL: postgresql: or sqlite:."""
+    """Print the DDL of the audit table for the database of URL, postgresql: or sqlite:."""
 
     def run() -> int:
-        from constellation_otel.cli.operations import schema  # noqa: PLC0415 - as above
+        from constellation_otel.cli.show import schema  # noqa: PLC0415 - for this command only
 
         click.echo(schema(url), nl=False)
         return 0
@@ -329,12 +328,12 @@ def _key_in(file: Path) -> str:
     try:
         return file.read_text(encoding="ascii").strip()
     except UnicodeDecodeError as error:
-        message = f"{file} has no API key: it is not all ASCII; write the key alone into it"
+        message = f"{file} is not an API key: it is not all ASCII; write only the key into it"
         raise ConfigurationError(message) from error
 
 
 def _exit_with(run: Callable[[], int], command: str) -> None:
-    """Ends with what a command answers, or with its error in one line."""
+    """Exits with the command's exit code, or with its error in one line."""
     try:
         code = run()
     except ConstellationOtelError as error:
@@ -343,7 +342,7 @@ def _exit_with(run: Callable[[], int], command: str) -> None:
 
 
 def _fail(error: ConstellationOtelError, command: str) -> NoReturn:
-    """Ends with an error in one line."""
+    """Exits with an error in one line."""
     click.echo(f"constellation-otel {command}: {error}", err=True)
-    # what is wrong with a URL, an option or a variable is wrong usage
+    # a URL, option or variable that is not valid is wrong usage
     sys.exit(_USAGE if isinstance(error, ConfigurationError) else 1)

@@ -1,7 +1,7 @@
-"""A trace as a waterfall in the terminal: who ran when, for how long, and what became of it.
+"""A trace as a waterfall in the terminal: what ran when, for how long, and with which outcome.
 
-Drawing only, with rich (the extra ``cli``); where spans come from is the caller's
-business. Colour is never the only sign: each outcome has a mark of its own.
+Drawing only, with rich (the extra ``cli``). Colour is never the only sign: each outcome
+has its own mark.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode
 
 from constellation_otel._support.text import printable
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.traces import MISSING, OUTCOME, Span
+from constellation_otel.traces import MISSING, OUTCOME, Span, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,26 +22,27 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
+    from constellation_otel.traces import Tree
+
 __all__ = ["render_waterfall"]
 
 
 def render_waterfall(spans: Sequence[Span]) -> RenderableType:
     """Draws traces for a rich console: ``Console().print(render_waterfall(spans))``.
 
-    Above each trace stand its root's name and outcome, its length, how many spans it has
-    and its id. Below, a line for each span: a mark and a colour for its outcome, its
-    name in the tree, a bar on the trace's time scale, its duration. What there is to say
-    about a span (why it failed, which of its events never came) follows on its own lines.
-    Siblings are in the order of their starts. A span whose parent is not among ``spans``
-    stands under a line that says so.
+    A trace's header has its root's name and outcome, its length, its number of spans and
+    its id. Each span has a line: a mark and a colour for its outcome, its name in the
+    tree, a bar on the trace's time scale, its duration. Why it failed, and which of its
+    events never arrived, follows on lines below. Siblings are ordered by start. A span
+    whose parent is not among ``spans`` stands under a line that says so.
 
     The drawing takes the console's width: names are cut, and below about 30 columns
-    there are no bars. Where the console's encoding is not a Unicode one, it is all ASCII
-    and other characters of names are escaped; control characters are escaped anywhere.
+    there are no bars. On a console without Unicode it is all ASCII, and other characters
+    of names are escaped. Control characters are always escaped.
 
     Args:
-        spans: Of any number of traces, in any order; the traces are drawn in the order
-            of their starts.
+        spans: The spans of any number of traces, in any order; the traces are drawn in
+            the order of their starts.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -55,21 +56,21 @@ def render_waterfall(spans: Sequence[Span]) -> RenderableType:
 
 
 class _Glyphs(Struct, frozen=True):
-    """What lines are drawn with.
+    """The characters of a drawing.
 
     Attributes:
-        success: Marks an outcome, as do the four that follow.
-        failure: Likewise.
-        cancelled: Likewise.
-        unknown: Likewise; abandoned too.
-        other: Marks another library's span.
+        success: The mark of this outcome.
+        failure: The mark of this outcome.
+        cancelled: The mark of this outcome.
+        unknown: The mark of unknown and abandoned.
+        other: The mark of another library's span.
         branch: Before a child that has later siblings.
         last: Before the last child.
-        trunk: Before what is below a child that has later siblings.
-        from_left: Bars of 1/8 of a cell to a whole one, from its left edge.
-        from_right: The nearest to that that there is from its right edge.
-        tick: Where a span is too short for a bar.
-        ellipsis: Where something was cut.
+        trunk: Before the lines below a child that has later siblings.
+        from_left: Cells that are filled from the left edge, from 1/8 to the whole.
+        from_right: The nearest characters for cells that are filled from the right edge.
+        tick: Instead of a bar, for a span that is too short for one.
+        ellipsis: In place of what is cut.
         separator: Between the parts of the header.
         micro: The prefix of microseconds.
     """
@@ -101,29 +102,29 @@ _STYLES: Final = {
     "unknown": "magenta",
     "other": "dim blue",
 }
-_MISSING: Final = {"start": "its start never came", "end": "its end never came"}
+_MISSING: Final = {"start": "start missing", "end": "end missing"}
 
 _GAP: Final = "  "
 _NAME_SHARE: Final = 0.35
-"""How much of the width names get where they need more than that."""
+"""The share of the width that long names get at most."""
 _MIN_NAME: Final = 12
 _MIN_BAR: Final = 8
-"""Columns below which a bar says nothing."""
+"""Columns below which a bar shows nothing."""
 _MIN_BAR_WITH_MIDDLE: Final = 30
-"""Columns from which the time scale tells its middle, too."""
+"""Columns from which the time scale has a label in its middle."""
 _MARK_WIDTH: Final = 2
 _MAX_NOTE_LINES: Final = 3
 _EIGHTHS: Final = 8
 
 
 class _Row(Struct, frozen=True):
-    """A line of the tree.
+    """A row of the tree.
 
     Attributes:
-        span: ``None`` in the place of a parent that is not there.
-        label: What stands there instead.
+        span: The span; ``None`` for a placeholder.
+        label: The placeholder's text.
         guide: The tree's lines before the name.
-        guide_below: The same for further lines of this row.
+        guide_below: The tree's lines before further lines of this row.
     """
 
     span: Span | None
@@ -133,7 +134,7 @@ class _Row(Struct, frozen=True):
 
 
 class _Waterfall:
-    """What rich asks to draw itself."""
+    """The object that rich draws."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         traces: defaultdict[int, list[Span]] = defaultdict(list)
@@ -175,7 +176,7 @@ class _Drawing:
                 yield from self._notes(row, row.span, console)
 
     def _columns(self, duration_width: int) -> tuple[int, int]:
-        """The widths of names and bars; 0 for bars where there is no room for them."""
+        """The widths of names and bars; 0 for bars if there is no room for them."""
         from rich.cells import cell_len  # noqa: PLC0415 - an extra
 
         longest = max(cell_len(row.guide + self._text(row.span.name)) for row in self._rows if row.span is not None)
@@ -201,7 +202,7 @@ class _Drawing:
         yield self._cut(Text(f"trace {top.trace_id:032x}", style="dim"), self._width)
 
     def _scale(self, name_width: int, bar_width: int) -> Text:
-        """The line above the bars: the times of their beginning, middle and end."""
+        """The line above the bars: the times at their beginning, middle and end."""
         from rich.text import Text  # noqa: PLC0415 - an extra
 
         end = self._duration(self._length_ns) if self._length_ns else ""
@@ -231,7 +232,7 @@ class _Drawing:
         return Text.assemble(*parts, f"{self._duration(_end_ns(span) - span.start_ns):>{duration_width}}")
 
     def _notes(self, row: _Row, span: Span, console: Console) -> Iterator[Text]:
-        """What there is to say of a span, under its name."""
+        """The lines under a span's name: why it failed, what is missing."""
         from rich.text import Text  # noqa: PLC0415 - an extra
 
         outcome = _outcome(span)
@@ -251,7 +252,7 @@ class _Drawing:
             yield Text.assemble(indent, line)
 
     def _bar(self, span: Span, width: int) -> str:
-        """The span's bar: its edges are as exact as there are characters for them."""
+        """The span's bar, as exact at its edges as there are characters."""
         scale = width * _EIGHTHS / self._length_ns if self._length_ns else 0
         start = round((span.start_ns - self._start_ns) * scale)
         end = round((_end_ns(span) - self._start_ns) * scale)
@@ -263,7 +264,7 @@ class _Drawing:
         )
 
     def _cell(self, begin: int, end: int) -> str:
-        """One cell of a bar, covered from an eighth of it to another."""
+        """One cell of a bar, filled from one eighth to another."""
         if begin >= end:
             return " "
         if end == _EIGHTHS:
@@ -280,7 +281,7 @@ class _Drawing:
         return marks.get(outcome, self._glyphs.unknown)
 
     def _text(self, text: str, keep: str = "") -> str:
-        """Text that can be written to this console and cannot do anything to it."""
+        """Text that this console can show, with control characters escaped."""
         escaped = printable(text, keep)
         return escaped.encode("ascii", "backslashreplace").decode() if self._glyphs is _ASCII else escaped
 
@@ -299,12 +300,12 @@ def _by_start(span: Span) -> tuple[int, str, int]:
 
 
 def _end_ns(span: Span) -> int:
-    # another library's clock may have been set back
+    # a clock may have been set back while the span was open
     return max(span.end_ns, span.start_ns)
 
 
 def _outcome(span: Span) -> str:
-    """The outcome as one of the styles' names."""
+    """A key of ``_STYLES``."""
     outcome = span.attributes.get(OUTCOME)
     if isinstance(outcome, str) and outcome in _STYLES:
         return outcome
@@ -312,50 +313,30 @@ def _outcome(span: Span) -> str:
 
 
 def _rows(trace: Sequence[Span], glyphs: _Glyphs) -> Iterator[_Row]:
-    """The trace's tree from the top, each span once."""
-    ids = {span.span_id for span in trace}
-    children: defaultdict[int | None, list[Span]] = defaultdict(list)
-    for span in trace:
-        children[span.parent_span_id].append(span)
-    drawn: set[int] = set()
-    for span in children.pop(None, []):
-        yield from _subtrees([span], children, drawn, glyphs, top=True)
-    for parent in [parent for parent in children if parent not in ids]:
-        yield _Row(None, f"parent {parent:016x} is not here", "", "")
-        yield from _subtrees(children.pop(parent), children, drawn, glyphs, top=False)
-    for span in trace:
-        if id(span) not in drawn:
-            yield _Row(None, "parents in a circle", "", "")
-            yield from _subtrees([span], children, drawn, glyphs, top=False)
+    """The trace's tree from the top."""
+    tree = tree_of(trace)
+    yield from _subtrees(tree, tree.roots, dict.fromkeys(tree.roots, ("", "")), glyphs)
+    for parent, siblings in tree.orphans.items():
+        yield _Row(None, f"parent {parent:016x} is missing", "", "")
+        yield from _subtrees(tree, siblings, _guides(siblings, "", glyphs), glyphs)
+    for top in tree.cycles:
+        yield _Row(None, "parents form a cycle", "", "")
+        yield from _subtrees(tree, [top], _guides([top], "", glyphs), glyphs)
 
 
-def _subtrees(
-    spans: list[Span],
-    children: defaultdict[int | None, list[Span]],
-    drawn: set[int],
-    glyphs: _Glyphs,
-    *,
-    top: bool,
-) -> Iterator[_Row]:
-    """Siblings, each with what is below it; takes from ``children`` what it has drawn.
-
-    Without recursion, since a trace may be deeper than Python's stack.
-    """
-    left = [(span, "", "") for span in spans] if top else _with_guides(spans, "", glyphs)
-    while left:
-        span, guide, below = left.pop()
-        drawn.add(id(span))
-        # the second of two spans with the same id gets no children, and in a circle nobody comes again
-        under = [child for child in children.pop(span.span_id, []) if id(child) not in drawn]
-        yield _Row(span, "", guide, below + (glyphs.trunk if under else "  "))
-        left += _with_guides(under, below, glyphs)
+def _subtrees(tree: Tree, span_ids: list[int], guides: dict[int, tuple[str, str]], glyphs: _Glyphs) -> Iterator[_Row]:
+    """Siblings, each with what is below it; ``guides`` has their lines before the name and below it."""
+    for span_id in tree.walk(span_ids):
+        guide, below = guides.pop(span_id)
+        children = tree.children.get(span_id, [])
+        guides |= _guides(children, below, glyphs)
+        for span in tree.spans[span_id]:
+            yield _Row(span, "", guide, below + (glyphs.trunk if children else "  "))
 
 
-def _with_guides(siblings: list[Span], below: str, glyphs: _Glyphs) -> list[tuple[Span, str, str]]:
-    """Siblings with the tree's lines before their names and below them; the first comes last, as on a stack."""
-    guided = [(span, below + glyphs.branch, below + glyphs.trunk) for span in siblings[:-1]]
-    guided += [(span, below + glyphs.last, below + "  ") for span in siblings[-1:]]
-    return guided[::-1]
+def _guides(siblings: list[int], below: str, glyphs: _Glyphs) -> dict[int, tuple[str, str]]:
+    guides = dict.fromkeys(siblings, (below + glyphs.branch, below + glyphs.trunk))
+    return guides | dict.fromkeys(siblings[-1:], (below + glyphs.last, below + "  "))
 
 
 def _duration(duration_ns: int, micro: str) -> str:

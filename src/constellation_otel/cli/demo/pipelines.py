@@ -1,22 +1,22 @@
 """The demo's pipelines: plain functions over this package's own documentation.
 
-Nothing here knows of telemetry, but for the module whose database and HTTP calls
-are instrumented by their own libraries.
+Only one module knows of telemetry: its database and HTTP calls are instrumented by
+their own libraries.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import lzma
 import sqlite3
-import threading
 from collections import Counter
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final
 from urllib.request import urlopen
 
 from constellation_otel import events, listener
+from constellation_otel._support.http_server import HttpHandler, HttpServer
 from constellation_otel.engine import Dag, module
 from constellation_otel.errors import MissingExtraError
 
@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(library, "demo") from error
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
     from opentelemetry.trace import TracerProvider
@@ -40,28 +41,28 @@ TEXT: Final = "\n\n".join(
     for documented in (home, *vars(home).values())
     if inspect.ismodule(documented) or inspect.isclass(documented) or inspect.isfunction(documented)
 )
-"""What the pipelines read: the docstrings of the SPI and of the events."""
+"""The pipelines' input: the docstrings of the SPI and of the events."""
 
-_TIMEOUT: Final = 10.0
+_TIMEOUT_S: Final = 10.0
 
 
 def trim(text: str) -> str:
-    """The text without the blanks around its lines."""
+    """Strips the whitespace around each line."""
     return "\n".join(line.strip() for line in text.splitlines())
 
 
 def words(trim: str) -> list[str]:
-    """Its words, in lower case."""
+    """The words of the text, in lower case."""
     return [word.strip(".,;:()[]`*'\"").lower() for word in trim.split()]
 
 
 def most_common(words: list[str]) -> list[tuple[str, int]]:
-    """The ten words that occur most."""
+    """The ten most common words."""
     return Counter(word for word in words if len(word) > len("the")).most_common(10)
 
 
 def density(trim: str) -> float:
-    """How well it compresses: the share of its bytes that is left."""
+    """The share of the text's bytes that is left after compression."""
     data = (trim * 20).encode()
     return len(lzma.compress(data)) / len(data)
 
@@ -72,13 +73,13 @@ def longest_sentence(trim: str) -> str:
 
 
 def report(most_common: list[tuple[str, int]], density: float, longest_sentence: str) -> str:
-    """What was found, in a line."""
+    """The findings in one line."""
     word, times = most_common[0]
     return f"{word!r} occurs {times} times; density {density:.3f}; longest sentence: {longest_sentence}"
 
 
 def year_of(words: list[str]) -> int:
-    """Takes the first word for a year, which it is not."""
+    """Reads the first word as a year, and fails."""
     return int(words[0])
 
 
@@ -89,7 +90,7 @@ FAILING: Final = Dag(
     "age-of-text",
     [trim, words, year_of, most_common, longest_sentence, module(report, inputs={"density": "year_of"})],
 )
-"""One module fails; its dependent is not run, the others are."""
+"""One module fails; its dependent does not run, the others do."""
 
 
 def archive(words: list[str], url: str, provider: TracerProvider) -> int:
@@ -101,7 +102,7 @@ def archive(words: list[str], url: str, provider: TracerProvider) -> int:
             cursor.executemany("INSERT INTO word VALUES (?)", [(word,) for word in words])
             cursor.execute("SELECT COUNT(DISTINCT word) FROM word")
             (distinct,) = cursor.fetchone()
-    with urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 - our own page, on loopback
+    with urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - our own page, on loopback
         response.read()
     return int(distinct)
 
@@ -111,42 +112,35 @@ ARCHIVE: Final = Dag("archive", [trim, words, archive])
 
 
 def slow_index(running: threading.Event, gate: threading.Event) -> Dag:
-    """A pipeline that does not end by itself.
+    """A pipeline that waits.
 
     Args:
-        running: Set when its module runs.
-        gate: What the module waits for, at most ten seconds.
+        running: Set when its last module runs.
+        gate: What that module waits for, for at most ten seconds.
     """
 
     def wait_for_more(words: list[str]) -> int:
         running.set()
-        gate.wait(_TIMEOUT)
+        gate.wait(_TIMEOUT_S)
         return len(words)
 
     return Dag("slow-index", [trim, words, module(wait_for_more, name="wait-for-more")])
 
 
+class _Page(HttpHandler):
+    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        self.answer(200, "text/plain", b"hello")
+
+
 @contextmanager
 def page(provider: TracerProvider) -> Iterator[str]:
     """Serves a page on loopback, with the HTTP client instrumented; gives its URL."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"hello")
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the overridden method's
-            """Keeps the terminal for the traces."""
-
     instrumentor = URLLibInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
+    server = HttpServer("127.0.0.1", 0, _Page, logger=logging.getLogger(__name__), name="page")
+    server.start()
     try:
-        with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-            thread = threading.Thread(target=server.serve_forever, name="page", daemon=True)
-            thread.start()
-            yield f"http://127.0.0.1:{server.server_port}/"
-            server.shutdown()
-            thread.join(_TIMEOUT)
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
     finally:
+        server.close()
         instrumentor.uninstrument()

@@ -1,0 +1,82 @@
+"""What ``constellation-otel show`` and ``schema`` do: draw one execution's trace, and give an audit table's DDL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, urlsplit
+
+from constellation_otel.cli.waterfall import render_waterfall
+from constellation_otel.delivery import Batch, ExecutionFilter, batches_of
+from constellation_otel.delivery.journal import events_of
+from constellation_otel.errors import ConfigurationError
+from constellation_otel.traces import Assembler
+from constellation_otel.transports import source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from rich.console import Console
+
+    from constellation_otel.events import Event
+    from constellation_otel.traces import Span
+
+__all__ = ["schema", "show"]
+
+_READ_TIMEOUT_S: Final = 10.0
+
+
+def show(execution_id: UUID, source_url: str, console: Console) -> bool:
+    """Draws the trace of an execution from its events in a source.
+
+    Args:
+        execution_id: The execution.
+        source_url: The source of its events.
+        console: The console to draw on.
+
+    Returns:
+        Whether there was any event of it.
+    """
+    assembler = Assembler(settle=1.0)
+    spans: list[Span] = []
+    for position, event in enumerate(_events_of(execution_id, source_url)):
+        spans += assembler.add(event, 0, position)
+    spans += assembler.finish()
+    if spans:
+        console.print(render_waterfall(spans))
+    return bool(spans)
+
+
+def _events_of(execution_id: UUID, source_url: str) -> Iterator[Event]:
+    scheme, _, rest = source_url.partition(":")
+    if scheme == "journal":
+        # reads beside the process that has the journal open
+        yield from events_of(rest, execution_id)
+        return
+    source = ExecutionFilter(source_of(source_url, follow=False, execution_id=execution_id), execution_id=execution_id)
+    try:
+        while not source.has_ended:
+            for item in batches_of(source.read(_READ_TIMEOUT_S)):
+                if isinstance(item, Batch):
+                    yield from item.events
+    finally:
+        source.close()
+
+
+def schema(url: str) -> str:
+    """The DDL of the audit table for a URL's database.
+
+    Raises:
+        ConfigurationError: The URL is not of a database.
+    """
+    from constellation_otel.transports.sql import schema_ddl  # noqa: PLC0415 - needs an extra
+
+    table = parse_qs(urlsplit(url).query).get("table", ["execution_audit"])[-1]
+    match url.partition(":")[0]:
+        case "postgresql":
+            return schema_ddl("postgresql", table)
+        case "sqlite":
+            return schema_ddl("sqlite", table)
+        case scheme:
+            message = f"there is no schema for {scheme!r}; give postgresql: or sqlite:"
+            raise ConfigurationError(message)
