@@ -1,1 +1,1 @@
-"""What the README claims about speed, as ratios within one run: ``make bench``."""
+"""What this package may cost, as ratios within one run: ``make bench``."""

@@ -20,15 +20,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
+from constellation_otel.delivery import Batch, Position
 from constellation_otel.events import ModuleCompleted, ModuleStarted, encode_json
 from constellation_otel.transports.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from constellation_otel.delivery import Restarted, Unreadable
     from constellation_otel.events import Event
 
-__all__ = ["main"]
+__all__ = ["line"]
 
 _BATCH: Final = 512
 _BATCHES: Final = 20
@@ -60,6 +62,11 @@ def _lines_us(folder: Path, batches: Sequence[Sequence[Event]]) -> float:
     return (time.perf_counter() - start) / (_BATCH * len(batches)) * 1e6
 
 
+def _positions_in(items: Sequence[Batch | Unreadable | Restarted]) -> list[Position]:
+    batches = [item for item in items if isinstance(item, Batch)]
+    return [Position(batch.origin, offset) for batch in batches for offset in batch.offsets]
+
+
 def _journal_us(folder: Path, batches: Sequence[Sequence[Event]], sinks: Sequence[str]) -> tuple[float, float]:
     """Microseconds an event: to append it, and to acknowledge it for all sinks."""
     with closing(Journal(folder / f"events-{len(sinks)}.db", sinks=sinks)) as journal:
@@ -67,7 +74,7 @@ def _journal_us(folder: Path, batches: Sequence[Sequence[Event]], sinks: Sequenc
         for batch in batches:
             journal.append(batch)
         appended = time.perf_counter()
-        read = [[item.position for item in journal.read(sink, 0, _BATCH * _BATCHES)] for sink in sinks]
+        read = [_positions_in(journal.read(sink, 0, _BATCH * _BATCHES)) for sink in sinks]
         chosen = time.perf_counter()
         for first in range(0, _BATCH * len(batches), _BATCH):
             for sink, positions in zip(sinks, read, strict=True):
@@ -77,8 +84,8 @@ def _journal_us(folder: Path, batches: Sequence[Sequence[Event]], sinks: Sequenc
     return (appended - start) / events * 1e6, (acknowledged - chosen) / events * 1e6
 
 
-def main() -> None:
-    """Prints the ratios, and what the claim is."""
+def line() -> str:
+    """The ratios, and what the claim is."""
     rounds = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -89,11 +96,9 @@ def main() -> None:
                 (lines, *_journal_us(folder, batches, ["otlp"]), *_journal_us(folder, batches, ["otlp", "sql"]))
             )
     lines, append, acknowledge, append_two, acknowledge_two = (median(column) for column in zip(*rounds, strict=True))
-    print(
+    return (
         f"journal: synced JSON lines {lines:.1f} us an event, append {append:.1f} us:"
-        f" {append / lines:.1f} times (claimed: at most {_CLAIM})"
-    )
-    print(
-        f"journal: acknowledge {acknowledge / append:.2f} of an append with one sink;"
+        f" {append / lines:.1f} times (claimed: at most {_CLAIM});"
+        f" acknowledge {acknowledge / append:.2f} of an append with one sink,"
         f" {acknowledge_two / append_two:.2f} with two, both together"
     )
