@@ -75,9 +75,9 @@ def good(*numbers: int) -> list[bytes]:
 Seen = list[tuple[str, str, int, int]]
 
 
-def seen(receiver: Receiver) -> Seen:
-    """The spans that have arrived: their execution and name, when they began, and how long they are."""
-    spans = receiver.spans
+def seen(receiver: Receiver, among: range = range(2**31)) -> Seen:
+    """The spans of some executions that have arrived: execution and name, when they began, and how long they are."""
+    spans = [it for it in receiver.spans if UUID(str(it.attributes["constellation.execution.id"])).int in among]
     assert {span.attributes["constellation.outcome"] for span in spans} <= {"success"}
     assert not any(MISSING in span.attributes for span in spans)
     return sorted(
@@ -132,7 +132,11 @@ def test_an_unreachable_broker_is_said_and_the_other_sink_gets_all(
     status, body = bridge.asks("/readyz")
     assert (status, [*body["troubles"]]) == (503, ["kafka"])
     code, report = bridge.ended()
-    assert (code, report["sinks"]["kafka"]["held"], report["sinks"]["kafka"]["sent"]) == (NOT_DELIVERED, 8, 0)
+    assert (code, report["sinks"]["kafka"]["held"], report["sinks"]["kafka"]["sending"]["sent"]) == (
+        NOT_DELIVERED,
+        8,
+        0,
+    )
     assert seen(receiver) == whole(1, 2)
 
 
@@ -184,7 +188,7 @@ def test_sinks_with_wrong_passwords_hold_everything_tell_nobody_the_password_and
 
     eventually(rows, DEADLINE, "what was held is in the table")
     code, report = bridge.ended()
-    sent = {name: (lane["sent"], lane["held"]) for name, lane in report["sinks"].items()}
+    sent = {name: (lane["sending"]["sent"], lane["held"]) for name, lane in report["sinks"].items()}
     assert (code, sent) == (NOT_DELIVERED, {"sql": (8, 0), "kafka": (0, 8), "otlp": (4, 0)})
     assert seen(receiver) == whole(1, 2)
     assert_kept(SECRET, tmp_path)
@@ -196,7 +200,7 @@ def test_sources_with_a_wrong_password_say_so_and_tell_nobody_the_password(
     """A wrong password, never printed: a clear message from PostgreSQL, and from Kafka."""
     topic = new_topic(kafka)
     urls = {
-        postgres.url(password=SECRET): ("password authentication failed", "mend the URL"),
+        postgres.url(password=SECRET): ("password authentication failed", "fix the URL"),
         f"kafka://{kafka.user}:{SECRET}@{kafka.sasl_brokers}/{topic}?group=g": ("uthentication", "the password"),
     }
     bridges = {start_bridge(url, "--to", f"jsonl:{tmp_path}/out.jsonl"): said for url, said in urls.items()}
@@ -231,7 +235,7 @@ def test_a_wrong_api_key_is_said_and_told_nobody(tmp_path: Path, start_bridge: S
             *arguments,
             **options,
         )
-        bridge.wait_until_said("HTTP 401: the engine does not take this API key", level="ERROR")
+        bridge.wait_until_said("HTTP 401: the engine rejects this API key", level="ERROR")
         assert SECRET not in json.dumps([bridge.asks("/"), bridge.asks("/readyz")])
         assert bridge.ended()[0] == 0
         assert engine.requests[0].headers["authorization"] == f"Bearer {SECRET}"
@@ -254,7 +258,7 @@ def test_a_table_with_other_columns_as_a_source_is_refused_with_what_is_missing(
     for url in (postgres.url(database), f"sqlite:///{file}"):
         done = replay(url, "--to", f"jsonl:{tmp_path}/out.jsonl")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-        assert "the table execution_audit is no audit table: execution_id is missing; " in done.stderr
+        assert "the table execution_audit is not an audit table: execution_id is missing; " in done.stderr
         assert PASSWORD not in done.stderr
 
 
@@ -266,12 +270,16 @@ def test_a_table_with_other_columns_as_a_sink_holds_everything_until_it_is_mende
     postgres.psql("CREATE TABLE execution_audit (id SERIAL PRIMARY KEY, who TEXT)", database=database)
     source = written(tmp_path / "events.jsonl", good(1, 2))
     bridge = start_bridge(source, "--to", postgres.url(database), "--to", otlp(receiver))
-    bridge.wait_until_said("the table execution_audit is no audit table", "8 events are held", level="ERROR")
+    bridge.wait_until_said("the table execution_audit is not an audit table", "8 events are held", level="ERROR")
     receiver.wait_for_spans(4, DEADLINE)
     status, body = bridge.asks("/")
     assert (status, body["sinks"]["sql"]["held"], [*body["troubles"]]) == (200, 8, ["sql"])
     postgres.psql("ALTER TABLE execution_audit RENAME TO of_somebody_else", database=database)
-    eventually(lambda: bridge.asks("/")[1]["sinks"]["sql"]["sent"] == 8, DEADLINE, "the events are in a new table")
+
+    def sent() -> int:
+        return int(bridge.asks("/")[1]["sinks"]["sql"]["sending"]["sent"])
+
+    eventually(lambda: sent() == 8, DEADLINE, "the events are in a new table")
     code, report = bridge.ended()
     assert (code, report["is_delivered"], seen(receiver)) == (0, True, whole(1, 2))
     assert postgres.psql("SELECT count(*) FROM execution_audit", database=database) == "8"
@@ -388,7 +396,7 @@ def test_a_line_of_ten_megabytes_is_skipped_and_not_kept(
     """A 10 MB line: a clear message, a counter, a dead letter, and nothing else is lost; in a file and in a pipe."""
     lines = [*good(1)[:2], b"x" * TEN_MB, *good(1)[2:], *good(2)]
     source, dead = written(tmp_path / "events.jsonl", lines), tmp_path / "dead.jsonl"
-    reason = "the line is longer than 1048576 bytes; raise max_line to read it"
+    reason = "the line is longer than 1048576 bytes"
     done = replay(source, "--to", otlp(receiver), "--dead-letters", str(dead))
     assert (done.returncode, " 1 unreadable, 0 dropped" in done.stdout) == (LOST, True)
     assert f"cannot be read: {reason}" in done.stderr
@@ -462,7 +470,12 @@ def test_executions_of_an_engine_whose_clock_is_an_hour_ahead_are_whole_in_a_fil
         bridge = start_bridge(source, "--to", otlp(receiver))
         receiver.wait_for_spans(600, DEADLINE)
         code, report = bridge.ended()
-        assert (code, report["executions"], report["abandoned"], report["late"]) == (0, 300, 0, 0)
+        assert (
+            code,
+            report["assembly"]["executions"],
+            report["assembly"]["abandoned"],
+            report["assembly"]["late"],
+        ) == (0, 300, 0, 0)
         assert seen(receiver) == expected
         receiver.clear()
 
@@ -550,7 +563,7 @@ def test_what_is_in_a_journal_survives_a_full_disk_and_a_kill(
         bridge.wait_until_said("otlp: ", "are held")
         eventually(lambda: rows_of(journal) == 200, DEADLINE, "what was sent is in the journal")
         ballast = fill(small_disk)
-        send(engine, frames_of(range(51, 61)))
+        send(engine, frames_of(range(51, 301)))
         bridge.wait_until_said("the journal cannot be written: ", "free some space", level="ERROR")
         bridge.kill()
     ballast.unlink()
@@ -560,10 +573,11 @@ def test_what_is_in_a_journal_survives_a_full_disk_and_a_kill(
         receiver.wait_for_spans(100, DEADLINE)
         eventually(lambda: rows_of(journal) == 0, DEADLINE, "all is acknowledged")
         assert again.ended()[0] == 0
-    assert seen(receiver) == whole(*range(1, 51))
+    # of the others some events found room in what the journal had already
+    assert seen(receiver, range(1, 51)) == whole(*range(1, 51))
 
 
 def rows_of(journal: Path) -> int:
     """How many events a journal holds."""
     with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)) as connection:
-        return int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
+        return int(connection.execute("SELECT coalesce(max(held), 0) FROM sinks").fetchone()[0])

@@ -150,7 +150,7 @@ def test_an_engines_executions_come_through_a_collector_and_a_cut_connection_int
         all(frame["type"] != "execution:complete" for frame in arrived[it]) for it in cut
     )
     assert outcomes["abandoned"] > 0
-    assert report["abandoned"] >= outcomes["abandoned"]
+    assert report["assembly"]["abandoned"] >= outcomes["abandoned"]
     assert (report["unreadable"], report["dropped"]) == (0, 0)
     assert report["events"] == len(arrived_lines)
     # said at most once in ten seconds each
@@ -201,7 +201,7 @@ def test_what_went_to_kafka_postgres_and_a_file_replays_into_the_same_traces(
     stored = {
         "kafka": f"kafka://{kafka.brokers}/events",
         "postgresql": postgres.url(),
-        "jsonl": f"jsonl:{tmp_path}/events.jsonl.gz",
+        "jsonl": f"jsonl:{tmp_path}/events.jsonl",
     }
     lines = [*recorded("engine-frames.jsonl"), *recorded("engine-frames-50.jsonl")]
     sinks = [argument for url in (otlp(jaeger.grpc_endpoint), *stored.values()) for argument in ("--to", url)]
@@ -216,7 +216,7 @@ def test_what_went_to_kafka_postgres_and_a_file_replays_into_the_same_traces(
         expected = {trace_id_of(it): spans_in(executions[it]) for it in executions if it in ended}
         directly = traces_text(jaeger, expected)
         report = bridge.end()
-    assert {name: lane["sent"] for name, lane in report["sinks"].items()} | {"otlp": 0} == {
+    assert {name: lane["sending"]["sent"] for name, lane in report["sinks"].items()} | {"otlp": 0} == {
         "otlp": 0, "kafka": len(lines), "sql": len(lines), "jsonl": len(lines),
     }  # fmt: skip
     for url, fresh in zip(stored.values(), others, strict=True):

@@ -15,11 +15,11 @@ from uuid import UUID
 import pytest
 
 from constellation_otel import span_id_of, trace_id_of
-from constellation_otel.receiver import decode_traces
 from constellation_otel.testing import span_tree
 from demo_traces import PIPELINES, TRACES, linked_traces
 
 from .peers import eventually
+from .traces import received_in
 
 if TYPE_CHECKING:
     from constellation_otel.receiver import Received
@@ -52,7 +52,7 @@ def traces(printed: str, jaeger: Jaeger) -> dict[str, list[Received]]:
     for trace_id, name in linked_traces(printed, JAEGER_PAGE):
         expected = len(PIPELINES[name].splitlines()) if name in PIPELINES else 1
         answer = jaeger.trace(trace_id, spans=expected)
-        read_back[trace_id] = decode_traces(json.dumps(answer).encode(), json=True)
+        read_back[trace_id] = received_in(answer)
     return read_back
 
 
@@ -129,7 +129,7 @@ def test_the_recorded_executions_are_whole_with_the_engines_own_durations(
     found: dict[tuple[int, int], tuple[int, int]] = {}
     for trace_id, expected in spans_of.items():
         answer = jaeger.trace(f"{trace_id:032x}", spans=expected)
-        spans = [item.span for item in decode_traces(json.dumps(answer).encode(), json=True)]
+        spans = [item.span for item in received_in(answer)]
         assert len({span.span_id for span in spans}) == len(spans) == expected
         found |= {(span.trace_id, span.span_id): (span.start_ns, span.end_ns) for span in spans}
     assert len(spans_of) == 67

@@ -17,13 +17,17 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from opentelemetry.sdk.resources import Resource
 
-from constellation_otel.delivery import Lane, Position, Record, Revoked, Unreadable
-from constellation_otel.delivery.transform import EventStage
+from constellation_otel.delivery import Batch, Position, Record, Revoked, Unreadable
+from constellation_otel.delivery.sender import Sender
+from constellation_otel.delivery.transform import PassThrough
 from constellation_otel.errors import MisconfiguredError, UnavailableError
 from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleCompleted, ModuleFailed, ModuleStarted
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
-from constellation_otel.transports.kafka import reader as reader_module
+from constellation_otel.transports.kafka.consumer import Limits
+from constellation_otel.transports.url import SinkOptions, SourceOptions
+from deliveries import flat
 
 from .peers import Kafka, NotYet, eventually
 
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
     MakeSource = Callable[..., KafkaSource]
 
+SINK = SinkOptions(resource=Resource({}))
 EXECUTION = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
 MODULE = UUID("b44fdf1e-430d-4ac9-ab2c-8a06a5dc8538")
 NS = 1_795_465_363_577_123_456
@@ -65,10 +70,11 @@ def sink(kafka: Kafka) -> Iterator[Callable[[str], KafkaSink]]:
 def make_source(kafka: Kafka) -> Iterator[MakeSource]:
     with ExitStack() as stack:
 
-        def make(topic: str, *, follow: bool = True, **config: Any) -> KafkaSource:
+        def make(topic: str, *, follow: bool = True, limits: Limits | None = None, **config: Any) -> KafkaSource:
             settings = {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 200, "reconnect.backoff.max.ms": 500}
             settings |= {name.replace("_", "."): value for name, value in config.items()}
-            source = KafkaSource(kafka.brokers, topic, group=f"group-of-{topic}", follow=follow, config=settings)
+            group = f"group-of-{topic}"
+            source = KafkaSource(kafka.brokers, topic, group=group, follow=follow, config=settings, limits=limits)
             stack.callback(source.close)
             return source
 
@@ -99,7 +105,7 @@ def names(items: Sequence[SourceItem]) -> list[int]:
 
 
 def positions(items: Sequence[SourceItem]) -> list[Position]:
-    return [item.position for item in items if not isinstance(item, Revoked)]
+    return [item.position for item in flat(items) if not isinstance(item, Revoked)]
 
 
 def read(source: KafkaSource, count: int) -> list[SourceItem]:
@@ -108,7 +114,7 @@ def read(source: KafkaSource, count: int) -> list[SourceItem]:
 
     def is_there() -> bool:
         try:
-            items.extend(source.read(0.2))
+            items.extend(flat(source.read(0.2)))
         except UnavailableError as error:
             raise NotYet(str(error)) from error
         if len(items) < count:
@@ -123,7 +129,7 @@ def replayed(source: KafkaSource) -> list[SourceItem]:
     items: list[SourceItem] = []
 
     def has_ended() -> bool:
-        items.extend(source.read(0.5))
+        items.extend(flat(source.read(0.5)))
         return source.has_ended
 
     eventually(has_ended, DEADLINE, "the replay has ended")
@@ -183,13 +189,12 @@ def test_a_member_that_comes_and_goes_takes_partitions_over_where_was_acknowledg
     sink: Callable[[str], KafkaSink],
     make_source: MakeSource,
     strategy: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # so that what is committed is committed because it is taken away
-    monkeypatch.setattr(reader_module, "_COMMIT_EVERY", 3_600)
+    limits = Limits(commit_every_s=3_600)
     topic = new_topic(kafka, 4)
     assert sink(topic).send(modules(200), SENDING) == []
-    first = make_source(topic, partition_assignment_strategy=strategy)
+    first = make_source(topic, limits=limits, partition_assignment_strategy=strategy)
     items = read(first, 200)
     # of each partition the first half
     by_origin = {
@@ -198,13 +203,13 @@ def test_a_member_that_comes_and_goes_takes_partitions_over_where_was_acknowledg
     half = {number: len(places) // 2 for number, places in by_origin.items()}
     first.acknowledge([place for number, places in by_origin.items() for place in places[: half[number]]])
 
-    second = make_source(topic, partition_assignment_strategy=strategy)
+    second = make_source(topic, limits=limits, partition_assignment_strategy=strategy)
     firsts: list[SourceItem] = []
     seconds: list[SourceItem] = []
 
     def are_shared() -> bool:
-        firsts.extend(first.read(0.1))
-        seconds.extend(second.read(0.1))
+        firsts.extend(flat(first.read(0.1)))
+        seconds.extend(flat(second.read(0.1)))
         return len({place.origin for place in positions(seconds)}) == 2
 
     eventually(are_shared, DEADLINE, "the second member has two partitions")
@@ -219,7 +224,7 @@ def test_a_member_that_comes_and_goes_takes_partitions_over_where_was_acknowledg
     later: list[SourceItem] = []
 
     def are_back() -> bool:
-        later.extend(first.read(0.1))
+        later.extend(flat(first.read(0.1)))
         # with the older strategy its own are read again, too
         return {place for place in positions(later) if place.origin in taken} == back
 
@@ -228,13 +233,13 @@ def test_a_member_that_comes_and_goes_takes_partitions_over_where_was_acknowledg
 
 CONSUMER = """
 import sys
+from constellation_otel.delivery import Position
 from constellation_otel.transports.kafka import KafkaSource
 brokers, topic, acknowledged = sys.argv[1:]
 source = KafkaSource(brokers, topic, group=f"group-of-{topic}", config={"session.timeout.ms": 1_500})
-items = []
-while len(items) < 100:
-    items += source.read(1)
-places = [item.position for item in items]
+places = []
+while len(places) < 100:
+    places += [Position(batch.origin, offset) for batch in source.read(1) for offset in batch.offsets]
 # all but one of the first, and some beyond it
 source.acknowledge(places[:int(acknowledged)] + places[int(acknowledged) + 1:80])
 while True:
@@ -350,11 +355,10 @@ def test_a_record_that_is_too_large_for_the_topic_is_rejected_alone(
         ModuleFailed(EXECUTION, MODULE, "Large", ErrorInfo("E", message), NS),
         *modules(12, 7),
     ]
-    lane: Lane[Event] = Lane(sink(topic), EventStage())
-    for offset, event in enumerate(events):
-        lane.add(Record(event, Position(None, offset)))
-    eventually(lambda: lane.tick() is None, DEADLINE, "all are sent, in halves where they are refused together")
-    assert (lane.counters.delivered, lane.counters.rejected) == (19, 1)
+    sender = Sender[Any](sink(topic), PassThrough())
+    sender.add(Batch(events, range(len(events))))
+    eventually(lambda: sender.tick() is None, DEADLINE, "all are sent, in halves where they are refused together")
+    assert (sender.counters.delivered, sender.counters.rejected) == (19, 1)
     assert sorted(names(replayed(make_source(topic, follow=False)))) == list(range(19))
 
 
@@ -363,8 +367,14 @@ def test_a_password_lets_in_and_a_wrong_one_is_an_alarm_that_names_the_user_only
     right = f"kafka://{kafka.user}:{kafka.password}@{kafka.sasl_brokers}/{topic}"
     wrong = f"kafka://{kafka.user}:wrong@{kafka.sasl_brokers}/{topic}"
     with ExitStack() as stack:
-        sink, source = KafkaSink.from_url(right), KafkaSource.from_url(f"{right}?group=with-password")
-        refused_sink, refused_source = KafkaSink.from_url(wrong), KafkaSource.from_url(f"{wrong}?group=with-password")
+        sink, source = (
+            KafkaSink.from_url(right, SINK),
+            KafkaSource.from_url(f"{right}?group=with-password", SourceOptions()),
+        )
+        refused_sink, refused_source = (
+            KafkaSink.from_url(wrong, SINK),
+            KafkaSource.from_url(f"{wrong}?group=with-password", SourceOptions()),
+        )
         for each in (sink, source, refused_sink, refused_source):
             stack.callback(each.close)
         assert sink.send(modules(1), SENDING) == []

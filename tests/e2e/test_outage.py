@@ -21,13 +21,13 @@ from msgspec.structs import replace
 
 from constellation_otel import OtlpListener, span_id_of, trace_id_of
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, encode_frame
-from constellation_otel.receiver import decode_traces
 from constellation_otel.traces import MISSING
 from deliveries import MS, T0, execution
 from engine_stand_in import EngineStandIn, Line
 
 from .bridges import RunningBridge, bridging
 from .peers import Collector, Jaeger, eventually
+from .traces import received_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -124,7 +124,7 @@ def traces_of(jaeger: Jaeger, numbers: Iterable[int]) -> dict[int, list[Span]]:
 
 
 def spans_in(trace: Mapping[str, Any]) -> list[Span]:
-    return [received.span for received in decode_traces(json.dumps(trace).encode(), json=True)]
+    return [received.span for received in received_in(trace)]
 
 
 Shown = tuple[int, int | None, str, int, int, str]
@@ -202,7 +202,7 @@ def test_with_a_journal_a_minute_without_the_collector_loses_no_span_and_shows_n
     assert any("otlp: takes events again, after " in message for message in bridge.messages("INFO"))
     assert (code, report["is_delivered"], report["dropped"], report["unreadable"], report["open"]) == (0, True, 0, 0, 0)
     assert report["events"] == len(events) - until_the_bridge_is_killed
-    assert (report["late"], report["duplicate"], report["abandoned"]) == (0, 0, 0)
+    assert (report["assembly"]["late"], report["assembly"]["duplicate"], report["assembly"]["abandoned"]) == (0, 0, 0)
 
     def is_complete() -> bool:
         return len(traces_of(jaeger, numbers)) == len(numbers)
@@ -249,12 +249,14 @@ def test_without_a_journal_what_a_bridge_drops_is_counted_and_said_and_the_rest_
         eventually(lambda: shown(traces_of(jaeger, [last]).get(last, [])) == whole(last), DEADLINE, "the last trace")
         code, report = bridge.ended()
         assert engine.dropped == 0
-    assert "bridge-otlp: the queue is full (400 items); dropping the newest" in bridge.messages("WARNING")
+    assert "bridge-otlp: the queue is full (400 events); dropping the newest" in bridge.messages("WARNING")
     lane = report["sinks"]["otlp"]
     assert (code, report["is_delivered"], lane["held"], lane["rejected"], report["unreadable"]) == (4, True, 0, 0, 0)
     assert report["dropped"] > 0
     assert report["events"] == len(events) == lane["delivered"] + report["dropped"]
-    assert_all_of_it_is_there(jaeger, numbers, spans=lane["sent"], events=lane["delivered"] - report["late"])
+    assert_all_of_it_is_there(
+        jaeger, numbers, spans=lane["sending"]["sent"], events=lane["delivered"] - report["assembly"]["late"]
+    )
     # what came before the outage had left, and what came after it found room
     found = traces_of(jaeger, numbers)
     untouched = [*numbers[: before // EXECUTION_EVENTS - OPEN_AT_ONCE], last]
@@ -302,8 +304,9 @@ def test_without_a_journal_what_a_listener_drops_is_counted_and_said_and_the_res
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "OtlpListener: the queue is full (400 items); dropping the newest" in said
     assert any(message.startswith("otlp: ") and "are held, the next try is in" in message for message in said)
-    late = listener.assembled.late
-    assert_all_of_it_is_there(jaeger, numbers, spans=counters.sent, events=counters.delivered - late)
+    assert counters.assembly is not None
+    late = counters.assembly.late
+    assert_all_of_it_is_there(jaeger, numbers, spans=counters.sending.sent, events=counters.delivered - late)
     found = traces_of(jaeger, [first, last])
     names = {number: sorted(span.name for span in spans) for number, spans in found.items()}
     assert names == {number: sorted([dag_name(number), "trim"]) for number in (first, last)}

@@ -15,6 +15,7 @@ from constellation_otel.delivery import Record
 from constellation_otel.errors import MisconfiguredError, UnavailableError
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, encode_json
 from constellation_otel.transports.sql import SqlSink, SqlSource
+from deliveries import flat
 
 from .bridges import bridging, command
 from .peers import NotYet, PgBouncer, Postgres, eventually
@@ -74,7 +75,7 @@ def read(url: str) -> list[Event]:
     events: list[Event] = []
     try:
         while not source.has_ended:
-            events += [item.event for item in source.read(TIMEOUT) if isinstance(item, Record)]
+            events += [item.event for item in flat(source.read(TIMEOUT)) if isinstance(item, Record)]
     finally:
         source.close()
     return events
@@ -106,7 +107,7 @@ def test_a_table_is_followed_while_others_write_it(url: str) -> None:
     come: list[int] = []
 
     def has_come() -> bool:
-        come.extend(item.event.execution_id.int for item in source.read(0.1) if isinstance(item, Record))
+        come.extend(item.event.execution_id.int for item in flat(source.read(0.1)) if isinstance(item, Record))
         return len(come) >= 1 + CLIENTS * 60
 
     try:

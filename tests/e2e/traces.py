@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from constellation_otel.receiver import decode_traces
 
@@ -14,16 +17,38 @@ if TYPE_CHECKING:
 
     from .peers import Jaeger
 
-__all__ = ["read_back", "trace_text", "traces_text"]
+__all__ = ["read_back", "received_in", "trace_text", "traces_text"]
 
 JAEGERS_OWN = "@jaeger@warnings"
 """What Jaeger adds to spans that it finds odd: without length, or outside their parent's."""
+ID_FIELDS = {"traceId", "spanId", "parentSpanId"}
 
 
 def read_back(jaeger: Jaeger, trace_id: int, *, spans: int) -> list[Received]:
     """A trace, once all of its spans are there."""
     answer = jaeger.trace(f"{trace_id:032x}", spans=spans)
-    return decode_traces(json.dumps(answer).encode(), json=True)
+    return received_in(answer)
+
+
+def received_in(answer: Mapping[str, Any]) -> list[Received]:
+    """The spans of an answer of Jaeger's query API, which is OTLP/JSON."""
+    request = ExportTraceServiceRequest()
+    json_format.ParseDict(_with_base64_ids(answer), request, ignore_unknown_fields=True)
+    return decode_traces(request.SerializeToString())
+
+
+def _with_base64_ids(node: Any) -> Any:
+    """OTLP/JSON has ids in hexadecimal, protobuf's JSON has all bytes in base64."""
+    match node:
+        case dict():
+            return {
+                name: b64encode(bytes.fromhex(value)).decode() if name in ID_FIELDS else _with_base64_ids(value)
+                for name, value in node.items()
+            }
+        case list():
+            return [_with_base64_ids(item) for item in node]
+        case _:
+            return node
 
 
 def trace_text(received: list[Received]) -> str:
