@@ -6,19 +6,25 @@
 PYTHON ?= python3
 VENV := .venv
 WITH :=
+COVERAGE := --cov --cov-report=term --cov-fail-under=100
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
 # the tests start hundreds of processes: none of them compiles again what another one has
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test e2e bench lint format clean
+.PHONY: demo test test-oldest e2e bench lint format clean
 
 demo: $(STAMP)
 	@$(BIN)/constellation-otel demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=4 --dist=worksteal --cov --cov-report=term --cov-fail-under=100
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=4 --dist=worksteal $(COVERAGE)
+
+# The same with every dependency at the lower bound that pyproject.toml gives it. Coverage is not
+# measured: what only newer releases have is not run.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest COVERAGE= WITH="$$($(PYTHON) .ci/oldest)"
 
 e2e: $(STAMP)
 	tests/e2e/peers/get collector jaeger kafka postgres pgbouncer

@@ -1,38 +1,57 @@
-"""The command line in processes of their own, forked from one that has imported it: as by a user, but sooner."""
+"""The command line in processes of its own, as a user runs it; and the sources and endpoints that its tests use.
+
+The processes are forked from one that has imported the package, to start sooner.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from constellation_otel.__main__ import main
+from constellation_otel.events import encode_json
+from deliveries import execution
+from support import DEADLINE
 
-__all__ = ["command", "environment", "line"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+    from constellation_otel.events import Event
+    from constellation_otel.receiver import Receiver
+
+__all__ = ["HOSTILE", "command", "ended", "environment", "events_of", "line", "otlp", "running", "written"]
+
+HOSTILE = "a\x1b[2J\x9b5n\u202e[red]b[/]"
+"""Text with control characters, a change of direction, and markup."""
 _TIMEOUT = 60.0
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["constellation_otel.cli.operations", "constellation_otel.transports.sql", "commands"])
+_PRELOADED = ["cli.bridge", "cli.replay", "transports.sql"]
+_FORKS.set_forkserver_preload([*(f"constellation_otel.{module}" for module in _PRELOADED), "commands"])
 
 
 def line(*arguments: str) -> list[str]:
-    """What a shell would be given, warnings being errors."""
+    """A command line as for a shell; warnings are errors."""
     return [sys.executable, "-W", "error", "-m", "constellation_otel", *arguments]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's without what OpenTelemetry reads, and with these variables."""
+    """This process's environment without OpenTelemetry's variables, and with the given ones."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return inherited | {"COLUMNS": "100"} | variables
 
 
 def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs one to its end, without any input, as ``subprocess.run`` would :func:`line`."""
+    """Runs a command to its end, without input, as ``subprocess.run`` would run :func:`line`."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, "stdout"), Path(folder, "stderr")]
         given = (list(arguments), environment(**variables), str(Path.cwd()), list(map(str, outputs)))
@@ -63,3 +82,38 @@ def _run(arguments: list[str], variables: dict[str, str], folder: str, outputs: 
     warnings.simplefilter("error")
     sys.argv = ["constellation-otel", *arguments]
     main()
+
+
+@contextmanager
+def running(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Runs a command that only a signal ends, and kills it at the end."""
+    with subprocess.Popen(
+        line(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**variables)
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Stops a bridge with SIGTERM; returns its exit code and its log."""
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=DEADLINE)
+    return process.returncode, [json.loads(logged) for logged in stderr.splitlines()]
+
+
+def otlp(receiver: Receiver) -> str:
+    """The URL of a receiver as a sink."""
+    return receiver.grpc_endpoint.replace("http://", "otlp://")
+
+
+def events_of(*numbers: int) -> list[Event]:
+    """The events of some executions, one after the other."""
+    return [event for number in numbers for event in execution(number)]
+
+
+def written(path: Path, events: list[Event]) -> str:
+    """Writes events to a file of JSON lines; returns its URL as a source."""
+    path.write_bytes(b"".join(encode_json(event) + b"\n" for event in events))
+    return f"jsonl:{path}"

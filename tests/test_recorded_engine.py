@@ -19,6 +19,7 @@ from engine_stand_in import recorded
 from support import DEADLINE
 
 if TYPE_CHECKING:
+    from constellation_otel.delivery import AssemblyCounters
     from constellation_otel.traces import Span
 
 MS = 1_000_000
@@ -37,6 +38,12 @@ def play(frames: list[dict[str, Any]], application: Any) -> tuple[OpenTelemetryL
     assert listener.close(DEADLINE)
     application.export()
     return listener, application.receiver.spans
+
+
+def assembly_of(listener: OpenTelemetryListener) -> AssemblyCounters:
+    assembly = listener.counters.assembly
+    assert assembly is not None
+    return assembly
 
 
 def missing_of(span: Span) -> tuple[object, ...]:
@@ -91,18 +98,13 @@ def described(facts: dict[str, Any], execution_end: dict[str, Any] | None) -> di
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_every_execution_is_one_trace_with_the_engines_times_that_says_what_is_missing(
-    run: str, application: Any
-) -> None:
+def test_every_execution_is_one_trace_with_the_engines_times(run: str, application: Any) -> None:
+    """It says what is missing of it."""
     frames = frames_of(run)
     listener, spans = play(frames, application)
-    counters = listener.counters
-    assert (counters.received, counters.delivered, counters.late, counters.duplicate) == (
-        len(frames),
-        len(frames),
-        0,
-        0,
-    )
+    counters, assembly = listener.counters, assembly_of(listener)
+    assert (counters.received, counters.delivered) == (len(frames), len(frames))
+    assert (assembly.late, assembly.duplicate) == (0, 0)
     by_execution: dict[str, list[dict[str, Any]]] = {}
     for frame in frames:
         by_execution.setdefault(frame["executionId"], []).append(frame)
@@ -149,8 +151,9 @@ def test_what_was_lost_shows(application: Any) -> None:
     )
     assert len({span.trace_id for span in spans}) == 29
     assert lacking == {("abandoned", ("end",)): 4, ("unknown", ("end",)): 5}
-    assert listener.counters.abandoned == 4
-    assert (listener.counters.incomplete_executions, listener.counters.incomplete_modules) == (4, 5)
+    assembly = assembly_of(listener)
+    assert assembly.abandoned == 4
+    assert (assembly.incomplete_executions, assembly.incomplete_modules) == (4, 5)
 
 
 # What the engine tells otherwise than one expects; docs/trace-model.md has the table
@@ -160,7 +163,7 @@ def described_by_name(spans: list[Span]) -> dict[str, tuple[object, str | None]]
     return {span.name: (span.attributes["constellation.outcome"], span.status_description) for span in spans}
 
 
-def test_a_time_out_in_the_engine_is_an_execution_that_failed_with_no_failed_module(application: Any) -> None:
+def test_a_time_out_in_the_engine_is_a_failure_without_a_module(application: Any) -> None:
     """And the module below the one that timed out, which never ran, has completed as well."""
     _, spans = play(frames_of("module-times-out-with-downstream.jsonl"), application)
     why = "failed, and no failed module is known; a time-out in the engine looks like this"
@@ -173,7 +176,7 @@ def test_a_time_out_in_the_engine_is_an_execution_that_failed_with_no_failed_mod
     assert failed.attributes["error.type"] == "_OTHER"
 
 
-def test_of_two_failed_modules_the_first_is_in_the_executions_description(application: Any) -> None:
+def test_of_two_failed_modules_the_execution_names_the_first(application: Any) -> None:
     _, spans = play(frames_of("two-modules-fail.jsonl"), application)
     assert described_by_name(spans) == {
         "FailNoMessage": ("failure", "IllegalStateException"),
@@ -182,10 +185,11 @@ def test_of_two_failed_modules_the_first_is_in_the_executions_description(applic
     }
 
 
-def test_a_run_from_the_dashboard_is_two_traces_of_which_the_one_with_the_modules_says_how_it_went(
-    application: Any,
-) -> None:
-    """Three runs: a good one, a failing one, and one that lacks an input, which has a start only."""
+def test_a_run_from_the_dashboard_is_two_traces(application: Any) -> None:
+    """The one with the modules says how it went.
+
+    Three runs: a good one, a failing one, and one that lacks an input, which has a start only.
+    """
     _, spans = play(frames_of("dashboard-runs.jsonl"), application)
     modules = Counter(span.trace_id for span in spans if span.parent_span_id is not None)
     roots = [span for span in spans if span.parent_span_id is None]
@@ -198,7 +202,7 @@ def test_a_run_from_the_dashboard_is_two_traces_of_which_the_one_with_the_module
     }
 
 
-def test_a_dag_of_150_modules_says_which_of_its_events_did_not_come(application: Any) -> None:
+def test_a_dag_of_150_modules_says_which_events_are_missing(application: Any) -> None:
     frames = frames_of("150-modules-one-run.jsonl")
     _, spans = play(frames, application)
     assert len({span.trace_id for span in spans}) == 1

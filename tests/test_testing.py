@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
@@ -20,7 +22,7 @@ from constellation_otel.events import ExecutionCancelled, ExecutionStarted, Modu
 from constellation_otel.listener import ExecutionListener, LoggingListener
 from constellation_otel.otel import OpenTelemetryListener, OtlpListener
 from constellation_otel.testing import RecordingListener, check_listener, span_tree
-from constellation_otel.traces import OUTCOME, Span
+from constellation_otel.traces import OUTCOME, Span, tree_of
 from constellation_otel.transports.jsonl import JsonlListener
 from constellation_otel.transports.kafka import KafkaListener
 from constellation_otel.transports.sql import SqlAuditListener
@@ -29,6 +31,7 @@ from support import DEADLINE, in_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+    from random import Random
 
     from opentelemetry.context import Context
 
@@ -54,7 +57,7 @@ def span(
     return Span(trace_id, span_id, parent, "", 1, name, kind, start_ns, 9, dict(attributes), status, description)
 
 
-def test_a_recording_listener_has_the_events_in_order_and_forgets_them_when_told() -> None:
+def test_a_recording_listener_has_the_events_in_order() -> None:
     listener = RecordingListener()
     listener.on_execution_start(EXECUTION, "dag")
     listener.on_module_start(EXECUTION, MODULE, "Trim")
@@ -75,7 +78,7 @@ def test_a_recording_listener_redacts_before_it_keeps() -> None:
     assert failed.error.message == "password ***"
 
 
-def test_waiting_for_a_number_of_events_or_for_a_condition_ends_when_they_came() -> None:
+def test_waiting_for_events_ends_when_they_arrived() -> None:
     listener = RecordingListener()
     with ThreadPoolExecutor(2) as threads:
         two = threads.submit(listener.wait_for, 2)
@@ -87,16 +90,16 @@ def test_waiting_for_a_number_of_events_or_for_a_condition_ends_when_they_came()
         assert two.result(timeout=10) == cancelled.result(timeout=10) == listener.events
 
 
-def test_a_missed_deadline_says_what_was_awaited_and_shows_what_came() -> None:
+def test_a_missed_deadline_shows_what_arrived() -> None:
     listener = RecordingListener()
-    with pytest.raises(AssertionError, match=r"^waited 0 s for the events to meet the condition; 0 came$"):
+    with pytest.raises(AssertionError, match=r"^waited 0 s for the events to meet the condition; 0 arrived$"):
         listener.wait_for(lambda events: False, timeout=0)
     listener.on_execution_start(EXECUTION, "dag")
-    with pytest.raises(AssertionError, match=r"^waited 0\.01 s for 2 events; 1 came:\n  ExecutionStarted\(.*'dag'"):
+    with pytest.raises(AssertionError, match=r"^waited 0\.01 s for 2 events; 1 arrived:\n  ExecutionStarted\(.*'dag'"):
         listener.wait_for(2, timeout=0.01)
 
 
-def test_a_tree_shows_name_kind_outcome_and_status_and_no_ids_or_times() -> None:
+def test_a_tree_shows_name_kind_outcome_and_status() -> None:
     spans = [
         span(4, 3, "GET", kind=SpanKind.CLIENT, start_ns=7),
         span(3, 1, "WordCount", "failure", status=StatusCode.ERROR, description="boom"),
@@ -128,7 +131,8 @@ def test_a_tree_of_nothing_is_empty() -> None:
     assert span_tree([]) == ""
 
 
-def test_siblings_of_one_name_are_in_the_order_of_their_subtrees_whichever_started_first() -> None:
+def test_siblings_of_one_name_are_in_the_order_of_their_subtrees() -> None:
+    """Whichever started first."""
     expected = """\
 dag (internal)
   m (internal) failure
@@ -158,7 +162,7 @@ def test_traces_and_roots_are_told_apart() -> None:
     assert span_tree(spans) == "another root (internal)\nsecond (internal)\n\nfirst (internal)\n  child (internal)"
 
 
-def test_spans_whose_parent_is_elsewhere_stand_together_under_a_line_that_says_so() -> None:
+def test_siblings_whose_parent_is_missing_stand_together() -> None:
     spans = [
         span(2, 9, "dag", "success"),
         span(3, 2, "m"),
@@ -168,11 +172,11 @@ def test_spans_whose_parent_is_elsewhere_stand_together_under_a_line_that_says_s
     ]
     expected = """\
 root (internal)
-… (parent not here)
+… (parent missing)
   after (internal)
   dag (internal) success
     m (internal)
-… (parent not here)
+… (parent missing)
   other (internal)"""
     assert span_tree(spans) == expected
 
@@ -193,15 +197,29 @@ def test_a_span_that_was_delivered_twice_is_one_node_that_says_so() -> None:
 def test_spans_that_are_each_others_ancestors_are_cut_into_a_tree() -> None:
     spans = [span(4, 3, "hangs on it"), span(1, 3, "b"), span(2, 1, "a"), span(3, 2, "c"), span(5, 5, "itself")]
     expected = """\
-… (parents in a circle)
+… (parents form a cycle)
   a (internal)
     c (internal)
       b (internal)
       hangs on it (internal)
-… (parents in a circle)
+… (parents form a cycle)
   itself (internal)"""
     assert span_tree(spans) == expected
     assert span_tree(reversed(spans)) == expected
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(1, 8))), st.randoms())
+def test_any_spans_are_a_tree_with_each_id_once(ids: list[tuple[int, int | None]], random: Random) -> None:
+    """Parents come before their children; the text is the same in any order of the spans."""
+    spans = [span(span_id, parent, f"{span_id} under {parent}") for span_id, parent in dict(ids).items()]
+    tree = tree_of([*spans, *spans])
+    order = list(tree.walk([*tree.roots, *(it for siblings in tree.orphans.values() for it in siblings), *tree.cycles]))
+    assert sorted(order) == sorted(span.span_id for span in spans)
+    assert all(order.index(parent) < order.index(child) for parent in tree.children for child in tree.children[parent])
+    assert all(copies == [copies[0]] * 2 for copies in tree.spans.values())
+    shuffled = random.sample(spans, len(spans))
+    assert span_tree(shuffled) == span_tree(spans)
+    assert len([line for line in span_tree(spans).splitlines() if "…" not in line]) == len(spans)
 
 
 def test_what_would_disturb_the_text_is_escaped() -> None:
@@ -247,30 +265,27 @@ WITH_JOURNAL: dict[str, Callable[[Path, Any], ExecutionListener]] = {
 
 
 @pytest.mark.parametrize("name", READY)
-def test_our_own_listeners_keep_the_promises_without_an_endpoint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("constellation_otel.testing._CLOSE_TIMEOUT", 0.1)
-    check_listener(READY[name])
+def test_our_own_listeners_keep_the_promises_without_an_endpoint(name: str) -> None:
+    check_listener(READY[name], close_timeout=0.1)
 
 
 @pytest.mark.parametrize("has_journal", [False, True])
 @pytest.mark.parametrize("name", WITH_JOURNAL)
-def test_our_own_listeners_keep_the_promises_with_a_journal_and_without(
-    name: str, has_journal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # all parts have the one journal, which a close that has no time may still be busy with
-    monkeypatch.setattr("constellation_otel.testing._CLOSE_TIMEOUT", DEADLINE)
+def test_our_own_listeners_keep_the_promises_with_a_journal(name: str, has_journal: bool, tmp_path: Path) -> None:
+    """Or without one."""
     journal = str(tmp_path / "journal.db") if has_journal else None
-    check_listener(lambda: WITH_JOURNAL[name](tmp_path, journal))
+    # all parts share the journal, which a close without time may still be busy with
+    check_listener(lambda: WITH_JOURNAL[name](tmp_path, journal), close_timeout=DEADLINE)
 
 
 def test_a_close_that_wants_a_timeout_gets_one() -> None:
     class Closing(ExecutionListener):
         def close(self, timeout: float) -> None:
-            given.append(timeout)
+            timeouts.append(timeout)
 
-    given: list[float] = []
+    timeouts: list[float] = []
     check_listener(Closing)
-    assert given == [2.0] * 3
+    assert timeouts == [2.0] * 3
 
 
 def test_a_listener_that_is_not_safe_for_threads_is_reported() -> None:
@@ -302,7 +317,7 @@ def test_every_callback_of_the_spi_is_called() -> None:
     assert {name for name in vars(ExecutionListener) if name.startswith("on_")} <= called
 
 
-def test_whatever_a_callback_raises_is_reported_once_with_where_and_how_often() -> None:
+def test_what_a_callback_raises_is_reported_once() -> None:
     class Raises(ExecutionListener):
         def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
             module_name.encode()
@@ -327,19 +342,19 @@ def test_whatever_a_callback_raises_is_reported_once_with_where_and_how_often() 
         "  on_module_complete raised SystemExit: '3' with odd values (the duration is inf ms)",
         (
             "  on_module_failed raised RuntimeError: 'str() of this exception raises'"
-            " with odd values (the error cannot be told: str() of it raises)"
+            " with odd values (the error cannot be printed: str() of it raises)"
         ),
         "  on_module_failed raised KeyboardInterrupt: '' with odd values (the error is a KeyboardInterrupt)",
     ]
 
 
-def test_an_exception_that_cannot_be_told_is_reported_with_what_its_text_raised() -> None:
+def test_an_exception_that_cannot_be_printed_is_reported() -> None:
     class PassesOn(ExecutionListener):
         def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
-            if type(error).__name__ == "_UntellableError":
+            if type(error).__name__ == "_UnprintableError":
                 raise error
 
-    with pytest.raises(AssertionError, match=r"\n  on_module_failed raised _UntellableError: '<str\(\) of"):
+    with pytest.raises(AssertionError, match=r"\n  on_module_failed raised _UnprintableError: '<str\(\) of"):
         check_listener(PassesOn)
 
 
@@ -364,7 +379,7 @@ def test_a_callback_that_blocks_is_reported_after_the_deadline() -> None:
             thread.join(10)
 
 
-def test_callbacks_that_return_awaitables_or_leave_a_context_are_reported() -> None:
+def test_awaitables_and_contexts_that_are_left_are_reported() -> None:
     future: asyncio.Future[None] = asyncio.Future(loop=asyncio.new_event_loop())
 
     class Wrong(ExecutionListener):
@@ -384,12 +399,12 @@ def test_callbacks_that_return_awaitables_or_leave_a_context_are_reported() -> N
         check_listener(Wrong)
     future.get_loop().close()
     said = str(violations.value)
-    assert "\n  on_execution_start returned an awaitable, which nobody awaits with odd values (both ids are " in said
-    assert "\n  on_module_start returned an awaitable, which nobody awaits with odd values (both ids are " in said
+    assert "\n  on_execution_start returned an awaitable, which is never awaited with odd values (both ids are " in said
+    assert "\n  on_module_start returned an awaitable, which is never awaited with odd values (both ids are " in said
     assert (
         "\n  on_execution_cancelled left another OpenTelemetry context current with odd values (both ids are " in said
     )
-    assert "\n  module_context returned a NoneType and no context with odd values, and " in said
+    assert "\n  module_context returned a NoneType, not a Context with odd values, and " in said
     assert len(said.splitlines()) == 5
 
 
@@ -409,7 +424,9 @@ def test_a_listener_that_cannot_be_made_or_closed_is_reported() -> None:
         check_listener(make)
     given = {"a int": lambda: 3, "the class Stuck": lambda: Stuck}
     for what, wrong in given.items():
-        message = rf"\n  make\(\) returned {what}, which is no ExecutionListener; derive the class from it and call it,"
+        message = (
+            rf"\n  make\(\) returned {what}, which is not an ExecutionListener; derive the class from it and call it,"
+        )
         with pytest.raises(AssertionError, match=message):
             check_listener(wrong)  # type: ignore[arg-type] # that is the violation
 
@@ -419,11 +436,12 @@ def test_a_close_that_has_to_be_awaited_is_reported() -> None:
         async def close(self) -> None:
             """Never gets here."""
 
-    with pytest.raises(AssertionError, match=r"\n  close\(\) returned an awaitable, which nobody awaits with odd"):
+    with pytest.raises(AssertionError, match=r"\n  close\(\) returned an awaitable, which is never awaited with odd"):
         check_listener(Closing)
 
 
-def test_a_condition_that_is_waited_for_holds_no_callback_up_and_sees_what_comes_after_a_clearing() -> None:
+def test_a_condition_is_called_without_a_lock() -> None:
+    """And again for what arrives after a clearing."""
     recorder = RecordingListener()
     seen: list[int] = []
 

@@ -23,8 +23,8 @@ from constellation_otel import (
     span_id_of,
     trace_id_of,
 )
+from constellation_otel.delivery import Counters
 from constellation_otel.events import decode_frame, decode_json, encode_json
-from constellation_otel.otel import ListenerCounters
 from constellation_otel.receiver import Receiver
 from constellation_otel.testing import RecordingListener, span_tree
 from constellation_otel.traces import Span
@@ -55,7 +55,7 @@ def listeners() -> None:
     assert_type(ExecutionListener.noop, ExecutionListener)
     assert_type(telemetry.flush(1.0), bool)
     assert_type(telemetry.close(1.0), bool)
-    assert_type(telemetry.counters, ListenerCounters)
+    assert_type(telemetry.counters, Counters)
     provider: ModuleContextProvider = telemetry
     assert_type(provider.module_context(UUID(int=1), UUID(int=2), Context()), Context)
     adapter: ExecutionListener = AsyncListenerAdapter(object())
