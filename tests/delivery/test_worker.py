@@ -75,6 +75,28 @@ def test_items_come_in_batches_no_larger_than_the_bound() -> None:
     assert sizes == [1, 3, 3, 1]
 
 
+def test_other_threads_have_their_turn_within_a_batch() -> None:
+    """A thread that wakes up need not wait for all of it."""
+    sizes: list[int] = []
+    gate = threading.Event()
+
+    class Sizes(Handler[int]):
+        def handle(self, items: list[int]) -> None:
+            assert gate.wait(DEADLINE)
+            sizes.append(len(items))
+
+    worker = Worker(Sizes(), name="w", linger=0.0)
+    worker.put(0)
+    eventually(lambda: worker.counters.held == 1, "the first one is in its hands")
+    for number in range(1, 201):
+        worker.put(number)
+    gate.set()
+    assert worker.flush(DEADLINE)
+    assert worker.close(DEADLINE)
+    assert sum(sizes) == 201
+    assert max(sizes) == 32
+
+
 def test_a_full_queue_drops_counts_and_logs_the_newest(caplog: pytest.LogCaptureFixture) -> None:
     blocked = Blocked()
     worker = Worker[int](blocked, name="full", max_queue=3, linger=0)
