@@ -23,6 +23,7 @@ __all__ = [
     "AnySource",
     "Batch",
     "BatchBuilder",
+    "Forwarding",
     "Position",
     "Record",
     "Rejection",
@@ -248,8 +249,8 @@ class Source:
         """Called every few seconds while it is not read since its sinks take no more."""
 
 
-class _Adapted(Source):
-    """A source of a user's own, which has only what is needed, and of the rest what it likes."""
+class Forwarding(Source):
+    """Gives what another source gives; one of a user's own has only what is needed, and of the rest what it likes."""
 
     def __init__(self, source: AnySource) -> None:
         self._source = source
@@ -280,6 +281,10 @@ class _Adapted(Source):
         self._source.close()
 
     @property
+    def wants_acknowledgements(self) -> bool:
+        return bool(getattr(self._source, "wants_acknowledgements", True))
+
+    @property
     def last_error(self) -> str | None:
         error: str | None = getattr(self._source, "last_error", None)
         return error
@@ -305,7 +310,7 @@ class _Adapted(Source):
 
 def as_source(source: AnySource) -> Source:
     """A source with all that a :class:`Source` has; one of a user's own may have the needed methods only."""
-    return source if isinstance(source, Source) else _Adapted(source)
+    return source if isinstance(source, Source) else Forwarding(source)
 
 
 class Rejection(Struct, frozen=True):

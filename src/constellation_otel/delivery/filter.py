@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from constellation_otel.delivery.contract import Batch, Revoked, Source, as_source, batches_of
+from constellation_otel.delivery.contract import Batch, Forwarding, Revoked, batches_of
 from constellation_otel.events import Event, ExecutionStarted
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class _Waiting(NamedTuple):
     corrected: tuple[str, ...]
 
 
-class ExecutionFilter(Source):
+class ExecutionFilter(Forwarding):
     """A source of which only some executions are read.
 
     An execution is taken or left as a whole, by the time of its start, so that no trace is
@@ -59,7 +59,7 @@ class ExecutionFilter(Source):
         max_waiting: int = 100_000,
         max_known: int = 1_000_000,
     ) -> None:
-        self._source = as_source(source)
+        super().__init__(source)
         self._since_ns = since_ns
         self._until_ns = until_ns
         self._execution_id = execution_id
@@ -76,22 +76,6 @@ class ExecutionFilter(Source):
         """Events that were not taken; with those whose start has not come, when the source has ended."""
         return self._left + (self._waiting_count if self._source.has_ended else 0)
 
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def is_ordered(self) -> bool:
-        return self._source.is_ordered
-
-    @property
-    def is_durable(self) -> bool:
-        return self._source.is_durable
-
-    @property
-    def has_ended(self) -> bool:
-        return self._source.has_ended
-
     def read(self, timeout: float) -> Sequence[SourceItem]:
         """Reads once from the source; what is taken of that may be nothing."""
         taken: list[SourceItem] = []
@@ -106,33 +90,11 @@ class ExecutionFilter(Source):
 
     def acknowledge(self, positions: Sequence[Position]) -> None:
         if self._acknowledges:
-            self._source.acknowledge(positions)
-
-    def close(self) -> None:
-        self._source.close()
+            super().acknowledge(positions)
 
     @property
     def wants_acknowledgements(self) -> bool:
-        return self._acknowledges and self._source.wants_acknowledgements
-
-    @property
-    def last_error(self) -> str | None:
-        return self._source.last_error
-
-    @property
-    def failed_acknowledgements(self) -> int:
-        return self._source.failed_acknowledgements
-
-    @property
-    def dropped(self) -> int:
-        return self._source.dropped
-
-    @property
-    def fraction_read(self) -> float | None:
-        return self._source.fraction_read
-
-    def keep_alive(self) -> None:
-        self._source.keep_alive()
+        return self._acknowledges and super().wants_acknowledgements
 
     def _select(self, batch: Batch) -> list[Batch]:
         """What is taken now that this has come."""
