@@ -132,11 +132,10 @@ def test_a_pipe_that_is_read_too_slowly_loses_the_letter_and_says_so(
 
 
 def test_a_file_that_another_process_keeps_locked_is_waited_for_only_so_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "dead.jsonl"
-    monkeypatch.setattr("constellation_otel.delivery.dead_letters._LOCK_TIMEOUT", 0.02)
-    letters = DeadLetters(path)
+    letters = DeadLetters(path, lock_timeout=0.02)
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert not letters.write("here", "bad", b"x")

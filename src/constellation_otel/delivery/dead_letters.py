@@ -25,8 +25,6 @@ __all__ = ["DeadLetters"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_DATA: Final = 65_536
-_LOCK_TIMEOUT: Final = 1.0
-"""Seconds that a write waits for other threads and processes that write to the file."""
 _LOCK_STEP: Final = 0.005
 
 
@@ -42,15 +40,19 @@ class DeadLetters:
         path: The file; it is made when there is something to write.
         max_bytes: When the file has grown to this, no more is written to it, which is
             logged; what comes then is only counted.
+        lock_timeout: Seconds that a write waits for other threads and processes that write to the file.
 
     Attributes:
         written: Lines that were written.
         failed: What could not be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 100 * 1024 * 1024) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, max_bytes: int = 100 * 1024 * 1024, lock_timeout: float = 1.0
+    ) -> None:
         self._path = Path(path)
         self._max_bytes = max_bytes
+        self._lock_timeout = lock_timeout
         self._log = RateLimitedLog()
         self.written = 0
         self.failed = 0
@@ -108,7 +110,7 @@ class DeadLetters:
 
     def _write(self, descriptor: int, line: bytes) -> None:
         """Writes a line, or raises OSError."""
-        _lock(descriptor)
+        _lock(descriptor, self._lock_timeout)
         status = os.fstat(descriptor)
         is_file = stat.S_ISREG(status.st_mode)
         if is_file and self._is_torn(status.st_size):
@@ -132,15 +134,15 @@ class DeadLetters:
             return file.read(1) != b"\n"
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, timeout: float) -> None:
     """Waits until nobody else writes to the file; closing it lets go of the lock."""
-    deadline = time.monotonic() + _LOCK_TIMEOUT
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                message = f"another process has had it locked for {_LOCK_TIMEOUT} s; end that one, or name another file"
+                message = f"another process has had it locked for {timeout} s; end that one, or name another file"
                 raise OSError(message) from None
             time.sleep(_LOCK_STEP)
         else:

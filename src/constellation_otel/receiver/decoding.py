@@ -180,12 +180,11 @@ class LogRecord(Struct, frozen=True, kw_only=True):
     scope: Scope
 
 
-def decode_traces(data: bytes, *, json: Literal[False] = False) -> list[Received]:  # noqa: ARG001 - see below
+def decode_traces(data: bytes) -> list[Received]:
     """Decodes the spans of an export request; a TracesData message reads the same.
 
     Args:
         data: The protobuf message.
-        json: Always ``False``, since OTLP/JSON is not read; for callers that still pass it.
 
     Returns:
         The spans in the message's order.

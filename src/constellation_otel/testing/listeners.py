@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check_listener"]
 
 
-def check_listener(
-    make: Callable[[], ExecutionListener], timeout: float = 30.0, *, close_timeout: float | None = None
-) -> None:
+def check_listener(make: Callable[[], ExecutionListener], timeout: float = 30.0, *, close_timeout: float = 2.0) -> None:
     """Checks that a listener keeps the SPI's promises.
 
     Calls every callback, and ``module_context`` if the listener has it, with odd but
@@ -40,14 +38,12 @@ def check_listener(
             has a ``close`` method, it is called at the end of its part. What is not
             delivered by then is not a violation.
         timeout: Seconds for each part. It finds callbacks that block, not slow ones.
-        close_timeout: Seconds that are passed to ``close`` if it requires an argument; two by default.
+        close_timeout: Seconds that are passed to ``close`` if it requires an argument.
 
     Raises:
         AssertionError: The listener breaks a promise; the message has every violation.
     """
     violations = Violations("the listener does not keep the SPI's promises")
-    if close_timeout is None:
-        close_timeout = _CLOSE_TIMEOUT
     interval = sys.getswitchinterval()
     try:
         # threads that switch this often meet inside a callback
@@ -67,7 +63,6 @@ def check_listener(
 _THREADS: Final = 8
 _ROUNDS: Final = 25
 _SWITCH_INTERVAL: Final = 1e-5
-_CLOSE_TIMEOUT: Final = 2.0
 _MEGABYTE: Final = 1_000_000
 _EXECUTION: Final = UUID("6f3a0b52-6c1e-4f0c-9d55-2f6b4f6d7a11")
 _MODULE: Final = UUID("b1946ac9-2f4e-4a57-8f5e-6b1f4d0c9e22")

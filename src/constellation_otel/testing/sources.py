@@ -74,7 +74,8 @@ def check_source(
             consumer group; a file is read from its beginning each time.
         outages: Makes sources that cannot be read now, or at all, by what is wrong: ``read``
             must give nothing or raise, and end when another thread closes the source.
-        timeout: Seconds for each part, after which a call counts as hanging.
+        timeout: Seconds for each part, after which a call counts as hanging; closing may
+            take a quarter of that, and seven at most.
 
     Raises:
         AssertionError: The source breaks a promise; the message has every violation.
@@ -265,8 +266,9 @@ class _Run(Component):
         else:
             if is_awaitable(answer):
                 self.add(f"{what} returned an awaitable, which is never awaited")
-        if time.monotonic() - start > FEW_SECONDS:
-            self.add(f"{what} took longer than {FEW_SECONDS:g} s")
+        limit = min(FEW_SECONDS, self._timeout / 4)
+        if time.monotonic() - start > limit:
+            self.add(f"{what} took longer than {limit:g} s")
 
     def _take(self, items: Sequence[SourceItem], read: _Read) -> None:
         for item in items:
