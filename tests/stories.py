@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
 from hypothesis import strategies as st
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel.events import (
@@ -21,27 +24,16 @@ from constellation_otel.events import (
 from constellation_otel.traces import Assembler, Span, SpanEvent
 from constellation_otel.traces.ids import span_id_of, trace_id_of
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 MS = 1_000_000
-
-
 SECOND = 1_000_000_000
-
-
 T0 = 1_795_465_363_577 * MS
-
-
 E1 = UUID("11111111-1111-4111-8111-111111111111")
-
-
 E2 = UUID("22222222-2222-4222-8222-222222222222")
-
-
 M1 = UUID("aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa")
-
-
 M2 = UUID("bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb")
-
-
 M3 = UUID("cccccccc-cccc-4ccc-8ccc-cccccccccccc")
 
 
@@ -211,3 +203,15 @@ def in_order(story: list[Event]) -> list[Event]:
 
 def bytes_of(spans: list[Span]) -> list[str]:
     return sorted(map(repr, spans))
+
+
+def with_spans_inside(listener: Any, library: Tracer, executions: int) -> None:
+    """Executions, the same each time, with a span that a library makes inside their module's body."""
+    rng = random.Random(2026)
+    for _ in range(executions):
+        execution_id, module_id = UUID(int=rng.getrandbits(128)), UUID(int=rng.getrandbits(128))
+        listener.on_execution_start(execution_id, "d")
+        listener.on_module_start(execution_id, module_id, "m")
+        library.start_span("inner", listener.module_context(execution_id, module_id, Context())).end()
+        listener.on_module_complete(execution_id, module_id, "m", 1.0)
+        listener.on_execution_complete(execution_id, "d", True, 2.0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from opentelemetry import trace
@@ -24,6 +23,7 @@ from constellation_otel.events import ExecutionCompleted, ExecutionStarted, Modu
 from constellation_otel.testing import span_tree
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
 from samplers import Opinionated, RaisingSampler
+from stories import with_spans_inside
 from support import DEADLINE
 from telemetry import (
     assert_sum,
@@ -120,17 +120,10 @@ def test_ratio_sampling_keeps_its_share_of_whole_executions(
     """1,000 executions, with a span that a library makes inside each module's body."""
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.1")
-    rng = random.Random(2026)
     application = make_application()
     library = application.traces.get_tracer("library")
     listener = make_otlp(receiver.grpc_endpoint, sampler=sampler)
-    for _ in range(1_000):
-        execution_id, module_id = UUID(int=rng.getrandbits(128)), UUID(int=rng.getrandbits(128))
-        listener.on_execution_start(execution_id, "d")
-        listener.on_module_start(execution_id, module_id, "m")
-        library.start_span("inner", listener.module_context(execution_id, module_id, Context())).end()
-        listener.on_module_complete(execution_id, module_id, "m", 1.0)
-        listener.on_execution_complete(execution_id, "d", True, 2.0)
+    with_spans_inside(listener, library, 1_000)
     assert listener.flush(DEADLINE)
     application.export()
     traces = traces_of(receiver.spans)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from opentelemetry import trace
@@ -36,6 +35,7 @@ from constellation_otel.events import ExecutionStarted
 from constellation_otel.otel.sdk_spans import _KnownAnswer
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
 from samplers import Opinionated, RaisingSampler
+from stories import with_spans_inside
 from support import DEADLINE
 from telemetry import (
     LONG,
@@ -59,17 +59,10 @@ def test_ratio_sampling_keeps_its_share_of_whole_executions(
     make_listener: Callable[..., OpenTelemetryListener], sampler: Sampler
 ) -> None:
     """10,000 executions, with a span that a library makes inside each module's body."""
-    rng = random.Random(2026)
     provider, exporter = provider_with(sampler)
     listener = make_listener(provider)
     library = provider.get_tracer("library")
-    for _ in range(10_000):
-        execution_id, module_id = UUID(int=rng.getrandbits(128)), UUID(int=rng.getrandbits(128))
-        listener.on_execution_start(execution_id, "d")
-        listener.on_module_start(execution_id, module_id, "m")
-        library.start_span("inner", listener.module_context(execution_id, module_id, Context())).end()
-        listener.on_module_complete(execution_id, module_id, "m", 1.0)
-        listener.on_execution_complete(execution_id, "d", True, 2.0)
+    with_spans_inside(listener, library, 10_000)
     assert listener.flush(LONG)
     traces: dict[int, list[str]] = {}
     for span in exporter.get_finished_spans():

@@ -53,15 +53,25 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize(("protocol", "zipped"), EVERYTHING)
-def test_a_span_of_the_sdk_arrives_whole(receiver: Receiver, protocol: str, zipped: bool) -> None:
-    exporter: Any
+EXPORTERS: dict[str, tuple[Any, Any]] = {
+    "traces": (GrpcSpanExporter, HttpSpanExporter),
+    "metrics": (GrpcMetricExporter, HttpMetricExporter),
+    "logs": (GrpcLogExporter, HttpLogExporter),
+}
+
+
+def exporter_to(receiver: Receiver, signal: str, protocol: str, zipped: bool) -> Any:
+    by_grpc, by_http = EXPORTERS[signal]
     if protocol == "grpc":
         compression = grpc.Compression.Gzip if zipped else grpc.Compression.NoCompression
-        exporter = GrpcSpanExporter(receiver.grpc_endpoint, insecure=True, compression=compression)
-    else:
-        http_compression = Compression.Gzip if zipped else Compression.NoCompression
-        exporter = HttpSpanExporter(f"{receiver.http_endpoint}/v1/traces", compression=http_compression)
+        return by_grpc(receiver.grpc_endpoint, insecure=True, compression=compression)
+    http_compression = Compression.Gzip if zipped else Compression.NoCompression
+    return by_http(f"{receiver.http_endpoint}/v1/{signal}", compression=http_compression)
+
+
+@pytest.mark.parametrize(("protocol", "zipped"), EVERYTHING)
+def test_a_span_of_the_sdk_arrives_whole(receiver: Receiver, protocol: str, zipped: bool) -> None:
+    exporter = exporter_to(receiver, "traces", protocol, zipped)
     provider = TracerProvider(resource=SDK_RESOURCE, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("scope", "1.2", "https://example.com/scope", {"of": "the scope"})
@@ -122,13 +132,7 @@ def test_a_span_of_the_sdk_arrives_whole(receiver: Receiver, protocol: str, zipp
 
 @pytest.mark.parametrize(("protocol", "zipped"), EVERYTHING)
 def test_metrics_of_the_sdk_arrive_with_their_exemplars(receiver: Receiver, protocol: str, zipped: bool) -> None:
-    exporter: Any
-    if protocol == "grpc":
-        compression = grpc.Compression.Gzip if zipped else grpc.Compression.NoCompression
-        exporter = GrpcMetricExporter(receiver.grpc_endpoint, insecure=True, compression=compression)
-    else:
-        http_compression = Compression.Gzip if zipped else Compression.NoCompression
-        exporter = HttpMetricExporter(f"{receiver.http_endpoint}/v1/metrics", compression=http_compression)
+    exporter = exporter_to(receiver, "metrics", protocol, zipped)
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
     provider = MeterProvider([reader], resource=SDK_RESOURCE, shutdown_on_exit=False)
     meter = provider.get_meter("scope", "1.2", "https://example.com/scope")
@@ -190,13 +194,7 @@ def test_metrics_of_the_sdk_arrive_with_their_exemplars(receiver: Receiver, prot
 
 @pytest.mark.parametrize(("protocol", "zipped"), EVERYTHING)
 def test_a_log_record_of_the_sdk_arrives_whole(receiver: Receiver, protocol: str, zipped: bool) -> None:
-    exporter: Any
-    if protocol == "grpc":
-        compression = grpc.Compression.Gzip if zipped else grpc.Compression.NoCompression
-        exporter = GrpcLogExporter(receiver.grpc_endpoint, insecure=True, compression=compression)
-    else:
-        http_compression = Compression.Gzip if zipped else Compression.NoCompression
-        exporter = HttpLogExporter(f"{receiver.http_endpoint}/v1/logs", compression=http_compression)
+    exporter = exporter_to(receiver, "logs", protocol, zipped)
     provider = LoggerProvider(resource=SDK_RESOURCE, shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logger = provider.get_logger("scope", "1.2", "https://example.com/scope")

@@ -23,6 +23,7 @@ from constellation_otel.events import (
 )
 from constellation_otel.transports.sql import SqlSink, SqlSource
 from deliveries import flat
+from sql_events import NS, TRACEPARENT
 from support import DEADLINE
 
 if TYPE_CHECKING:
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-EXECUTION = UUID("6ba7b810-9dad-41d1-80b4-00c04fd430c8")
-MODULE = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
-NS = 1_774_742_400_123_456_789
-"""2026-03-29T00:00:00.123456789 UTC."""
-TRACEPARENT = "00-4104c80a8a6c1bf4a355527a7906fb00-00f067aa0ba902b7-01"
-SIX: list[Event] = [
-    ExecutionStarted(EXECUTION, "my-pipeline", NS, TRACEPARENT, "vendor=1"),
-    ModuleStarted(EXECUTION, MODULE, "Trim", NS + 1),
-    ModuleCompleted(EXECUTION, MODULE, "Trim", 2.5, NS + 2),
-    ModuleFailed(EXECUTION, MODULE, "WordCount", ErrorInfo("ValueError", "no words"), NS + 3),
-    ExecutionCompleted(EXECUTION, "my-pipeline", False, 15.0, NS + 4),
-    ExecutionCancelled(EXECUTION, "my-pipeline", NS + 5),
-]
 GUIDE_TABLE = """
 CREATE TABLE execution_audit (
   id            INTEGER PRIMARY KEY AUTOINCREMENT,

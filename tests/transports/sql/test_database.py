@@ -23,8 +23,9 @@ from constellation_otel.errors import (
 from constellation_otel.transports.sql import SqlSink, SqlSource, schema_ddl
 from constellation_otel.transports.sql.database import Address, verdict_on
 from constellation_otel.transports.sql.table import TABLE
+from sql_events import SIX
 from support import DEADLINE
-from transports.sql.helpers import SIX, Database, read_all
+from transports.sql.helpers import Database, read_all
 
 if TYPE_CHECKING:
     from pathlib import Path

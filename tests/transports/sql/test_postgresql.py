@@ -22,8 +22,9 @@ from constellation_otel.events import (
 from constellation_otel.transports.sql.database import POSTGRESQL, SQLITE, Address, shut_down
 from constellation_otel.transports.sql.database import Database as _Database
 from constellation_otel.transports.sql.table import GUIDE, OURS, base_of, can_hold, finder, layout_of
+from sql_events import EXECUTION, MODULE, NS, SIX
 from support import DEADLINE
-from transports.sql.helpers import EXECUTION, GUIDE_TABLE, MODULE, NS, SIX, Database, read_all, run
+from transports.sql.helpers import GUIDE_TABLE, Database, read_all, run
 
 
 def test_postgresqls_client_gets_our_options() -> None:

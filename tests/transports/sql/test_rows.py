@@ -27,21 +27,9 @@ from constellation_otel.events import (
 )
 from constellation_otel.transports.sql import SqlSink, SqlSource
 from constellation_otel.transports.sql.table import GUIDE, OURS
+from sql_events import EXECUTION, MODULE, NS, SIX, TRACEPARENT
 from support import DEADLINE
-from transports.sql.helpers import (
-    EXECUTION,
-    GUIDE_TABLE,
-    MODULE,
-    NS,
-    SIX,
-    TRACEPARENT,
-    Database,
-    events,
-    insert_ids,
-    offsets,
-    read_all,
-    started,
-)
+from transports.sql.helpers import GUIDE_TABLE, Database, events, insert_ids, offsets, read_all, started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,19 +26,9 @@ from constellation_otel.events import (
     ModuleFailed,
 )
 from constellation_otel.transports.sql import SqlSink
+from sql_events import EXECUTION, MODULE, NS, SIX, TRACEPARENT
 from support import DEADLINE
-from transports.sql.helpers import (
-    ENDLESS,
-    EXECUTION,
-    GUIDE_TABLE,
-    MODULE,
-    NS,
-    SIX,
-    TRACEPARENT,
-    Database,
-    read_all,
-    started,
-)
+from transports.sql.helpers import ENDLESS, GUIDE_TABLE, Database, read_all, started
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,18 +22,9 @@ from constellation_otel.transports.sql.database import SQLITE
 from constellation_otel.transports.sql.source import _Gaps
 from constellation_otel.transports.sql.table import GUIDE
 from deliveries import flat
+from sql_events import EXECUTION
 from support import DEADLINE, eventually
-from transports.sql.helpers import (
-    ENDLESS,
-    EXECUTION,
-    GUIDE_TABLE,
-    Database,
-    insert_ids,
-    offsets,
-    read_all,
-    run,
-    started,
-)
+from transports.sql.helpers import ENDLESS, GUIDE_TABLE, Database, insert_ids, offsets, read_all, run, started
 
 if TYPE_CHECKING:
     from constellation_otel.transports.sql import SqlSource
