@@ -80,6 +80,9 @@ _ENTRIES: Final = {Batch, Spilled, Restarted, Revoked, Ended}
 class Pipeline(Handler[Any], Generic[T]):
     """The way to one sink.
 
+    It is one class of more than 300 lines, since what is put, what a journal has, what the sink
+    settles and how all of it ends are done by one thread, and go by the same fields.
+
     Args:
         new_sender: Makes the sender; once more in a forked child, where all starts afresh.
         name: The thread's; also the prefix of log messages.

@@ -153,6 +153,9 @@ class WebSocketSource(Source):
     is shutting down: what still comes is taken until no execution is open, for four
     seconds at most, then this side closes, and connects again as ever.
 
+    It is one class of more than 300 lines: who reads and the thread that connects change the
+    same few fields, under one lock.
+
     Args:
         url: ``ws://host:port`` or ``wss://host:port``. The port is 8080, or 443 for ``wss``,
             where there is none, the path ``/api/v1/executions/events``; a query may have
