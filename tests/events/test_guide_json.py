@@ -510,7 +510,7 @@ def test_bytes_that_are_no_text_are_refused(decode: Callable[[bytes | str], Even
     with pytest.raises(DecodeError) as refused:
         decode(b'{"dagName":"\xff"')
     assert str(refused.value) == (
-        "not an event: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte;"
+        "not an event: 'utf-8' codec can't decode byte 0xff in position 12: invalid start byte;"
         ' the record is b\'{"dagName":"\\xff"\''
     )
 

@@ -55,7 +55,8 @@ def fields_of(data: bytes | str, kind: type[T], decoder: msgspec.json.Decoder[T]
     try:
         return decoder.decode(data), []
     except _NOT_JSON as raised:
-        error = raised
+        # what msgspec says of such bytes depends on its version
+        error = _why_no_text(data) or raised
     data = data.removeprefix(_BOM_BYTES) if isinstance(data, bytes) else data.removeprefix(_BOM)
     fields = _intelligible(data)
     if fields is None:
@@ -110,6 +111,16 @@ def unreadable(data: bytes | str, why: object) -> DecodeError:
     """The error for a record that says nothing, with the record's beginning."""
     beginning = repr(data[:_SHOWN]) + ("…" if len(data) > _SHOWN else "")
     return DecodeError(f"not an event: {why}; the record is {beginning}")
+
+
+def _why_no_text(data: bytes | str) -> UnicodeDecodeError | None:
+    """What is wrong with bytes that are not UTF-8."""
+    if isinstance(data, bytes):
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            return error
+    return None
 
 
 def _intelligible(data: bytes | str) -> Mapping[str, Any] | None:

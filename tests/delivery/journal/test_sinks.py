@@ -72,6 +72,15 @@ def test_each_sink_reads_just_what_it_did_not_acknowledge(steps: list[tuple[str,
         assert offsets_in(Path(folder, "e.db")) == sorted({*pending["otlp"], *pending["sql"]})
 
 
+def test_what_is_read_after_an_offset_that_is_yet_to_come(path: Path) -> None:
+    """Also where the row that has it begins before."""
+    with closing(Journal(path, sinks=["otlp"])) as journal:
+        journal.append(numbered(1, 2))
+        assert journal.read("otlp", 3, 10) == []
+        journal.append(numbered(3, 4, 5))
+        assert numbers_of(journal.read("otlp", 3, 10)) == [4, 5]
+
+
 def test_rows_that_another_sink_pins_are_looked_at_once(path: Path) -> None:
     with closing(Journal(path, sinks=["otlp", "sql"])) as journal:
         journal.append(numbered(*range(1, 1001)))

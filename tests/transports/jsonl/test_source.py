@@ -107,7 +107,7 @@ def test_a_torn_last_line_is_unreadable(tmp_path: Path) -> None:
         pytest.param(b'{"level": "info"}', "Object missing required field `eventType`", id="another object"),
         pytest.param(
             b'{"eventType":"\xff"',
-            "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+            "'utf-8' codec can't decode byte 0xff in position 14: invalid start byte",
             id="no text",
         ),
         pytest.param(b"\0\0\0", "JSON is malformed: invalid character (byte 0)", id="zeros"),

@@ -227,7 +227,8 @@ class Reader:
             self._events_in_a_row = max(gathered.count // len(rows), 1)
         else:
             self._gap = (start, max(end, last))
-        self._end_of_row = gathered.end_of_row
+        # after what is not there yet anything may come, a row that begins before it as well
+        self._end_of_row = gathered.end_of_row if after <= last else 0
         return gathered.items
 
     def acknowledge(self, offsets: Iterable[int]) -> None:
