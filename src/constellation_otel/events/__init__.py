@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from constellation_otel.events.engine_frames import decode_frame, encode_frame, read_frame
-from constellation_otel.events.guide_json import decode_json, encode_json, read_json
+from constellation_otel.events.guide_json import decode_json, encode_json, plain_events, read_json
 from constellation_otel.events.model import (
     EVENT_TYPES,
     ErrorInfo,
@@ -47,6 +47,7 @@ __all__ = [
     "encode_json",
     "is_valid",
     "ns_of",
+    "plain_events",
     "read_frame",
     "read_json",
     "remote_parent",

@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from constellation_otel.errors import DecodeError
 from constellation_otel.events.model import (
     EVENT_TYPES,
     ErrorInfo,
@@ -23,12 +24,13 @@ from constellation_otel.events.model import (
     clean_name,
     duration_ns_of,
 )
-from constellation_otel.events.reading import MAX_NS, MS, Reading, fields_of, needed, ns_of_ms, unreadable
+from constellation_otel.events.reading import MAX_NS, MS, NOT_JSON, Reading, fields_of, needed, ns_of_ms, unreadable
+from constellation_otel.events.validation import is_valid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["decode_json", "encode_json", "read_json"]
+__all__ = ["decode_json", "encode_json", "plain_events", "read_json"]
 
 
 class _Json(Struct, rename="camel"):
@@ -98,6 +100,24 @@ def read_json(data: bytes | str) -> Reading:
     if read is None:
         raise unreadable(data, f"eventType {record.event_type!r} is none of the six")
     return Reading(read(record, data, corrected), tuple(corrected) if corrected else ())
+
+
+def plain_events(records: Iterable[bytes]) -> list[Event] | None:
+    """The events of records in which there is nothing to be said about any; several times as fast as one by one.
+
+    Args:
+        records: One JSON object each.
+
+    Returns:
+        Events that are :func:`~constellation_otel.events.validated`, one for each record. ``None`` where
+        anything has to be corrected, or is no event: :func:`read_json` says of each what it is.
+    """
+    corrected: list[str] = []
+    try:
+        events = [_READERS[record.event_type](record, b"", corrected) for record in map(_DECODER.decode, records)]
+    except (*NOT_JSON, DecodeError, KeyError):
+        return None
+    return None if corrected or not all(map(is_valid, events)) else events
 
 
 def _write_dag_name(record: _Json, name: str) -> None:

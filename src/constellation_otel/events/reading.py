@@ -15,7 +15,7 @@ from constellation_otel.events.validation import shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAX_NS", "MS", "Reading", "fields_of", "needed", "ns_of_ms", "unreadable"]
+__all__ = ["MAX_NS", "MS", "NOT_JSON", "Reading", "fields_of", "needed", "ns_of_ms", "unreadable"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _UNITS: Final = ((1, "seconds"), (1_000_000, "microseconds"), (1_000_000_000, "n
 _FIRST_SECOND: Final = 500_000_000
 _LAST_SECOND: Final = 5_000_000_000
 """From 1985 to 2128: a number that is within these years in another unit, and is 1970 or no year at all in ms."""
-_NOT_JSON: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+NOT_JSON: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 """What msgspec raises for bad JSON, for bytes or text that are not UTF-8, for a million brackets."""
 
 
@@ -54,7 +54,7 @@ def fields_of(data: bytes | str, kind: type[T], decoder: msgspec.json.Decoder[T]
     """
     try:
         return decoder.decode(data), []
-    except _NOT_JSON as raised:
+    except NOT_JSON as raised:
         # what msgspec says of such bytes depends on its version
         error = _why_no_text(data) or raised
     data = data.removeprefix(_BOM_BYTES) if isinstance(data, bytes) else data.removeprefix(_BOM)

@@ -11,14 +11,14 @@ import threading
 import time
 import zlib
 from codecs import BOM_UTF8
-from itertools import islice
+from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from constellation_otel._support.deadline import deadline_of
-from constellation_otel.delivery import BatchBuilder, Position, Source, Unreadable
+from constellation_otel.delivery import Batch, BatchBuilder, Position, Source, Unreadable
 from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
-from constellation_otel.events import read_json
+from constellation_otel.events import plain_events, read_json
 from constellation_otel.transports.jsonl.files import (
     CHUNK,
     LASTING,
@@ -32,9 +32,9 @@ from constellation_otel.transports.jsonl.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from constellation_otel.delivery import Batch, Restarted, Revoked, SourceItem
+    from constellation_otel.delivery import Restarted, Revoked, SourceItem
     from constellation_otel.transports.url import SourceOptions
 
 __all__ = ["JsonlSource"]
@@ -181,7 +181,10 @@ class JsonlSource(Source):
         while not (self._closed.is_set() or self._has_ended):
             lines = list(islice(self._rest, _MAX_ITEMS))
             if lines:
-                return self._items_of(lines)
+                items = self._items_of(lines)
+                if items:
+                    return items
+                continue
             damage, self._damage = self._damage, []
             self._has_ended = self._is_at_end and not damage
             if damage or self._has_ended or is_late:
@@ -203,26 +206,26 @@ class JsonlSource(Source):
             self._damage = [Unreadable(b"", reason, Position(None, self._lines.end + 1))]
             data = b""
         if data:
-            self._rest = self._fed(data)
+            self._rest = self._lines.feed(data)
         elif data is None or self._follow:
             self._wait(min(_POLL, max(0.0, deadline - time.monotonic())))
         else:
             # a last line without its end is a line
-            self._rest = self._fed(b"\n")
+            self._rest = self._lines.feed(b"\n")
             self._is_at_end = True
 
-    def _fed(self, data: bytes) -> Iterator[_Line]:
-        """The lines that end with these bytes, without blank ones."""
-        lines = self._lines.feed(data)
-        return ((at, line, is_cut) for at, line, is_cut in lines if is_cut or line.removeprefix(BOM_UTF8).strip())
-
-    def _items_of(self, lines: Iterable[_Line]) -> list[Batch | Unreadable | Revoked | Restarted]:
+    def _items_of(self, lines: Sequence[_Line]) -> list[Batch | Unreadable | Revoked | Restarted]:
+        """What lines are; a blank one is nothing."""
+        offsets, records, are_cut = zip(*lines, strict=True)
+        events = None if True in are_cut else plain_events(records)
+        if events is not None:
+            return [Batch(events, offsets)]
         gathered = BatchBuilder()
         for offset, data, is_cut in lines:
             if is_cut:
                 reason = f"the line is longer than {_MAX_LINE} bytes"
                 gathered.put(Unreadable(data, reason, Position(None, offset)))
-            else:
+            elif data.removeprefix(BOM_UTF8).strip():
                 gathered.decode(read_json, data, offset)
         return gathered.items
 
@@ -265,18 +268,20 @@ class _Lines:
         first, *others = data.split(b"\n")
         self._hold(first)
         if not others:
-            return
-        offset, longest = self._offset, self._max_line
+            return iter(())
         last = others.pop()
         lengths = [self._length, *map(len, others)]
         lines = [bytes(self._held), *others]
-        self._offset += sum(lengths) + len(lengths)
+        offsets = [*accumulate([length + 1 for length in lengths], initial=self._offset)]
+        self._offset = offsets.pop()
         self._length = 0
         self._held.clear()
         self._hold(last)
-        for line, length in zip(lines, lengths, strict=True):
-            yield (offset, line[:_SHOWN], True) if length > longest else (offset, line, False)
-            offset += length + 1
+        if max(lengths) <= self._max_line:
+            return zip(offsets, lines, repeat(False))
+        are_cut = [length > self._max_line for length in lengths]
+        heads = [line[:_SHOWN] if is_cut else line for line, is_cut in zip(lines, are_cut, strict=True)]
+        return zip(offsets, heads, are_cut, strict=True)
 
     def _hold(self, part: bytes) -> None:
         room = max(self._max_line, _SHOWN) - len(self._held)
