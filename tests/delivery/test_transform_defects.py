@@ -162,7 +162,7 @@ def test_a_sampler_is_asked_once_where_few_answers_are_remembered() -> None:
     transform = assembly(sampling=Sampling(decider, max_remembered=1), watermark=Watermark(), idle_timeout=60)
     out = added(transform, batch([execution(1)[0], execution(2)[0]]))
     # both are given up at once
-    later = [replace(event, timestamp_ns=T0 + 120_000 * MS) for event in execution(3)] * 20
+    later = [replace(event, timestamp_ns=T0 + 120_000 * MS) for event in execution(3)] * 40
     added(transform, batch(later), out=out)
     assert [number for number in asked if number < 3] == [1, 2]
     assert out.items == []

@@ -218,10 +218,10 @@ def test_memory_is_bounded_under_executions_that_never_end() -> None:
         emitted += len(assembler.add(ExecutionStarted(execution_id, "d", T0 + number), number))
         emitted += len(assembler.add(ModuleStarted(execution_id, M1, "m", T0 + number), number))
         emitted += len(assembler.add(ModuleStarted(execution_id, None, "m", T0 + number), number))
-        assert assembler._held <= 100
+        assert assembler.held <= 100
         assert assembler.open_executions <= 50
     assert emitted + len(assembler.finish()) == 15_000
-    assert (assembler._held, assembler.open_modules, assembler._due) == (0, 0, [])
+    assert (assembler.held, assembler.open_modules, assembler._due) == (0, 0, [])
 
 
 def test_the_execution_that_was_silent_longest_makes_room() -> None:
@@ -282,7 +282,7 @@ def test_a_long_execution_holds_only_the_modules_that_are_open() -> None:
         module_id = UUID(int=rng.getrandbits(128))
         assembler.add(ModuleStarted(E1, module_id, "m", T0 + number), number)
         assert len(assembler.add(ModuleFailed(E1, module_id, "m", BOOM, T0 + number), number)) == 1
-    assert (assembler._held, len(assembler._emitted), assembler.counters.abandoned) == (1, 100, 0)
+    assert (assembler.held, len(assembler._emitted), assembler.counters.abandoned) == (1, 100, 0)
     assert assembler.add(ModuleStarted(E1, module_id, "m", T0), 0) == []
     assert assembler.counters.late == 1
     (execution,) = assembler.add(STORY[-1], 3_000)
@@ -294,7 +294,7 @@ def test_memory_is_bounded_where_spans_settle_too() -> None:
     rng = random.Random(11)
     for number in range(5_000):
         assembler.add(ExecutionCompleted(UUID(int=rng.getrandbits(128)), "d", True, 1.0, T0), number)
-        assert assembler._held <= 100
+        assert assembler.held <= 100
         assert len(assembler._due) <= 4 * 101 + 1_024
 
 
@@ -406,7 +406,7 @@ def test_one_event_may_have_to_make_room_twice() -> None:
         assembler.add(ExecutionStarted(UUID(int=number), "d", T0), number)
     for number in range(100, 200):
         assembler.add(ModuleStarted(UUID(int=number), M1, "m", T0), number)
-        assert assembler._held <= 100
+        assert assembler.held <= 100
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_no_events_are_lost_from_the_counts_however_time_passes(
     assert counters.events == len(story)
     assert (counters.spans, counters.executions) == (len(spans), bool(story))
     assert len({(span.trace_id, span.span_id) for span in spans}) == len(spans)
-    assert (assembler._held, assembler.open_modules, assembler.deadline_ns) == (0, 0, None)
+    assert (assembler.held, assembler.open_modules, assembler.deadline_ns) == (0, 0, None)
 
 
 @given(st.lists(stories(), min_size=2, max_size=3), st.randoms(use_true_random=False))

@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections import deque
-from typing import Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from constellation_otel.delivery.contract import Batch
+    from constellation_otel.events import Event
 
 __all__ = ["PausableClock", "Watermark"]
 
-_WINDOW: Final = 64
+_NEVER: Final = sys.maxsize
+_TIMESTAMP_NS: Final = attrgetter("timestamp_ns")
+_BLOCK: Final = 64
 """Records that have to agree that it is later, before a :class:`Watermark` believes it."""
 
 
 class Watermark:
     """The time of a replay: what the events say, and not the wall.
 
-    It is the earliest timestamp of the last 64 records, and never goes back: neither one
-    event from the future nor an engine whose clock is an hour ahead of the others' makes
-    everything else look as if it had been silent since. Of the first 64 it is the median.
+    With every 64th record it becomes the earliest timestamp of these 64, and it never goes back:
+    neither one event from the future nor an engine whose clock is an hour ahead of the others' makes
+    everything else look as if it had been silent since. Until the 64th it is 0.
+
+    Attributes:
+        now_ns: Nanoseconds.
     """
 
     def __init__(self) -> None:
-        self._seen = 0
-        self._first: list[int] = []
-        # those of the last 64 that may become the earliest, with their numbers, ascending
-        self._earliest: deque[tuple[int, int]] = deque()
-        self._now_ns = 0
+        self.now_ns = 0
+        self._earliest_ns = _NEVER
+        self._left = _BLOCK
 
-    def __call__(self) -> int:
-        """Nanoseconds."""
-        return self._now_ns
+    def parts_of(self, batch: Batch) -> Iterator[tuple[Sequence[Event], Sequence[int]]]:
+        """Cuts a batch where it becomes later: events and offsets, which :meth:`see` is to be called with next."""
+        start = 0
+        while start < len(batch.events):
+            stop = start + self._left
+            yield batch.events[start:stop], batch.offsets[start:stop]
+            start = stop
 
-    def see(self, timestamp_ns: int) -> int:
-        """Takes note of a record's timestamp; the time as it is then."""
-        seen = self._seen = self._seen + 1
-        earliest = self._earliest
-        while earliest and earliest[-1][0] >= timestamp_ns:
-            earliest.pop()
-        earliest.append((timestamp_ns, seen))
-        if earliest[0][1] <= seen - _WINDOW:
-            earliest.popleft()
-        if seen < _WINDOW:
-            self._first.append(timestamp_ns)
-            if timestamp_ns <= self._now_ns:
-                return self._now_ns
-            agreed_ns = sorted(self._first)[(seen - 1) // 2]
-        else:
-            agreed_ns = earliest[0][0]
-        self._now_ns = max(self._now_ns, agreed_ns)
-        return self._now_ns
+    def see(self, events: Sequence[Event]) -> bool:
+        """Takes note of records; whether it may be later now."""
+        self._left -= len(events)
+        self._earliest_ns = min(self._earliest_ns, *map(_TIMESTAMP_NS, events))
+        if self._left:
+            return False
+        self.now_ns = max(self.now_ns, self._earliest_ns)
+        self._earliest_ns, self._left = _NEVER, _BLOCK
+        return True
 
 
 class PausableClock:

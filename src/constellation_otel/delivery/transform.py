@@ -28,9 +28,6 @@ __all__ = ["Outbox", "PassThrough", "TraceAssembly", "Transform"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-_LOOK_EVERY_NS: Final = 100_000_000
-"""Of a replay's time: what is due is looked for no more often than that."""
-
 T = TypeVar("T")
 """Event or Span."""
 
@@ -179,8 +176,6 @@ class TraceAssembly(Generic[T]):
         # executions whose span was put out, and whose spans are not safe yet
         self._unsafe: OrderedDict[int, tuple[UUID, Receipt]] = OrderedDict()
         self._open_records = 0
-        # of a replay: the time at which what is due is looked for again
-        self._look_ns = 0
 
     @property
     def counters(self) -> Counters:
@@ -204,17 +199,27 @@ class TraceAssembly(Generic[T]):
     def run_clock(self, *, runs: bool) -> None:
         self._clock.run(runs=runs)
 
-    def add(self, batch: Batch, out: Outbox[T]) -> None:  # noqa: C901 - the busiest one, as the assembler's
-        assembler, origin, watermark, tracks = self._assembler, batch.origin, self._watermark, self.tracks
-        now_ns = self._clock() if watermark is None else 0
-        for event, offset in zip(batch.events, batch.offsets, strict=True):
-            if watermark is not None:
-                now_ns = watermark.see(event.timestamp_ns)
-            execution = assembler.open(event, now_ns)
+    def add(self, batch: Batch, out: Outbox[T]) -> None:
+        watermark = self._watermark
+        if watermark is None:
+            self._add(batch.events, batch.offsets, batch.origin, self._clock(), out)
+            return
+        # time passes after a number of records, so that how they came in batches does not matter
+        for events, offsets in watermark.parts_of(batch):
+            self._add(events, offsets, batch.origin, watermark.now_ns, out)
+            if watermark.see(events):
+                self._advance(watermark.now_ns, out)
+
+    def _add(
+        self, events: Sequence[Event], offsets: Sequence[int], origin: Hashable, now_ns: int, out: Outbox[T]
+    ) -> None:
+        assembler, tracks, is_replay = self._assembler, self.tracks, self._watermark is not None
+        for event, offset in zip(events, offsets, strict=True):
+            # on a replay, which is many records behind, what waits does so from the event's own time on
+            at_ns = event.timestamp_ns if is_replay and event.timestamp_ns > now_ns else now_ns
+            execution = assembler.open(event, at_ns)
             if execution is None:
                 self._late(event, origin, offset, out)
-                if watermark is not None and now_ns >= self._look_ns:
-                    self._advance(now_ns, out)
                 continue
             receipt: Receipt | None = execution.note
             if receipt is None:
@@ -227,24 +232,19 @@ class TraceAssembly(Generic[T]):
                     receipt.last = offset
             self._open_records += 1
             try:
-                spans = assembler.merge(execution, event, now_ns, offset)
+                spans = assembler.merge(execution, event, at_ns, offset)
             except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
                 self._take_back(execution, origin, out)
                 out.faulty.append((event, origin, offset, error))
                 continue
             if spans:
                 self._put_out(execution, spans, out)
-            while assembler.is_too_full:
+            while assembler.held > assembler.max_open:
                 self.make_room(out)
-            if watermark is not None and now_ns >= self._look_ns:
-                # at every record, so that how they came in batches does not matter
-                self._advance(now_ns, out)
 
     def advance(self, out: Outbox[T]) -> None:
         if self._watermark is None:
             self._advance(self._clock(), out)
-        elif self._watermark() >= self._look_ns:
-            self._advance(self._watermark(), out)
 
     def wake_in(self) -> float | None:
         deadline_ns = self._assembler.deadline_ns
@@ -305,7 +305,6 @@ class TraceAssembly(Generic[T]):
         return revoked
 
     def _advance(self, now_ns: int, out: Outbox[T]) -> None:
-        self._look_ns = now_ns + _LOOK_EVERY_NS
         for execution, spans in self._assembler.advance_each(now_ns):
             self._put_out(execution, spans, out)
 

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -30,7 +30,7 @@ from constellation_otel.traces.rendering import EMITTED, Execution, Module, Reas
 from constellation_otel.traces.span import MISSING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
     from uuid import UUID
 
     from constellation_otel.traces.sampling import Sampling
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Assembler", "Counters"]
 
 _SECOND: Final = 1_000_000_000
-_DUE_SLACK: Final = 1_024
+_DUE_SLACK: Final = 768
+_LOOK_MASK: Final = 0xFF
+"""Which of what is scheduled looks whether most of that is of no use any more: every 256th."""
 _LOOKED_AT: Final = 256
 _START_PATIENCE: Final = 30
 """How many times ``settle`` an execution that has ended waits for its start."""
@@ -84,8 +86,9 @@ class Counters(Struct):
 class Assembler:
     """Turns events into finished spans.
 
-    Not thread-safe: one thread owns it. ``now_ns`` is nanoseconds of any clock that
-    does not jump: a monotonic one for live sources, event time for a replay.
+    Not thread-safe: one thread owns it. ``now_ns`` is nanoseconds of a monotonic clock, for live
+    sources. On a replay events are added with their own timestamps, or the time where that is later,
+    in whatever order, and the time that passes is one before which hardly anything still comes.
 
     It is one class of more than 300 lines, since all of its methods keep the same books: what
     is open, in which order it was touched, and what is due.
@@ -107,6 +110,8 @@ class Assembler:
             beyond ``max_open`` or ``max_age``, may still get one.
 
     Attributes:
+        held: Executions and modules that are open.
+        max_open: How many may be.
         soonest_ns: How long after an event time alone may have it emit something, at the soonest.
     """
 
@@ -131,7 +136,7 @@ class Assembler:
         self._rendering = Rendering(sampling)
         self._on_loss = on_loss
         self._settle_ns = round(settle * _SECOND)
-        self._max_open = max_open
+        self.max_open = max_open
         self._idle_ns = round(idle_timeout * _SECOND)
         self._max_age_ns = round(max_age * _SECOND)
         self._max_settled = max_settled
@@ -150,7 +155,7 @@ class Assembler:
         # the one that was touched last
         self._newest: Execution | None = None
         self._position = 0
-        self._held = 0
+        self.held = 0
         self._running = 0
 
     @property
@@ -198,7 +203,7 @@ class Assembler:
         if execution is None:
             return []
         spans = self.merge(execution, event, now_ns, position)
-        while self.is_too_full:
+        while self.held > self.max_open:
             spans += self.evict()
         return spans
 
@@ -230,7 +235,7 @@ class Assembler:
         execution = self._open[key] = Execution(event.execution_id, key, now_ns, now_ns)
         self._touched[key] = None
         self._newest = execution
-        self._held += 1
+        self.held += 1
         self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
         return execution
 
@@ -251,7 +256,7 @@ class Assembler:
         if kind is ModuleStarted:
             if module is None:
                 execution.modules[key] = Module(event)  # type: ignore[arg-type] # likewise
-                self._held += 1
+                self.held += 1
                 execution.held += 1
                 self._running += 1
                 execution.running += 1
@@ -263,7 +268,7 @@ class Assembler:
             module.start = event  # type: ignore[assignment] # likewise
         elif module is None:
             module = execution.modules[key] = Module(None, event)  # type: ignore[arg-type] # likewise
-            self._held += 1
+            self.held += 1
             execution.held += 1
             if self._settle_ns:
                 self._schedule_at(now_ns + self._settle_ns, execution, key)
@@ -278,11 +283,6 @@ class Assembler:
         if self._settle_ns or execution.start is None:
             return []
         return [self._emit_module(execution, key, module)]
-
-    @property
-    def is_too_full(self) -> bool:
-        """Whether more is open than may be, so that something has to be given up with :meth:`evict_next`."""
-        return self._held > self._max_open
 
     @property
     def executions(self) -> Collection[Execution]:
@@ -305,18 +305,34 @@ class Assembler:
         emitted = self._settle(now_ns) if self._next_due_ns() <= now_ns else []
         if now_ns < self._evict_at_ns:
             return emitted
-        while self._open:
-            silent = self._open[next(iter(self._touched))]
-            if silent.touched_ns + self._idle_ns > now_ns:
-                break
-            emitted.append((silent, self._emit(silent, "idle")))
-        while self._open:
-            oldest = self._open[next(iter(self._open))]
-            if oldest.opened_ns + self._max_age_ns > now_ns:
-                break
-            emitted.append((oldest, self._emit(oldest, "age")))
-        self._evict_at_ns = self._next_eviction_ns()
+        idle_ns, max_age_ns = self._idle_ns, self._max_age_ns
+        emitted += self._evicted("idle", self._touched, lambda it: it.touched_ns, idle_ns, now_ns)
+        emitted += self._evicted("age", self._open, lambda it: it.opened_ns, max_age_ns, now_ns)
+        self._evict_at_ns = min(self._next_eviction_ns(), now_ns + min(idle_ns, max_age_ns)) if self._open else inf
         return emitted
+
+    def _evicted(
+        self,
+        reason: Reason,
+        keys: OrderedDict[int, Any],
+        since_ns: Callable[[Execution], int],
+        patience_ns: int,
+        now_ns: int,
+    ) -> Iterator[tuple[Execution, list[Span]]]:
+        """Emits, of what stands first in an order, what has been so for too long."""
+        from_future = 0
+        while keys:
+            key = next(iter(keys))
+            execution = self._open[key]
+            since = since_ns(execution)
+            if since + patience_ns <= now_ns:
+                yield execution, self._emit(execution, reason)
+            elif since > now_ns + patience_ns and from_future < _LOOKED_AT:
+                # an event from the future: it hides nothing that stands behind it
+                keys.move_to_end(key)
+                from_future += 1
+            else:
+                return
 
     @property
     def due_ns(self) -> float:
@@ -430,7 +446,7 @@ class Assembler:
         if at in execution.anonymous:
             self._counters.duplicate += 1
         else:
-            self._held += 1
+            self.held += 1
             execution.held += 1
             execution.anonymous[at] = event
 
@@ -438,8 +454,11 @@ class Assembler:
         """Emits what has waited for long enough after its end."""
         emitted: list[tuple[Execution, list[Span]]] = []
         in_order, others, is_open = self._due_in_order, self._due, self._open
-        while self._next_due_ns() <= now_ns:
+        last: Execution | None = None
+        while in_order or others:
             is_first = in_order and (not others or in_order[0] < others[0])
+            if (in_order if is_first else others)[0][0] > now_ns:
+                break
             _, _, key, module_key = in_order.popleft() if is_first else heappop(others)
             execution = is_open.get(key)
             if execution is None:
@@ -447,14 +466,20 @@ class Assembler:
             # looked at again: what was due may have been emitted, and its id have been opened anew
             if module_key is not None:
                 module = execution.modules.get(module_key)
-                if execution.start is not None and module is not None and module.end is not None:
-                    emitted.append((execution, [self._emit_module(execution, module_key, module)]))
+                if execution.start is None or module is None or module.end is None:
+                    continue
+                span = self._emit_module(execution, module_key, module)
+                if execution is last:
+                    emitted[-1][1].append(span)
+                    continue
+                emitted.append((execution, [span]))
             elif execution.end is not None:
                 patience_ends_ns = execution.touched_ns + self._settle_ns * _START_PATIENCE
-                if execution.start is not None or now_ns >= patience_ends_ns:
-                    emitted.append((execution, self._emit(execution, None)))
-                else:
+                if execution.start is None and now_ns < patience_ends_ns:
                     self._schedule_at(patience_ends_ns, execution, None)
+                    continue
+                emitted.append((execution, self._emit(execution, None)))
+            last = execution
         return emitted
 
     def _schedule_end(self, execution: Execution, now_ns: int) -> None:
@@ -471,16 +496,18 @@ class Assembler:
                 self._schedule_at(now_ns + self._settle_ns, execution, key)
 
     def _schedule_at(self, due_ns: int, execution: Execution, module_key: int | None) -> None:
-        self._position += 1
-        due = (due_ns, self._position, execution.key, module_key)
-        if not self._due_in_order or self._due_in_order[-1] < due:
-            self._due_in_order.append(due)
+        number = self._position = self._position + 1
+        in_order = self._due_in_order
+        if not in_order or in_order[-1][0] <= due_ns:
+            in_order.append((due_ns, number, execution.key, module_key))
         else:
-            heappush(self._due, due)
-        if len(self._due_in_order) + len(self._due) > 4 * self._held + _DUE_SLACK:
+            heappush(self._due, (due_ns, number, execution.key, module_key))
+        if not number & _LOOK_MASK and len(in_order) + len(self._due) > 4 * self.held + _DUE_SLACK:
             # most are of what was emitted otherwise
-            self._due_in_order = deque(due for due in self._due_in_order if due[2] in self._open)
-            self._due = [due for due in self._due if due[2] in self._open]
+            kept = [due for due in in_order if due[2] in self._open]
+            in_order.clear()
+            in_order += kept
+            self._due[:] = [due for due in self._due if due[2] in self._open]
             heapify(self._due)
 
     def _modules_that_waited(self, execution: Execution) -> list[Span]:
@@ -495,7 +522,7 @@ class Assembler:
         modules[key] = EMITTED
         execution.held -= 1
         execution.has_emitted = True
-        self._held -= 1
+        self.held -= 1
         self._emitted.append((modules, key))
         if len(self._emitted) > self._max_settled:
             forgotten, oldest = self._emitted.popleft()
@@ -551,7 +578,7 @@ class Assembler:
         key = execution.key
         del self._open[key]
         del self._touched[key]
-        self._held -= execution.held
+        self.held -= execution.held
         self._running -= execution.running
         if execution is self._newest:
             self._newest = None

@@ -132,8 +132,8 @@ class Execution(Struct):
     Attributes:
         execution_id: The execution.
         key: Its id, as a number.
-        opened_ns: When its first event came.
-        touched_ns: When its last event came.
+        opened_ns: When its first event came; on a replay, that event's own time.
+        touched_ns: When its last event came, likewise.
         start: The earliest start event.
         end: The least end event.
         modules: By the id's number; :data:`EMITTED` for one whose span was emitted.
