@@ -29,7 +29,7 @@ def choosy(*bad: type[Event], after: bool = False) -> Any:
     """An assembler that raises for events of some types: before it takes them in, or after."""
 
     class Choosy(Assembler):
-        def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> list[Span]:
+        def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:
             if isinstance(event, bad) and not after:
                 raise LookupError
             spans = super().merge(execution, event, now_ns, position)

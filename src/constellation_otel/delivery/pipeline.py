@@ -324,7 +324,8 @@ class Pipeline(Handler[Any], Generic[T]):
         is_behind = self._is_behind is not None and self._is_behind()
         has_all = read_in is None and self.sender.has_room() and not is_behind and self.queued < self._much
         self.sender.transform.run_clock(runs=has_all)
-        send_in = self.sender.tick()
+        # with what waits in the queue there is more to be sent at once; it is taken next, where it may be
+        send_in = self.sender.tick(more=self.queued > 0 and self.is_ready())
         tell_in = self.settle()
         if self._reads is not None and read_in is None and self.sender.has_room():
             # room that this tick has made

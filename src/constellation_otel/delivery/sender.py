@@ -36,6 +36,8 @@ __all__ = ["Sender"]
 _LOGGER: Final = logging.getLogger(__name__)
 _OPEN_FACTOR: Final = 16
 """How many times ``max_held`` records may be open."""
+_FULL: Final = 2_048
+"""Items that are sent although more are about to come, whatever the sink would take at once."""
 _HANGS: Final = 2
 """How many times the sink's own timeout a call may take before that is an error."""
 
@@ -216,14 +218,19 @@ class Sender(Generic[T]):
         self.transform.finish(self._outbox, abandon=abandon_open)
         self._look()
 
-    def tick(self) -> float | None:
+    def tick(self, *, more: bool = False) -> float | None:
         """Does what is due: lets time pass, sends, sends again, makes room.
+
+        Args:
+            more: Whether more is added next, so that a batch that is not full is not sent before that.
 
         Returns:
             In how many seconds something will be due; ``None`` where only an event makes it so.
         """
         self.transform.advance(self._outbox)
         self._look()
+        if more and self.has_room() and self.waiting < min(self.sink.max_batch, _FULL):
+            return self.transform.wake_in()
         send_in = self.send_until(self._clock() + self._slice_s)
         while not self.has_room() and not self.waiting:
             # all that is held is open: without this, nothing would ever be taken in again

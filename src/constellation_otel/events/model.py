@@ -400,6 +400,8 @@ def duration_ns_of(duration_ms: float) -> int | None:
 def ns_of(milliseconds: float) -> int:
     """Whole nanoseconds; exact for whole milliseconds, which a product of floats is not past 2**53."""
     whole = int(milliseconds)
+    if whole == milliseconds:
+        return whole * 1_000_000
     return whole * 1_000_000 + round((milliseconds - whole) * 1_000_000)
 
 

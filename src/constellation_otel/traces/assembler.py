@@ -30,7 +30,7 @@ from constellation_otel.traces.rendering import EMITTED, Execution, Module, Reas
 from constellation_otel.traces.span import MISSING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from uuid import UUID
 
     from constellation_otel.traces.sampling import Sampling
@@ -49,6 +49,7 @@ _KIND: Final[dict[type[Event], int]] = {ModuleFailed: 1, ExecutionCancelled: 1}
 """Which of two ends at the same moment is the lesser one; the others are 0."""
 
 _E = TypeVar("_E", bound=Event)
+_NOTHING: Final[Sequence[Span]] = ()
 
 
 _Due: TypeAlias = tuple[int, int, int, int | None]
@@ -202,7 +203,7 @@ class Assembler:
         execution = self.open(event, now_ns)
         if execution is None:
             return []
-        spans = self.merge(execution, event, now_ns, position)
+        spans = [*self.merge(execution, event, now_ns, position)]
         while self.held > self.max_open:
             spans += self.evict()
         return spans
@@ -239,7 +240,7 @@ class Assembler:
         self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
         return execution
 
-    def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> list[Span]:  # noqa: C901, PLR0911 - the busiest one: a call less for each of its branches
+    def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:  # noqa: PLR0911 - the busiest one: a call less for each of its branches
         """Adds an event to what is known of its execution, as :meth:`open` gave it; the spans that it emits."""
         kind = type(event)
         if kind is not ModuleStarted and kind is not ModuleCompleted and kind is not ModuleFailed:
@@ -247,42 +248,36 @@ class Assembler:
         module_id = event.module_id  # type: ignore[union-attr] # it is one of the three
         if module_id is None:
             self._add_anonymous(execution, event, position)  # type: ignore[arg-type] # likewise
-            return []
+            return _NOTHING
         key = module_id.int
         module = execution.modules.get(key)
-        if module is EMITTED:
-            self._counters.late += 1
-            return []
-        if kind is ModuleStarted:
-            if module is None:
-                execution.modules[key] = Module(event)  # type: ignore[arg-type] # likewise
-                self.held += 1
-                execution.held += 1
+        if module is None:
+            self.held += 1
+            if kind is ModuleStarted:
                 self._running += 1
-                execution.running += 1
-                return []
+                execution.modules[key] = Module(event)  # type: ignore[arg-type] # likewise
+                return _NOTHING
+            module = execution.modules[key] = Module(None, event)  # type: ignore[arg-type] # likewise
+        elif module is EMITTED:
+            self._counters.late += 1
+            return _NOTHING
+        elif kind is ModuleStarted:
             if module.start is not None:
                 module.start = self._least(module.start, event)  # type: ignore[assignment] # likewise
-                return []
-            # its end came first
+                return _NOTHING
+            # its end came first: it waits for time to pass, or for the execution's start
             module.start = event  # type: ignore[assignment] # likewise
-        elif module is None:
-            module = execution.modules[key] = Module(None, event)  # type: ignore[arg-type] # likewise
-            self.held += 1
-            execution.held += 1
-            if self._settle_ns:
-                self._schedule_at(now_ns + self._settle_ns, execution, key)
-        elif module.end is not None:
-            module.end = self._least(module.end, event)  # type: ignore[assignment] # likewise
-        else:
+            return _NOTHING
+        elif module.end is None:
             module.end = event  # type: ignore[assignment] # likewise
             self._running -= 1
-            execution.running -= 1
-            if self._settle_ns:
-                self._schedule_at(now_ns + self._settle_ns, execution, key)
-        if self._settle_ns or execution.start is None:
-            return []
-        return [self._emit_module(execution, key, module)]
+        else:
+            module.end = self._least(module.end, event)  # type: ignore[assignment] # likewise
+            return _NOTHING
+        if self._settle_ns:
+            self._schedule_at(now_ns + self._settle_ns, execution, key)
+            return _NOTHING
+        return _NOTHING if execution.start is None else [self._emit_module(execution, key, module)]
 
     @property
     def executions(self) -> Collection[Execution]:
@@ -447,7 +442,6 @@ class Assembler:
             self._counters.duplicate += 1
         else:
             self.held += 1
-            execution.held += 1
             execution.anonymous[at] = event
 
     def _settle(self, now_ns: int) -> list[tuple[Execution, list[Span]]]:
@@ -520,7 +514,6 @@ class Assembler:
         modules = execution.modules
         span = self._rendering.module_span(execution, key, module)
         modules[key] = EMITTED
-        execution.held -= 1
         execution.has_emitted = True
         self.held -= 1
         self._emitted.append((modules, key))
@@ -542,9 +535,7 @@ class Assembler:
         counters.abandoned += execution.end is None
         succeeded = isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded
         spans = []
-        for key, module in sorted(execution.modules.items()):
-            if module is EMITTED:
-                continue
+        for key, module in sorted(execution.left()):
             span = self._rendering.module_span(execution, key, module)
             spans.append(span)
             if MISSING in span.attributes:
@@ -578,8 +569,10 @@ class Assembler:
         key = execution.key
         del self._open[key]
         del self._touched[key]
-        self.held -= execution.held
-        self._running -= execution.running
+        left = execution.left()
+        self.held -= 1 + len(left) + len(execution.anonymous)
+        for _, module in left:
+            self._running -= module.end is None
         if execution is self._newest:
             self._newest = None
         if not self._open:

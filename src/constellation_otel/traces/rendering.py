@@ -138,8 +138,6 @@ class Execution(Struct):
         end: The least end event.
         modules: By the id's number; :data:`EMITTED` for one whose span was emitted.
         anonymous: Module events without an id, by (timestamp, position).
-        held: How much of it is open: 1, and its modules and anonymous events.
-        running: Modules that have started and not ended.
         failure: The first failed module, of those whose spans were made.
         has_emitted: Whether a span of a module was emitted.
         constants: What its spans have in common.
@@ -154,12 +152,14 @@ class Execution(Struct):
     end: ExecutionEnd | None = None
     modules: dict[int, Module] = field(default_factory=dict)
     anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = field(default_factory=dict)
-    held: int = 1
-    running: int = 0
     failure: _Failure | None = None
     has_emitted: bool = False
     constants: _Constants | None = None
     note: Any = None
+
+    def left(self) -> list[tuple[int, Module]]:
+        """The modules whose span was not emitted, with their ids' numbers."""
+        return [item for item in self.modules.items() if item[1] is not EMITTED]
 
 
 class Rendering:
@@ -318,9 +318,8 @@ class Rendering:
         if start is not None and start.traceparent is not None:
             parent = remote_parent(start.traceparent, start.tracestate)
             self.corrected += parent is None
-        if parent is None:
-            trace_id, parent_span_id, flags, state = trace_id_of(execution_id), None, RANDOM_TRACE_ID, ""
-        else:
+        trace_id, parent_span_id, flags, state = None, None, RANDOM_TRACE_ID, ""
+        if parent is not None:
             caller = trace.get_current_span(parent).get_span_context()
             trace_id, parent_span_id = caller.trace_id, caller.span_id
             flags, state = int(caller.trace_flags), caller.trace_state.to_header()
@@ -331,7 +330,7 @@ class Rendering:
         execution.constants = _Constants(
             start,
             name,
-            trace_id,
+            trace_id_of(execution_id) if trace_id is None else trace_id,
             parent_span_id,
             flags,
             state,

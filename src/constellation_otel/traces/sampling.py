@@ -34,6 +34,7 @@ __all__ = ["NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SAMPLED: Final = int(TraceFlags.SAMPLED)
+_FLAGS: Final = {flags: TraceFlags(flags) for flags in range(_SAMPLED + RANDOM_TRACE_ID + 1)}
 _CURRENT_SPAN: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 """What a context knows its current span by: the API has no name for it, and this costs a third of its function."""
 
@@ -104,23 +105,18 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
         (),
         caller.trace_state if has_caller else None,
     )
-    flags = TraceFlags.SAMPLED if result.decision is Answer.RECORD_AND_SAMPLE else TraceFlags.DEFAULT
+    flags = _SAMPLED if result.decision is Answer.RECORD_AND_SAMPLE else 0
     if not has_caller or caller.trace_flags & RANDOM_TRACE_ID:
         flags |= RANDOM_TRACE_ID
-    span_context = SpanContext(
-        trace_id,
-        span_id_of(execution_id),
-        is_remote=False,
-        trace_flags=TraceFlags(flags),
-        trace_state=result.trace_state,
-    )
+    span_context = SpanContext(trace_id, span_id_of(execution_id), False, _FLAGS[flags], result.trace_state)
+    state = span_context.trace_state
     return Decision(
         context,
         span_context,
         result,
         result.decision is not Answer.DROP,
-        int(span_context.trace_flags),
-        span_context.trace_state.to_header(),
+        flags,
+        state.to_header() if state else "",
         # the SDK's samplers give back what they were given
         {key: value for key, value in result.attributes.items() if key not in attributes},
     )
