@@ -17,7 +17,7 @@ from deliveries import MS, T0, execution
 from sender_parts import added, assembly, batch, names, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry.context import Context
 
@@ -97,7 +97,7 @@ def test_an_execution_that_cannot_be_finished_costs_no_other(caplog: pytest.LogC
     # its module's span is on its way
     assert astuple(receipt) == (None, 3, 3, [1, 2, 3], None, 1, True, 3, False, None)
     assert (transform.open_executions, transform.open_records) == (0, 0)
-    assert caplog.messages == [f"execution {UUID(int=2)} cannot be finished, and is left out"]
+    assert caplog.messages == [f"no spans can be made of execution {UUID(int=2)}, and it is left out"]
     assert caplog.records[0].exc_info is not None
 
 

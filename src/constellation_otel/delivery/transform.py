@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from constellation_otel._support.log import RateLimitedLog
@@ -254,22 +255,15 @@ class TraceAssembly(Generic[T]):
         return max(0.0, (deadline_ns - self._clock()) / 1e9)
 
     def make_room(self, out: Outbox[T]) -> bool:
-        evicted = self._assembler.evict_next()
-        if evicted is None:
+        execution = self._assembler.next_to_evict()
+        if execution is None:
             return False
-        self._put_out(*evicted, out)
+        self._emit(execution, partial(self._assembler.evict_one, execution), out)
         return True
 
     def finish(self, out: Outbox[T], *, abandon: bool) -> None:
         for execution in self._assembler.to_finish(abandon=abandon):
-            try:
-                spans = self._assembler.finish_one(execution)
-            except Exception as error:  # noqa: BLE001 - a defect; there is no later time for the other executions
-                message = "execution %s cannot be finished, and is left out"
-                self._log.write(_LOGGER, logging.ERROR, "finish", message, execution.execution_id, error=error)
-                self._give_up(execution, out)
-            else:
-                self._put_out(execution, spans, out)
+            self._emit(execution, partial(self._assembler.finish_one, execution), out)
 
     def restart(self, at: Position, out: Outbox[T]) -> None:
         after = Receipt(at.origin, at.offset, 0, [at.offset], is_complete=True)
@@ -278,10 +272,8 @@ class TraceAssembly(Generic[T]):
             # of an execution in several parts, where it began
             if receipt.origin != at.origin or receipt.last >= at.offset:
                 continue
-            spans = self._assembler.abandon(execution)
-            if not spans:
+            if not self._emit(execution, partial(self._assembler.abandon, execution), out):
                 continue
-            self._put_out(execution, spans, out)
             receipt.after = after
             after.pending += 1
         out.settled.append(after)
@@ -305,8 +297,21 @@ class TraceAssembly(Generic[T]):
         return revoked
 
     def _advance(self, now_ns: int, out: Outbox[T]) -> None:
-        for execution, spans in self._assembler.advance_each(now_ns):
+        for execution, emit in self._assembler.due(now_ns):
+            self._emit(execution, emit, out)
+
+    def _emit(self, execution: Execution, emit: Callable[[], Sequence[Span]], out: Outbox[T]) -> bool:
+        """Puts out what is emitted of an execution; whether there is anything."""
+        try:
+            spans = emit()
+        except Exception as error:  # noqa: BLE001 - a defect, which must cost one execution and no more
+            message = "no spans can be made of execution %s, and it is left out"
+            self._log.write(_LOGGER, logging.ERROR, "emit", message, execution.execution_id, error=error)
+            self._give_up(execution, out)
+            return False
+        if spans:
             self._put_out(execution, spans, out)
+        return bool(spans)
 
     def _take_back(self, execution: Execution, origin: Hashable, out: Outbox[T]) -> None:
         """A record for which the assembler raised is none of its execution's."""

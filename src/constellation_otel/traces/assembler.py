@@ -9,7 +9,9 @@ span looks like is in ``rendering``.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import OrderedDict, deque
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
@@ -52,8 +54,8 @@ _E = TypeVar("_E", bound=Event)
 _NOTHING: Final[Sequence[Span]] = ()
 
 
-_Due: TypeAlias = tuple[int, int, int, int | None]
-"""When, a number that no other one has, the execution's key, and the module's."""
+_Due: TypeAlias = tuple[int, int, int, bool]
+"""When, a number that no other one has, the execution's key, and whether it is its end, or modules that ended."""
 
 
 class Counters(Struct):
@@ -275,9 +277,9 @@ class Assembler:
             module.end = self._least(module.end, event)  # type: ignore[assignment] # likewise
             return _NOTHING
         if self._settle_ns:
-            self._schedule_at(now_ns + self._settle_ns, execution, key)
+            self._schedule_module(now_ns + self._settle_ns, execution, key)
             return _NOTHING
-        return _NOTHING if execution.start is None else [self._emit_module(execution, key, module)]
+        return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
 
     @property
     def executions(self) -> Collection[Execution]:
@@ -293,35 +295,42 @@ class Assembler:
         Returns:
             The spans that are emitted by it, in the order in which they were due.
         """
-        return [span for _, spans in self.advance_each(now_ns) for span in spans]
+        return [span for _, emit in self.due(now_ns) for span in emit()]
 
-    def advance_each(self, now_ns: int) -> list[tuple[Execution, list[Span]]]:
-        """Lets time pass; each execution of which something is emitted, with the spans."""
-        emitted = self._settle(now_ns) if self._next_due_ns() <= now_ns else []
+    def due(self, now_ns: int) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
+        """Lets time pass, for a caller who keeps something of its own with each execution.
+
+        Args:
+            now_ns: The time.
+
+        Returns:
+            Executions of which something is due, each with what emits that: to be called before the
+            next one is asked for. All of them have to be asked for.
+        """
+        yield from self._settled_by(now_ns)
         if now_ns < self._evict_at_ns:
-            return emitted
+            return
         idle_ns, max_age_ns = self._idle_ns, self._max_age_ns
-        emitted += self._evicted("idle", self._touched, lambda it: it.touched_ns, idle_ns, now_ns)
-        emitted += self._evicted("age", self._open, lambda it: it.opened_ns, max_age_ns, now_ns)
+        yield from self._silent_for("idle", self._touched, lambda it: it.touched_ns, idle_ns, now_ns)
+        yield from self._silent_for("age", self._open, lambda it: it.opened_ns, max_age_ns, now_ns)
         self._evict_at_ns = min(self._next_eviction_ns(), now_ns + min(idle_ns, max_age_ns)) if self._open else inf
-        return emitted
 
-    def _evicted(
+    def _silent_for(
         self,
         reason: Reason,
         keys: OrderedDict[int, Any],
         since_ns: Callable[[Execution], int],
         patience_ns: int,
         now_ns: int,
-    ) -> Iterator[tuple[Execution, list[Span]]]:
-        """Emits, of what stands first in an order, what has been so for too long."""
+    ) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
+        """Of what stands first in an order, what has been so for too long."""
         from_future = 0
         while keys:
             key = next(iter(keys))
             execution = self._open[key]
             since = since_ns(execution)
             if since + patience_ns <= now_ns:
-                yield execution, self._emit(execution, reason)
+                yield execution, partial(self._emit, execution, reason)
             elif since > now_ns + patience_ns and from_future < _LOOKED_AT:
                 # an event from the future: it hides nothing that stands behind it
                 keys.move_to_end(key)
@@ -380,17 +389,22 @@ class Assembler:
         Returns:
             Its spans; none where nothing is open.
         """
-        evicted = self.evict_next()
-        return [] if evicted is None else evicted[1]
+        execution = self.next_to_evict()
+        return [] if execution is None else self.evict_one(execution)
 
-    def evict_next(self) -> tuple[Execution, list[Span]] | None:
-        """The same, with the execution."""
+    # the same in two steps
+
+    def next_to_evict(self) -> Execution | None:
+        """What makes room."""
         if not self._touched:
             return None
         # of those that were silent longest only, so that it costs little
         ended = (key for key in islice(self._touched, _LOOKED_AT) if self._open[key].end is not None)
-        execution = self._open[next(ended, next(iter(self._touched)))]
-        return execution, self._emit(execution, "capacity")
+        return self._open[next(ended, next(iter(self._touched)))]
+
+    def evict_one(self, execution: Execution) -> list[Span]:
+        """Emits one open execution, to make room; its spans."""
+        return self._emit(execution, "capacity")
 
     def unsettle(self, execution_id: UUID) -> None:
         """Forgets that an execution was emitted, so that its events, read once more, make the same spans again."""
@@ -444,58 +458,58 @@ class Assembler:
             self.held += 1
             execution.anonymous[at] = event
 
-    def _settle(self, now_ns: int) -> list[tuple[Execution, list[Span]]]:
-        """Emits what has waited for long enough after its end."""
-        emitted: list[tuple[Execution, list[Span]]] = []
+    def _settled_by(self, now_ns: int) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
+        """What has waited for long enough after its end."""
         in_order, others, is_open = self._due_in_order, self._due, self._open
-        last: Execution | None = None
         while in_order or others:
             is_first = in_order and (not others or in_order[0] < others[0])
             if (in_order if is_first else others)[0][0] > now_ns:
                 break
-            _, _, key, module_key = in_order.popleft() if is_first else heappop(others)
+            _, _, key, is_end = in_order.popleft() if is_first else heappop(others)
             execution = is_open.get(key)
+            # looked at again: what was due may have been emitted, and its id have been opened anew
             if execution is None:
                 continue
-            # looked at again: what was due may have been emitted, and its id have been opened anew
-            if module_key is not None:
-                module = execution.modules.get(module_key)
-                if execution.start is None or module is None or module.end is None:
-                    continue
-                span = self._emit_module(execution, module_key, module)
-                if execution is last:
-                    emitted[-1][1].append(span)
-                    continue
-                emitted.append((execution, [span]))
+            if not is_end:
+                yield execution, partial(self._emit_ended, execution, now_ns)
             elif execution.end is not None:
                 patience_ends_ns = execution.touched_ns + self._settle_ns * _START_PATIENCE
-                if execution.start is None and now_ns < patience_ends_ns:
-                    self._schedule_at(patience_ends_ns, execution, None)
-                    continue
-                emitted.append((execution, self._emit(execution, None)))
-            last = execution
-        return emitted
+                if execution.start is not None or now_ns >= patience_ends_ns:
+                    yield execution, partial(self._emit, execution, None)
+                else:
+                    self._schedule_at(patience_ends_ns, execution, is_end=True)
 
     def _schedule_end(self, execution: Execution, now_ns: int) -> None:
         """Sees to it that an execution that has ended is emitted; one without a start is waited for longer."""
         patience = 1 if execution.start is not None else _START_PATIENCE
-        self._schedule_at(now_ns + self._settle_ns * patience, execution, None)
+        self._schedule_at(now_ns + self._settle_ns * patience, execution, is_end=True)
 
     def _schedule_what_waited(self, execution: Execution, now_ns: int) -> None:
         """Sees to it that what came before the start is emitted when that has settled."""
         if execution.end is not None:
             self._schedule_end(execution, now_ns)
-        for key, module in execution.modules.items():
-            if module.end is not None:
-                self._schedule_at(now_ns + self._settle_ns, execution, key)
+        if execution.ended and not execution.is_scheduled:
+            execution.is_scheduled = True
+            self._schedule_at(now_ns + self._settle_ns, execution, is_end=False)
 
-    def _schedule_at(self, due_ns: int, execution: Execution, module_key: int | None) -> None:
+    def _schedule_module(self, due_ns: int, execution: Execution, key: int) -> None:
+        """Sees to it that a module that has ended is emitted, with others of its execution that are due then."""
+        ended = execution.ended
+        if not ended or ended[-1][0] <= due_ns:
+            ended.append((due_ns, key))
+        else:
+            insort(ended, (due_ns, key))
+        if not execution.is_scheduled:
+            execution.is_scheduled = True
+            self._schedule_at(due_ns, execution, is_end=False)
+
+    def _schedule_at(self, due_ns: int, execution: Execution, *, is_end: bool) -> None:
         number = self._position = self._position + 1
         in_order = self._due_in_order
         if not in_order or in_order[-1][0] <= due_ns:
-            in_order.append((due_ns, number, execution.key, module_key))
+            in_order.append((due_ns, number, execution.key, is_end))
         else:
-            heappush(self._due, (due_ns, number, execution.key, module_key))
+            heappush(self._due, (due_ns, number, execution.key, is_end))
         if not number & _LOOK_MASK and len(in_order) + len(self._due) > 4 * self.held + _DUE_SLACK:
             # most are of what was emitted otherwise
             kept = [due for due in in_order if due[2] in self._open]
@@ -504,26 +518,47 @@ class Assembler:
             self._due[:] = [due for due in self._due if due[2] in self._open]
             heapify(self._due)
 
+    def _emit_ended(self, execution: Execution, now_ns: int) -> list[Span]:
+        """Those of an execution's modules that ended long enough ago, once its start is known."""
+        execution.is_scheduled = False
+        if execution.start is None:
+            return []
+        ended, modules = execution.ended, execution.modules
+        due: list[tuple[int, Module]] = []
+        while ended and ended[0][0] <= now_ns:
+            _, key = ended.popleft()
+            module = modules.get(key)
+            if module is not None and module.end is not None:
+                due.append((key, module))
+        if ended:
+            execution.is_scheduled = True
+            self._schedule_at(ended[0][0], execution, is_end=False)
+        return self._emit_modules(execution, due)
+
     def _modules_that_waited(self, execution: Execution) -> list[Span]:
         """The modules whose end came before the execution's start."""
-        waited = [(key, module) for key, module in execution.modules.items() if module.end is not None]
-        return [self._emit_module(execution, key, module) for key, module in waited]
+        return self._emit_modules(execution, [item for item in execution.left() if item[1].end is not None])
 
-    def _emit_module(self, execution: Execution, key: int, module: Module) -> Span:
-        """A module that has ended becomes a span; what stays is that it was emitted, and how it failed."""
-        modules = execution.modules
-        span = self._rendering.module_span(execution, key, module)
-        modules[key] = EMITTED
+    def _emit_modules(self, execution: Execution, ended: list[tuple[int, Module]]) -> list[Span]:
+        """Modules that have ended become spans; what stays is that they were emitted, and how they failed."""
+        modules, emitted = execution.modules, self._emitted
+        spans = self._rendering.module_spans(execution, ended)
+        for key, module in ended:
+            modules[key] = EMITTED
+            emitted.append((modules, key))
+            if module.start is None:
+                self._counters.incomplete_modules += 1
         execution.has_emitted = True
-        self.held -= 1
-        self._emitted.append((modules, key))
-        if len(self._emitted) > self._max_settled:
-            forgotten, oldest = self._emitted.popleft()
+        self.held -= len(ended)
+        self._counters.spans += len(ended)
+        while len(emitted) > self._max_settled:
+            forgotten, oldest = emitted.popleft()
             forgotten.pop(oldest, None)
-        self._counters.spans += 1
-        if module.start is None or module.end is None:
-            self._count_incomplete(span, is_loss=module.start is None)
-        return span
+        if self._on_loss is not None:
+            for (_, module), span in zip(ended, spans, strict=True):
+                if module.start is None:
+                    self._on_loss(span)
+        return spans
 
     def _emit(self, execution: Execution, reason: Reason | None) -> list[Span]:
         """What is left of an execution becomes spans, its own the last."""
@@ -534,10 +569,9 @@ class Assembler:
         counters = self._counters
         counters.abandoned += execution.end is None
         succeeded = isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded
-        spans = []
-        for key, module in sorted(execution.left()):
-            span = self._rendering.module_span(execution, key, module)
-            spans.append(span)
+        left = sorted(execution.left())
+        spans = self._rendering.module_spans(execution, left)
+        for (_, module), span in zip(left, spans, strict=True):
             if MISSING in span.attributes:
                 self._count_incomplete(span, is_loss=module.start is None or succeeded)
         if execution.anonymous:

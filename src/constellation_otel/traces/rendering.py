@@ -49,7 +49,7 @@ from constellation_otel.traces.span import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from constellation_otel.traces.sampling import Sampling
 
@@ -141,6 +141,8 @@ class Execution(Struct):
         failure: The first failed module, of those whose spans were made.
         has_emitted: Whether a span of a module was emitted.
         constants: What its spans have in common.
+        ended: Modules that wait for what may still come: when each is due, and its id's number, in order.
+        is_scheduled: Whether the first of them will be looked at when it is due.
         note: Whatever the owner of the assembler keeps with it.
     """
 
@@ -155,6 +157,8 @@ class Execution(Struct):
     failure: _Failure | None = None
     has_emitted: bool = False
     constants: _Constants | None = None
+    ended: deque[tuple[int, int]] = field(default_factory=deque)
+    is_scheduled: bool = False
     note: Any = None
 
     def left(self) -> list[tuple[int, Module]]:
@@ -230,64 +234,73 @@ class Rendering:
             True,
         )
 
-    def module_span(self, execution: Execution, key: int, module: Module, *, is_anonymous: bool = False) -> Span:
-        """The span of a module, as far as it is known.
+    def module_spans(
+        self, execution: Execution, modules: Iterable[tuple[int, Module]], *, are_anonymous: bool = False
+    ) -> list[Span]:
+        """The spans of modules, as far as they are known.
+
+        One loop, since this is where a busy listener spends its time.
 
         Args:
-            execution: The module's.
-            key: The module's id, as a number.
-            module: What is known of it.
-            is_anonymous: Whether the id is computed, and none that somebody else knows.
+            execution: The modules'.
+            modules: The number of each one's id, and what is known of it.
+            are_anonymous: Whether the ids are computed, and none that somebody else knows.
         """
-        start, end = module.start, module.end
-        constants = execution.constants
-        if constants is None or constants.start is not execution.start or execution.start is None:
-            constants = self._constants(execution)
-        known = start or end
-        name = _UNKNOWN if known is None else known.module_name
-        status, description = _UNSET, None
-        events: tuple[SpanEvent, ...] = ()
-        if is_anonymous:
-            attributes: dict[str, AttributeValue] = {**constants.attributes, MODULE_NAME: name}
-        else:
-            digits = f"{key:032x}"
-            module_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-            attributes = {**constants.attributes, MODULE_ID: module_id, MODULE_NAME: name}
-        if type(end) is ModuleCompleted:
-            attributes[OUTCOME] = "success"
-            start_ns, end_ns = self._times(start, end, end.duration_ms)
-        else:
-            if end is None:
-                attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
+        constants = self._constants(execution)
+        common, of_module = constants.attributes, constants.ids.of_module
+        trace_id, parent_id = constants.trace_id, constants.ids.execution
+        state, flags, execution_id = constants.trace_state, constants.trace_flags, execution.execution_id
+        spans: list[Span] = []
+        for key, module in modules:
+            start, end = module.start, module.end
+            known = start or end
+            name = _UNKNOWN if known is None else known.module_name
+            status, description = _UNSET, None
+            events: tuple[SpanEvent, ...] = ()
+            if are_anonymous:
+                attributes: dict[str, AttributeValue] = {**common, MODULE_NAME: name}
             else:
-                error = end.error  # type: ignore[union-attr] # it failed, as it did not complete
-                error_type = attributes[ERROR_TYPE] = error.type or OTHER_ERROR
-                attributes[OUTCOME] = "failure"
-                status, description = StatusCode.ERROR, _said(error) or "failed"
-                events = (_exception_event(error, end.timestamp_ns),)
-                failure = _Failure(end.timestamp_ns, key, error_type, _described(name, error))
-                execution.failure = failure if execution.failure is None else min(execution.failure, failure)
-            start_ns, end_ns = self._times(start, end, None)
-        if start is None or end is None:
-            _put_missing(attributes, start, end)
-        return Span(
-            constants.trace_id,
-            constants.ids.of_module(key),
-            constants.ids.execution,
-            constants.trace_state,
-            constants.trace_flags,
-            name,
-            _INTERNAL,
-            start_ns,
-            end_ns,
-            attributes,
-            status,
-            description,
-            events,
-            execution.execution_id,
-        )
+                digits = f"{key:032x}"
+                module_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+                attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
+            if type(end) is ModuleCompleted:
+                attributes[OUTCOME] = "success"
+                start_ns, end_ns = self._times(start, end, end.duration_ms)
+            else:
+                if end is None:
+                    attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
+                else:
+                    error = end.error  # type: ignore[union-attr] # it failed, as it did not complete
+                    error_type = attributes[ERROR_TYPE] = error.type or OTHER_ERROR
+                    attributes[OUTCOME] = "failure"
+                    status, description = StatusCode.ERROR, _said(error) or "failed"
+                    events = (_exception_event(error, end.timestamp_ns),)
+                    failure = _Failure(end.timestamp_ns, key, error_type, _described(name, error))
+                    execution.failure = failure if execution.failure is None else min(execution.failure, failure)
+                start_ns, end_ns = self._times(start, end, None)
+            if start is None or end is None:
+                _put_missing(attributes, start, end)
+            spans.append(
+                Span(
+                    trace_id,
+                    of_module(key),
+                    parent_id,
+                    state,
+                    flags,
+                    name,
+                    _INTERNAL,
+                    start_ns,
+                    end_ns,
+                    attributes,
+                    status,
+                    description,
+                    events,
+                    execution_id,
+                )
+            )
+        return spans
 
-    def anonymous_spans(self, execution: Execution) -> Iterator[Span]:
+    def anonymous_spans(self, execution: Execution) -> list[Span]:
         """The spans of modules without ids: identified by name and occurrence, in order of time."""
         occurrences: dict[str, int] = {}
         open_ones: dict[str, deque[Module]] = {}
@@ -304,8 +317,7 @@ class Rendering:
             modules.append((anonymous_module_id(execution.execution_id, name, occurrence).int, module))
             if module.start is not None:
                 waiting.append(module)
-        for key, module in modules:
-            yield self.module_span(execution, key, module, is_anonymous=True)
+        return self.module_spans(execution, modules, are_anonymous=True)
 
     def _constants(self, execution: Execution) -> _Constants:
         constants, start = execution.constants, execution.start
