@@ -25,7 +25,7 @@ from constellation_otel.events.model import (
     duration_ns_of,
 )
 from constellation_otel.events.reading import MAX_NS, MS, NOT_JSON, Reading, fields_of, needed, ns_of_ms, unreadable
-from constellation_otel.events.validation import is_valid
+from constellation_otel.events.validation import are_valid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -117,7 +117,7 @@ def plain_events(records: Iterable[bytes]) -> list[Event] | None:
         events = [_READERS[record.event_type](record, b"", corrected) for record in map(_DECODER.decode, records)]
     except (*NOT_JSON, DecodeError, KeyError):
         return None
-    return None if corrected or not all(map(is_valid, events)) else events
+    return None if corrected or not are_valid(events) else events
 
 
 def _write_dag_name(record: _Json, name: str) -> None:
@@ -185,7 +185,14 @@ _Write: TypeAlias = "Callable[[_Json, Any], None]"
 
 _BY_FIELD: Final[dict[str, tuple[_Write | None, str]]] = {
     "execution_id": (None, "record.execution_id"),
-    "timestamp_ns": (None, "timestamp_ns(record, data, corrected)"),
+    "timestamp_ns": (
+        None,
+        # mostly they agree, which takes no call to see
+        (
+            "record.timestamp_ns if type(record.timestamp_ns) is int and 0 <= record.timestamp_ns < MAX_NS"
+            " and record.timestamp == record.timestamp_ns // MS else timestamp_ns(record, data, corrected)"
+        ),
+    ),
     "dag_name": (_write_dag_name, "record.dag_name or needed(record.dag_name, 'dagName', data, corrected)"),
     "module_id": (_write_module_id, "record.module_id or None"),
     "module_name": (
@@ -213,6 +220,8 @@ def _reader_of(kind: type[Event]) -> Callable[[_Json, bytes | str, list[str]], E
         "ErrorInfo": ErrorInfo,
         "duration_ms": _duration_ms,
         "needed": needed,
+        "MAX_NS": MAX_NS,
+        "MS": MS,
         "timestamp_ns": _timestamp_ns,
     }
     reader: Callable[[_Json, bytes | str, list[str]], Event]

@@ -31,9 +31,9 @@ from constellation_otel.events.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["MAX_TIMESTAMP_NS", "Validated", "is_valid", "said", "shown", "validated"]
+__all__ = ["MAX_TIMESTAMP_NS", "Validated", "are_valid", "is_valid", "said", "shown", "validated"]
 
 MAX_TIMESTAMP_NS: Final = 2**63
 """Epoch nanoseconds are below this, since SQL and most backends hold a signed integer."""
@@ -66,6 +66,11 @@ def is_valid(event: object) -> bool:
     """
     check = _CHECKS.get(type(event))
     return check is not None and check(event)
+
+
+def are_valid(events: Iterable[Event]) -> bool:
+    """Whether :func:`is_valid` holds for all of some events, none of which is of a subclass."""
+    return False not in [_CHECKS[type(event)](event) for event in events]
 
 
 def validated(event: object) -> Validated:
