@@ -13,6 +13,7 @@ from constellation_otel.delivery import Position, Watermark
 from constellation_otel.delivery.transform import Outbox
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted
 from constellation_otel.traces import Assembler, Sampling, decide
+from constellation_otel.traces.rendering import Rendering
 from deliveries import MS, T0, execution
 from sender_parts import added, assembly, batch, names, safe
 
@@ -99,6 +100,39 @@ def test_an_execution_that_cannot_be_finished_costs_no_other(caplog: pytest.LogC
     assert (transform.open_executions, transform.open_records) == (0, 0)
     assert caplog.messages == [f"no spans can be made of execution {UUID(int=2)}, and it is left out"]
     assert caplog.records[0].exc_info is not None
+
+
+@pytest.mark.parametrize("way", ["time", "room", "restart"])
+def test_an_execution_of_which_no_spans_can_be_made_costs_no_other(
+    way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes them due."""
+    spans_of = Rendering.module_spans
+
+    def module_spans(self: Rendering, execution: Execution, modules: Any, **options: bool) -> list[Span]:
+        if execution.key == 2:
+            raise ZeroDivisionError
+        return spans_of(self, execution, modules, **options)
+
+    monkeypatch.setattr(Rendering, "module_spans", module_spans)
+    transform = assembly(settle=0 if way == "restart" else 1e-9, watermark=Watermark() if way == "time" else None)
+    out = added(transform, batch([*execution(1)[:2], *execution(2)[:2], *execution(3)[:2]]))
+    if way == "time":
+        ended = [event for number in (1, 2, 3) for event in execution(number)[2:]]
+        later = [replace(event, timestamp_ns=T0 + 60_000 * MS) for event in execution(4)] * 40
+        added(transform, batch([*ended, *later], first=6), out=out)
+    elif way == "room":
+        while transform.make_room(out):
+            pass
+    else:
+        transform.restart(Position(None, 9), out)
+    assert sorted(set(names(out)) - {"dag-4"}) == ["dag-1", "dag-3", "trim"]
+    if way != "time":
+        assert (transform.open_executions, transform.open_records) == (0, 0)
+    assert [receipt.offsets for receipt in out.settled if receipt.rejected] == [
+        [2, 3, *([8, 9] if way == "time" else [])]
+    ]
+    assert caplog.messages == [f"no spans can be made of execution {UUID(int=2)}, and it is left out"]
 
 
 @pytest.mark.parametrize(("bad", "sent"), [("trim", ["dag-1", "dag-2"]), ("dag-2", ["dag-1", "trim"])])

@@ -256,6 +256,15 @@ def test_a_start_after_a_modules_span_does_not_split_the_trace() -> None:
     assert assembler.counters.late == 1
 
 
+def test_a_modules_end_from_the_future_holds_up_no_other() -> None:
+    """As a replay adds them: each with its own time."""
+    assembler = Assembler(settle=1)
+    for event, at in zip(STORY[:5], (0, 1, 2, 900 * SECOND, 5), strict=True):
+        assembler.add(event, at)
+    assert assembler.advance(SECOND + 5) == [UPPERCASE]
+    assert assembler.advance(901 * SECOND) == [TRIM]
+
+
 def test_what_was_due_of_an_emitted_execution_is_forgotten() -> None:
     """An execution of the same id that comes later is not emitted by it."""
     for last in (ModuleCompleted(E1, M1, "Trim", 2.0, T0), ExecutionCompleted(E1, "d", True, 1.0, T0)):

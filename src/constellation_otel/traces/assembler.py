@@ -350,8 +350,6 @@ class Assembler:
         return min(in_order[0][0], others[0][0]) if in_order else others[0][0]
 
     def _next_eviction_ns(self) -> float:
-        if not self._open:
-            return inf
         oldest = self._open[next(iter(self._open))]
         silent = self._open[next(iter(self._touched))]
         return min(oldest.opened_ns + self._max_age_ns, silent.touched_ns + self._idle_ns)
@@ -498,8 +496,9 @@ class Assembler:
         if not ended or ended[-1][0] <= due_ns:
             ended.append((due_ns, key))
         else:
+            # on a replay only, and before one from the future, too
             insort(ended, (due_ns, key))
-        if not execution.is_scheduled:
+        if not execution.is_scheduled or ended[0] == (due_ns, key):
             execution.is_scheduled = True
             self._schedule_at(due_ns, execution, is_end=False)
 
@@ -527,9 +526,7 @@ class Assembler:
         due: list[tuple[int, Module]] = []
         while ended and ended[0][0] <= now_ns:
             _, key = ended.popleft()
-            module = modules.get(key)
-            if module is not None and module.end is not None:
-                due.append((key, module))
+            due.append((key, modules[key]))
         if ended:
             execution.is_scheduled = True
             self._schedule_at(ended[0][0], execution, is_end=False)
