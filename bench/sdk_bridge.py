@@ -1,17 +1,18 @@
 """A bridge as one writes it with the SDK's spans: JSON lines in, OTLP over HTTP out.
 
 ``python -m bench.sdk_bridge FILE URL``: a dictionary of open spans, explicit times and
-parents, ``BatchSpanProcessor`` and the SDK's exporter. No retry and no other order of
-events than the file's, no ids that can be computed, nothing validated.
+parents, the standard library's ``json``, ``BatchSpanProcessor`` and the SDK's exporter. No
+retry and no other order of events than the file's, no ids that can be computed, nothing
+validated.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
@@ -28,10 +29,9 @@ _MAX_QUEUE: Final = 1_000_000
 def _replay(path: Path, tracer: Tracer) -> None:
     executions: dict[str, tuple[Span, Context]] = {}
     modules: dict[str, Span] = {}
-    decode = msgspec.json.Decoder().decode
     with path.open("rb") as file:
         for line in file:
-            event: dict[str, Any] = decode(line)
+            event: dict[str, Any] = json.loads(line)
             execution_id, time_ns = event["executionId"], event["timestampNs"]
             match event["eventType"]:
                 case "execution.started":
