@@ -234,8 +234,8 @@ BROKEN: dict[type, str] = {
     Sorts: "send changed the items, or their list ",
     ClosesOnce: "close, called twice, raised AssertionError: 'closed already",
     Encodes: "send raised UnicodeEncodeError: ",
-    FailsOnOdd: "send raised UnavailableError: 'the database is away', though the endpoint works with odd items",
-    Awaited: "send returned an awaitable, which is never awaited with ordinary items, and ",
+    FailsOnOdd: "send raised UnavailableError: 'the database is away', though the endpoint works (with odd items)",
+    Awaited: "send returned an awaitable, which is never awaited (with ordinary items), and ",
     _answers(None): "send returned None, not a sequence of Rejections ",
     _answers([1]): "send returned [1], not a sequence of Rejections ",
     _answers([Rejection(20, 1, "no")]): "send answered Rejection(index=20, count=1, reason='no') to 1 items ",
@@ -243,7 +243,7 @@ BROKEN: dict[type, str] = {
     _answers([Rejection(None, 2, "no")]): "send rejected 2 of 1 items ",
     _answers([Rejection(0, 1, "no")] * 2): "send rejected the same item twice ",
     _answers(OSError("broken pipe")): (
-        "send raised OSError: 'broken pipe', neither an UnavailableError nor a RefusedError with ordinary items, and "
+        "send raised OSError: 'broken pipe', neither an UnavailableError nor a RefusedError (with ordinary items), and "
     ),
     _answers(UnavailableError("no", delivered=frozenset({0, 20}))): "UnavailableError.delivered has 20 of 1 items ",
     _answers(UnavailableError("no", retry_after=-1.0)): "UnavailableError.retry_after is -1.0, not seconds ",
@@ -267,20 +267,20 @@ def test_a_sink_says_of_itself_what_it_is() -> None:
     }
     for message, fields in wrong.items():
         (found,) = violations_of(type("Wrong", (Least,), fields))
-        assert found == f"{message} with ordinary items, and 1 times more"
+        assert found == f"{message} (with ordinary items), and 1 more like it"
     assert violations_of(object) == [
-        "it has no name, takes, max_batch, send, close with ordinary items, and 1 times more"
+        "it has no name, takes, max_batch, send, close (with ordinary items), and 1 more like it"
     ]
 
 
 def test_a_sink_that_gives_up_in_an_outage_is_caught() -> None:
     outages = {"off": Least, "refuses": Refusing, "rejects": Picky, "raises": _answers(OSError("no route"))}
     assert violations_of(Least, outages=outages) == [
-        "send returned as if the items were safe in the outage 'off', and 1 times more",
-        ("send gave up items for good that can be sent again later in the outage 'refuses', and 3 times more"),
+        "send returned as if the items were safe (in the outage 'off'), and 1 more like it",
+        ("send gave up items for good that can be sent again later (in the outage 'refuses'), and 3 more like it"),
         (
-            "send raised OSError: 'no route', neither an UnavailableError nor a RefusedError in the outage 'raises',"
-            " and 1 times more"
+            "send raised OSError: 'no route', neither an UnavailableError nor a RefusedError (in the outage 'raises'),"
+            " and 1 more like it"
         ),
     ]
 
@@ -289,18 +289,18 @@ def test_a_sink_that_retries_what_is_refused_is_caught() -> None:
     assert violations_of(Least, refusing=Away) == [
         (
             "send raised UnavailableError: 'no connection', though the endpoint refuses the items for good"
-            " with an endpoint that refuses everything, and 1 times more"
+            " (with an endpoint that refuses everything), and 1 more like it"
         )
     ]
     assert violations_of(Least, refusing=Least) == [
-        "send took items that the endpoint refuses with an endpoint that refuses everything, and 1 times more"
+        "send took items that the endpoint refuses (with an endpoint that refuses everything), and 1 more like it"
     ]
 
 
 def test_a_sink_that_never_recovers_is_caught() -> None:
     found = violations_of(Least, flaky=Away, timeout=1.0)
     assert found == [
-        ("64 of 64 items could not be delivered by sending them again with an endpoint that fails at times")
+        ("64 of 64 items could not be delivered by sending them again (with an endpoint that fails at times)")
     ]
 
 
@@ -318,10 +318,10 @@ def test_a_sink_that_ignores_its_timeout_is_caught() -> None:
     released = threading.Event()
     try:
         assert violations_of(Least, outages={"it never answers": Slow}) == [
-            "send took longer than 2.5 s in the outage 'it never answers', and 1 times more"
+            "send took longer than 2.5 s (in the outage 'it never answers'), and 1 more like it"
         ]
         assert violations_of(Least, outages={"it never answers": Hangs}, timeout=1.0) == [
-            "send had not returned after 1 s in the outage 'it never answers'"
+            "send had not returned after 1 s (in the outage 'it never answers')"
         ]
     finally:
         released.set()
@@ -331,9 +331,9 @@ def test_a_sink_that_cannot_be_made_or_seen_is_reported() -> None:
     def fails() -> Any:
         raise ValueError("no url")
 
-    assert violations_of(fails) == ["make() raised ValueError: 'no url' with ordinary items, and 1 times more"]
+    assert violations_of(fails) == ["make() raised ValueError: 'no url' (with ordinary items), and 1 more like it"]
     assert violations_of(Least, received=fails) == [
-        "received() raised ValueError: 'no url' with ordinary items, and 1 times more"
+        "received() raised ValueError: 'no url' (with ordinary items), and 1 more like it"
     ]
 
 

@@ -268,10 +268,10 @@ BROKEN: dict[type, str] = {
     Doubles: "1 events came more than once, as ('ExecutionStarted', ",
     Invents: "1 events came that it does not have, as ('ExecutionStarted', ",
     Shuffles: "is_ordered is True, and an execution's events came in another order in the first run",
-    Descends: "read gave offset 10 after 11 in part None in the first run, and 2 times more",
-    RepeatsPositions: "read gave offset 7 after 7 in part None in the first run, and 2 times more",
+    Descends: "read gave offset 10 after 11 in part None in the first run, and 2 more like it",
+    RepeatsPositions: "read gave offset 7 after 7 in part None in the first run, and 2 more like it",
     HasOddPositions: "read gave Position(origin=[], offset=7), whose offset is no int, or whose ",
-    LosesOffsets: "read gave a Batch of 12 events with 3 offsets in the first run, and 2 times more",
+    LosesOffsets: "read gave a Batch of 12 events with 3 offsets in the first run, and 2 more like it",
     ValidatesNothing: "read gave a Batch with an event that was not validated: a ModuleStarted ",
     GivesEvents: "read gave ExecutionStarted(",
     GivesNone: "read returned None, not a sequence of items in the first run",
@@ -307,7 +307,7 @@ def test_a_source_says_of_itself_what_it_is() -> None:
         "keep_alive raised TypeError: \"'int' object is not callable\"": {"keep_alive": 5},
     }
     for message, fields in wrong.items():
-        assert violations_of(type("Wrong", (Least,), fields)) == [f"{message} in the first run, and 2 times more"]
+        assert violations_of(type("Wrong", (Least,), fields)) == [f"{message} in the first run, and 2 more like it"]
     assert violations_of(object) == [
         "it has no name, is_ordered, is_durable, has_ended, read, acknowledge, close in the first run"
     ]
@@ -391,7 +391,7 @@ def test_a_source_that_closes_slowly_is_caught() -> None:
             threading.Event().wait(0.6)
 
     found = violations_of(Slow, timeout=2.0)
-    assert found[0] == "close took longer than 0.5 s in the first run, and 2 times more"
+    assert found[0] == "close took longer than 0.5 s in the first run, and 2 more like it"
 
 
 def test_a_source_in_an_outage_gives_nothing_and_closes() -> None:

@@ -95,7 +95,7 @@ def check_sink(
     for name, make_failing in (outages or {}).items():
         scenarios.append((f"in the outage {name!r}", make_failing, _outage))
     for what, make_one, scenario in scenarios:
-        where = f" {what}"
+        where = f" ({what})"
         # of the other endpoints nothing is read back
         arrivals = received if make_one in {make, flaky} else None
         run = partial(_run, make_one, scenario, where, violations, arrivals, items)

@@ -41,7 +41,7 @@ class Violations:
         """Raises an AssertionError with every violation."""
         with self._lock:
             lines = [
-                f"  {what}{seen[0]}" + (f", and {len(seen) - 1} times more" if len(seen) > 1 else "")
+                f"  {what}{seen[0]}" + (f", and {len(seen) - 1} more like it" if len(seen) > 1 else "")
                 for what, seen in self._found.items()
             ]
         if lines:
