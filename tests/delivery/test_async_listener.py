@@ -90,10 +90,10 @@ def test_a_callback_that_hangs_is_cancelled_at_its_timeout() -> None:
 @pytest.mark.parametrize(
     ("error", "logged"),
     [
-        (SystemExit(3), "RuntimeError: the callback raised SystemExit(3); the event loop runs on"),
+        (SystemExit(3), "RuntimeError: the callback raised SystemExit(3); the event loop goes on"),
         (
             KeyboardInterrupt(),
-            "RuntimeError: the callback raised KeyboardInterrupt(); the event loop runs on",
+            "RuntimeError: the callback raised KeyboardInterrupt(); the event loop goes on",
         ),
         (GeneratorExit("mine"), "GeneratorExit: mine"),
         (BaseException("mine"), "BaseException: mine"),

@@ -127,7 +127,7 @@ def test_closing_abandons_a_loop_that_is_blocked(caplog: pytest.LogCaptureFixtur
     assert adapter.counters == QueueCounters(received=1, delivered=0, dropped=0, rejected=1, held=0)
     assert [
         record.getMessage() for record in caplog.records if record.name == "constellation_otel.delivery.async_listener"
-    ] == ["AsyncListenerAdapter: the event loop has not ended; something of the listener blocks it"]
+    ] == ["AsyncListenerAdapter: the event loop has not ended; something in the listener blocks it"]
 
 
 def test_at_the_interpreters_exit_tasks_end() -> None:

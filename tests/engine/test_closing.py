@@ -39,7 +39,7 @@ def test_closing_in_vain_is_logged_and_may_be_repeated(caplog: pytest.LogCapture
     execution = constellation.start(dag, {})
     wait_for(gate.entered)
     assert not constellation.close(timeout=0.0)
-    assert caplog.messages == ["2 executions or modules have not ended within 0 s; they run on"]
+    assert caplog.messages == ["2 executions or modules have not ended within 0 s; they go on"]
     gate.opened.set()
     assert execution.result(DEADLINE) == {"gate": "through", "uppercase": "THROUGH"}
     assert constellation.close(timeout=DEADLINE)

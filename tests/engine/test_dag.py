@@ -98,8 +98,8 @@ def itself(itself: int) -> None: ...
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Dag("", [trim]), "'' cannot be the name of a Dag; give it a text that is not empty"),
-        (lambda: Dag("p", []), "Dag 'p' has no modules; give it one at least"),
+        (lambda: Dag("", [trim]), "'' cannot be the name of a Dag; give it a name that is not empty"),
+        (lambda: Dag("p", []), "Dag 'p' has no modules; give it at least one"),
         (
             lambda: Dag("p", [trim, trim]),
             "Dag 'p' has two modules named 'trim'; rename one: module(fn, name='...')",

@@ -114,7 +114,7 @@ def test_an_async_module_awaits_dags_and_may_not_block() -> None:
     with Constellation() as constellation:
         outputs = constellation.run(Dag("outer", [outer]), {})
     assert outputs["outer"] == {"trim": "a b", "uppercase": "A B", "word_count": 2}
-    message = "waiting here would stop the event loop of this Constellation for good; await run_async() instead"
+    message = "waiting here would block this Constellation's event loop for ever; await run_async() instead"
     assert refused == [message, message]
 
 

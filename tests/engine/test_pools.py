@@ -266,9 +266,7 @@ def test_a_function_that_cannot_be_sent_to_a_pool_fails(process_pool: Executor) 
     error = caught.value.errors["Nameless"]
     assert isinstance(error, DagError)
     assert str(error).startswith("module('Nameless') cannot be sent to another process: ")
-    assert str(error).endswith(
-        "define its function at the top level of a Python module, or hand in a ThreadPoolExecutor"
-    )
+    assert str(error).endswith("define its function at the top level of a Python module, or use a ThreadPoolExecutor")
     assert listener.calls == ["p starts", "Nameless starts", "Nameless fails", "p fails"]
 
 

@@ -181,7 +181,7 @@ def test_what_cannot_be_used_is_refused_at_once(receiver: Receiver, tmp_path: Pa
     before = our_threads()
     with pytest.raises(ConfigurationError, match="endpoint does not begin with http:// or https://"):
         OtlpListener("ftp://localhost")
-    with pytest.raises(JournalError, match="has no folder to be in"):
+    with pytest.raises(JournalError, match="does not exist; create"):
         OtlpListener(receiver.grpc_endpoint, journal=tmp_path / "nowhere" / "journal.db")
     for journal_path in (None, tmp_path / "journal.db"):
         with pytest.raises(ValueError, match="settle=-1"):

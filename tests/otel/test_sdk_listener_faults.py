@@ -88,7 +88,7 @@ def test_a_provider_that_raises_loses_its_span_and_nothing_else(
     assert listener.flush(DEADLINE)
     assert [span.name for span in exporter.get_finished_spans()] == ["WordCount", "my-pipeline"] * 3
     assert (listener.failed, listener.counters.delivered) == (3, 18)
-    assert caplog.messages == ["the application's OpenTelemetry SDK raised for a span; it is lost, the others go on"]
+    assert caplog.messages == ["the application's OpenTelemetry SDK raised for a span; that span is lost"]
     provider.shutdown()
 
 
@@ -151,7 +151,7 @@ def test_a_processor_and_a_logger_that_raise_cost_no_metric(
     assert sum(point.count for point in points_of(reader, "constellation.module.duration")) == 2
     assert listener.failed == 3
     assert sorted(caplog.messages) == [
-        "the application's OpenTelemetry SDK raised for a span; it is lost, the others go on",
+        "the application's OpenTelemetry SDK raised for a span; that span is lost",
         "the application's logger raised",
     ]
     meters.shutdown()

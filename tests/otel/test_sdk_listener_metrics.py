@@ -188,7 +188,7 @@ def test_a_meter_provider_that_raises_costs_only_the_metrics(
     run(listener)
     assert listener.flush(DEADLINE)
     assert len(exporter.get_finished_spans()) == 3
-    assert caplog.messages == ["a meter provider raised; it is asked again when the next execution starts"]
+    assert caplog.messages == ["the meter provider raised; it is asked again when the next execution starts"]
     meters.shutdown()
 
 

@@ -102,7 +102,7 @@ def test_a_provider_that_has_no_tracer_to_give_is_asked_again(
 
     listener = make_listener(NotReady())
     run(listener)
-    assert caplog.messages == ["a tracer provider raised; it is asked again when the next execution starts"]
+    assert caplog.messages == ["the tracer provider raised; it is asked again when the next execution starts"]
     answers.append(provider.get_tracer("library"))
     run(listener)
     assert listener.flush(DEADLINE)

@@ -114,7 +114,7 @@ class LoopThread:
         try:
             self._run_until_stopped()
         except BaseException as error:  # noqa: BLE001 - it was closed, its descriptors are gone, or another loop runs
-            _LIMITED.write(_LOGGER, logging.ERROR, "run", "the event loop cannot run on", error=error)
+            _LIMITED.write(_LOGGER, logging.ERROR, "run", "the event loop cannot go on", error=error)
             self._try(self._loop.close)  # before another loop gets the number of a descriptor that this one has lost
         with self._lock:
             self.is_running = False
@@ -129,7 +129,7 @@ class LoopThread:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
-                message = "a task raised %s; the event loop runs on"
+                message = "a task raised %s; the event loop goes on"
                 _LIMITED.write(_LOGGER, logging.WARNING, "exit", message, type(error).__name__)
 
     def _run_until_done(self, task: asyncio.Task[None]) -> None:

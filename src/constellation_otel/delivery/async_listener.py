@@ -117,7 +117,7 @@ class _Caller(Handler["Event"]):
     def finish(self) -> None:
         # a timeout each for tasks, async generators, and a callback that blocks the loop
         if self._loop is not None and not self._loop.close(3 * self._timeout):
-            message = "%s: the event loop has not ended; something of the listener blocks it"
+            message = "%s: the event loop has not ended; something in the listener blocks it"
             log(_LOGGER, logging.WARNING, message, self._name)
 
     def after_fork(self) -> None:
@@ -140,7 +140,7 @@ async def _contained(awaitable: Awaitable[object]) -> None:
     try:
         await awaitable
     except (SystemExit, KeyboardInterrupt) as error:
-        message = f"the callback raised {error!r}; the event loop runs on"
+        message = f"the callback raised {error!r}; the event loop goes on"
         raise RuntimeError(message) from error
 
 
@@ -150,7 +150,7 @@ class _Target(ExecutionListener):
     def __init__(self, listener: object, wait: Callable[[Awaitable[object]], None]) -> None:
         self._callbacks = {name: getattr(listener, name) for name in CALLBACKS if hasattr(listener, name)}
         if not self._callbacks:
-            message = f"{listener!r} has none of the callbacks {', '.join(CALLBACKS)}"
+            message = f"{listener!r} has none of the callbacks {', '.join(CALLBACKS)}; define at least one"
             raise ListenerDefinitionError(message)
         self._wait = wait
 

@@ -132,7 +132,7 @@ class Dag:
 
     def __init__(self, name: str, modules: Iterable[Callable[..., Any]]) -> None:
         if not name:
-            _refuse(f"{name!r} cannot be the name of a Dag; give it a text that is not empty")
+            _refuse(f"{name!r} cannot be the name of a Dag; give it a name that is not empty")
         by_name: dict[str, Module[..., Any]] = {}
         for given in modules:
             each = given if isinstance(given, Module) else Module(given, None, None)
@@ -140,7 +140,7 @@ class Dag:
                 _refuse(f"Dag {name!r} has two modules named {each.name!r}; rename one: module(fn, name='...')")
             by_name[each.name] = each
         if not by_name:
-            _refuse(f"Dag {name!r} has no modules; give it one at least")
+            _refuse(f"Dag {name!r} has no modules; give it at least one")
         self.name = name
         self.modules: Mapping[str, Module[..., Any]] = MappingProxyType(by_name)
         self.waits_for: Mapping[str, frozenset[str]] = MappingProxyType(

@@ -39,7 +39,7 @@ def picklable(each: Module[..., Any]) -> Callable[..., Any]:
             return candidate
     message = (
         f"{each!r} cannot be sent to another process: {reason}; define its function at the top level of a Python"
-        " module, or hand in a ThreadPoolExecutor"
+        " module, or use a ThreadPoolExecutor"
     )
     raise DagError(message) from reason
 

@@ -107,7 +107,7 @@ class Threads:
     def check_may_wait(self) -> None:
         """Raises a ConstellationOtelError in the event loop's thread."""
         if self._loop is not None and threading.current_thread() is self._loop.thread:
-            message = "waiting here would stop the event loop of this Constellation for good; await run_async() instead"
+            message = "waiting here would block this Constellation's event loop for ever; await run_async() instead"
             raise ConstellationOtelError(message)
 
     def close(self, timeout: float) -> bool:
@@ -120,7 +120,7 @@ class Threads:
             # in slices: a future that is cancelled meanwhile wakes wait() only when its executor looks at it
             wait(pending, min(left, _CLOSE_SLICE))
             if not left and not all(future.done() for future in pending):
-                message = "%d executions or modules have not ended within %g s; they run on"
+                message = "%d executions or modules have not ended within %g s; they go on"
                 log(_LOGGER, logging.WARNING, message, len(pending), timeout)
                 return False
         if self._owned:

@@ -33,16 +33,16 @@ __all__ = ["COUNTED", "Instruments", "Observed"]
 COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
     "dropped": ("constellation.events.dropped", "{event}", "Events that found the queue full, or the listener closed."),
     "rejected": ("constellation.events.rejected", "{event}", "Events that could not be assembled."),
-    "late": ("constellation.events.late", "{event}", "Events of executions or modules whose span had left."),
-    "duplicate": ("constellation.events.duplicate", "{event}", "Events that repeated a fact that was known."),
-    "abandoned": ("constellation.executions.abandoned", "{execution}", "Executions that were let go without an end."),
+    "late": ("constellation.events.late", "{event}", "Events of executions or modules whose span was already emitted."),
+    "duplicate": ("constellation.events.duplicate", "{event}", "Events that repeated what was already known."),
+    "abandoned": ("constellation.executions.abandoned", "{execution}", "Executions abandoned without an end."),
     "incomplete_executions": (
         "constellation.executions.incomplete",
         "{execution}",
         "Executions whose start or end never came.",
     ),
     "incomplete_modules": ("constellation.modules.incomplete", "{module}", "Modules whose start or end never came."),
-    "failed": ("constellation.spans.failed", "{span}", "Spans that the application's SDK refused by raising."),
+    "failed": ("constellation.spans.failed", "{span}", "Spans for which the application's SDK raised."),
 }
 """The counters that are metrics too: name, unit and description of each."""
 
@@ -205,7 +205,7 @@ class Instruments:
                 except Exception as error:  # noqa: BLE001 - the application's; the other counters still count
                     errors.append(error)
         if errors:
-            message = "not all counters took what they gained"
+            message = "some counters raised"
             raise ExceptionGroup(message, errors)
 
     def _active_executions(self, _: CallbackOptions) -> Iterable[Observation]:

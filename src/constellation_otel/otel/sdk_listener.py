@@ -164,12 +164,12 @@ class OpenTelemetryListener(SpanListener[Recorded]):
             provider = self._logger_provider or _logs.get_logger_provider()
             self._try("the application's logger raised", log_exceptions, provider, span, decision)
         if self._instruments is not None:
-            self._try("a histogram raised", self._instruments.record, span, decision)
+            self._try("the application's histogram raised", self._instruments.record, span, decision)
 
     def count(self, gained: Mapping[str, int]) -> None:
         """Gives the application's metrics how the counters have grown; called in the worker's thread."""
         if self._instruments is not None:
-            self._try("a counter raised", self._instruments.count, gained)
+            self._try("the application's counters raised", self._instruments.count, gained)
 
     def _on_tick(self) -> None:
         super()._on_tick()
@@ -186,9 +186,9 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         Two threads doing so at once is harmless.
         """
         if not self._tracing_known:
-            self._try("a tracer provider raised; it is asked again when the next execution starts", self._find_traces)
+            self._try("the tracer provider raised; it is asked again when the next execution starts", self._find_traces)
         if not self._metrics_known:
-            self._try("a meter provider raised; it is asked again when the next execution starts", self._find_meter)
+            self._try("the meter provider raised; it is asked again when the next execution starts", self._find_meter)
         self._is_active = self._spans.traces is not None or self._instruments is not None
         return self._is_active
 
@@ -232,8 +232,8 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         log(
             _LOGGER,
             logging.WARNING,
-            "%s is not the OpenTelemetry SDK's tracer provider: spans get ids of its own choosing, and a module's"
-            " own work does not nest under its span",
+            "%s is not the OpenTelemetry SDK's tracer provider: it chooses the spans' ids itself, and the work"
+            " of a module's body does not nest under the module's span",
             type(provider).__qualname__,
         )
         return PlainTraces(tracer, self._max_open)

@@ -90,7 +90,7 @@ class SdkSink(Sink[Recorded]):
                 traces.emit(span, decision, with_events=self._with_events)
             except Exception as error:  # noqa: BLE001 - the application's processors
                 self.failed += 1
-                message = "the application's OpenTelemetry SDK raised for a span; it is lost, the others go on"
+                message = "the application's OpenTelemetry SDK raised for a span; that span is lost"
                 self._log.write(_LOGGER, logging.ERROR, "emit", message, error=error)
         return ()
 
@@ -255,7 +255,7 @@ class PlainTraces:
 
     def _create_oldest(self, *, with_events: bool) -> None:
         """Creates the spans that have waited longest, without the execution's that they waited for."""
-        message = "more than %d modules' spans wait for their executions'; those of the oldest are not below it"
+        message = "more than %d spans of modules wait for their execution's; the oldest execution's are made without it"
         self._log.write(_LOGGER, logging.WARNING, "held", message, self._max_held)
         context, modules = self._modules.pop(next(iter(self._modules)))
         self._held -= len(modules)
