@@ -127,7 +127,7 @@ def test_a_bridge_whose_acknowledgements_fail_is_not_ready() -> None:
         thread.start()
         stack.callback(thread.join, DEADLINE)
         stack.callback(bridge.stop)
-        troubles = {"list://": "what is safe cannot be acknowledged: no coordinator"}
+        troubles = {"list://": "delivered records cannot be acknowledged: no coordinator"}
         eventually(lambda: bridge.troubles == troubles, "the source's trouble")
         assert answer(health.url, "/readyz") == (503, {"status": "troubled", "troubles": troubles})
         status, counters = answer(health.url, "/")
@@ -159,7 +159,7 @@ def test_a_bridge_whose_loop_hangs_is_not_alive(bridge: Bridge, monkeypatch: pyt
 
 def test_other_paths_and_methods_are_refused(bridge: Bridge) -> None:
     with Health("127.0.0.1:0", bridge) as health:
-        assert answer(health.url, "/metrics") == (404, {"error": "there are /, /livez and /readyz"})
+        assert answer(health.url, "/metrics") == (404, {"error": "there is no such path; use /, /livez or /readyz"})
         assert get(health.url, "/livez", "POST")[0] == 501
 
 

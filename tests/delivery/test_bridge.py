@@ -124,7 +124,7 @@ def test_what_is_left_out_of_a_record_is_counted_and_logged(caplog: pytest.LogCa
     sink = ListSink()
     report = Bridge(ListSource([record, *records(others)]), [sink]).run()
     assert (sink.items, report.corrected) == ([first, *others], 1)
-    what = "list://, part, record 3: something is left out or replaced, the rest is kept: dagName: it is too long"
+    what = "list://, part, record 3: a value was left out or replaced, the rest is kept: dagName: it is too long"
     assert caplog.messages == [what]
 
 
@@ -154,7 +154,7 @@ def test_a_source_that_cannot_be_read_now_is_read_again(caplog: pytest.LogCaptur
     bridge.run()
     assert sink.items == events_of(1)
     assert bridge.troubles == {}
-    assert "list:// is not read: no broker; it is tried again in" in caplog.text
+    assert "list:// cannot be read now: no broker; trying again in" in caplog.text
 
 
 def test_a_source_that_needs_fixing_is_an_alarm_of_the_bridge(caplog: pytest.LogCaptureFixture) -> None:

@@ -65,7 +65,7 @@ def test_a_source_that_cannot_acknowledge_now_is_told_again(caplog: pytest.LogCa
     source.acknowledge_faults = [UnavailableError("no coordinator")]
     report = Bridge(source, [ListSink()], retry=QUICK).run()
     assert (report.is_delivered, report.failed_acknowledgements) == (True, 1)
-    assert "could not be acknowledged: no coordinator; the next try is in" in caplog.text
+    assert "could not be acknowledged: no coordinator; trying again in" in caplog.text
     assert sorted(source.acknowledged) == [Position(None, number) for number in range(8)]
 
 
@@ -74,7 +74,7 @@ def test_failing_acknowledgements_are_told_until_they_work() -> None:
     source = Deaf(records(events_of(1)), ends=False)
     bridge = Bridge(source, [ListSink()], retry=QUICK)
     with running(bridge):
-        troubles = {"list://": "what is safe cannot be acknowledged: no coordinator"}
+        troubles = {"list://": "delivered records cannot be acknowledged: no coordinator"}
         eventually(lambda: bridge.troubles == troubles, "the source's trouble")
         eventually(lambda: bridge.report.failed_acknowledgements > 1, "it is tried again")
         source.is_deaf = False

@@ -153,7 +153,7 @@ def test_a_journal_without_acknowledgements_is_in_trouble(error: Exception) -> N
     store.acknowledge_fault = error
     bridge = Bridge(ListSource(records(events_of(1)), ends=False), [ListSink()], journal=store, retry=QUICK)
     with running(bridge) as reports:
-        troubles = {"journal": "what is safe cannot be acknowledged: it is locked (by list)"}
+        troubles = {"journal": "delivered records cannot be acknowledged: it is locked (by list)"}
         eventually(lambda: bridge.troubles == troubles, "the journal's trouble")
         assert bridge.report.sinks["list"].failed_acknowledgements > 0
         store.acknowledge_fault = None

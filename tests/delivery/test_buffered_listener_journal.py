@@ -84,7 +84,7 @@ def test_the_next_process_delivers_what_was_not_delivered(path: Path, caplog: py
     sending, journal = SendingCounters(sent=8), JournalCounters(recovered=4)
     assert listener.counters == Counters(8, 8, 0, 0, 0, sending=sending, journal=journal)
     assert listener.close(DEADLINE)
-    assert "the journal holds 4 events from before; they are delivered" in caplog.text
+    assert "the journal holds 4 events of an earlier run; they are delivered now" in caplog.text
 
 
 def test_more_than_a_sender_holds_comes_from_the_journal(path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_journal_without_acknowledgements_is_an_error() -> None:
     accept(listener, 1)
     eventually(lambda: listener.last_error, "its error")
     assert listener.last_error is not None
-    assert listener.last_error.reason == "what is safe cannot be acknowledged: the disk is full"
+    assert listener.last_error.reason == "delivered records cannot be acknowledged: the disk is full"
     assert listener.counters.journal is not None
     assert listener.counters.journal.failed_acknowledgements > 0
     assert not listener.flush(0.05)
@@ -210,7 +210,7 @@ def test_what_stays_unacknowledged_at_the_end_is_said(caplog: pytest.LogCaptureF
     with less_than(DEADLINE / 2):
         assert not listener.close(DEADLINE)
     assert (sink.items, listener.counters.held) == (execution(1), 0)
-    what = "4 records are safe, and stay in the journal: what is safe cannot be acknowledged: a defect"
+    what = "4 records are safe, and stay in the journal: delivered records cannot be acknowledged: a defect"
     assert what in caplog.text
 
 

@@ -180,7 +180,7 @@ def test_a_record_whose_event_no_sink_could_take_is_unreadable() -> None:
     before, unreadable, after = batches_of(records([first, bad, second], "a"))
     assert (before, after) == (Batch([first], [0], "a"), Batch([second], [2], "a"))
     assert isinstance(unreadable, Unreadable)
-    assert unreadable.reason == "module_name must be a str, not 7; the event is dropped, fix what sent it"
+    assert unreadable.reason == "module_name must be a str, not 7; the event is dropped; fix what made it"
     assert unreadable.position == Position("a", 1)
     assert unreadable.data.startswith(b"ModuleStarted(")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-WHY = "module_name must be a str, not 7; the event is dropped, fix what sent it"
+WHY = "module_name must be a str, not 7; the event is dropped; fix what made it"
 BAD = ModuleStarted(UUID(int=1), UUID(int=2), 7, T0)  # type: ignore[arg-type] # what it is about
 
 
@@ -59,5 +59,5 @@ def test_what_can_be_corrected_is_and_is_counted_and_logged(caplog: pytest.LogCa
     assert (door.rejected, door.corrected) == (0, 1)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert caplog.messages == [
-        "list: of an event something is left out or replaced: traceparent is 5, not a W3C header's value"
+        "list: a value of an event was left out or replaced: traceparent is 5, not a W3C header's value"
     ]

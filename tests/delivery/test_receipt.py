@@ -138,11 +138,13 @@ def test_what_a_source_did_not_take_is_told_again_after_a_pause(
     last_error = owed.last_error
     assert last_error is not None
     assert before <= last_error.since <= time.monotonic()
-    assert last_error == LastError(f"what is safe cannot be acknowledged: {reason}", last_error.since, needs_fixing)
+    assert last_error == LastError(
+        f"delivered records cannot be acknowledged: {reason}", last_error.since, needs_fixing
+    )
     (message,) = caplog.messages
     assert message == (
-        f"told: 1 records are safe, which could not be acknowledged: {reason}; the next try is in 1000.0 s,"
-        " and without it they are read again after a restart"
+        f"told: 1 delivered records could not be acknowledged: {reason}; trying again in 1000.0 s; a restart"
+        " before that succeeds reads them again"
     )
     assert (caplog.records[0].exc_info is None) is isinstance(error, UnavailableError)
     calls = len(source.calls)

@@ -122,7 +122,7 @@ def test_items_for_which_a_sink_raises_are_left_out_alone(
     assert [item.execution_id.int for item in sink.items] == [each for each in range(100) if each not in bad]
     assert (sender.waiting, sender.last_error, settled(sender)) == (0, None, [*range(100)])
     assert (tmp_path / "dead.jsonl").read_text().count(f"{raises.__name__}: for one of them") == len(bad)
-    assert caplog.messages[0] == "list raised for one item, which is left out, and not for the others"
+    assert caplog.messages[0] == "list raised for one item, and not for the others; that item is left out"
     assert caplog.records[0].exc_info is not None
 
 

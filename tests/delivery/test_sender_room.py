@@ -88,7 +88,7 @@ def test_where_too_much_is_open_the_most_silent_makes_room(caplog: pytest.LogCap
     ]
     assert settled(sender) == [1]
     assert counted(sender) == {"received": 16, "delivered": 1, "held": 15, "sent": 1, "evicted": 1}
-    assert caplog.messages == ["list: more than 16 events are open; the execution that was silent longest is given up"]
+    assert caplog.messages == ["list: more than 16 events are open; the execution that was silent longest is abandoned"]
 
 
 def test_what_is_open_is_the_transforms_where_nothing_is_kept() -> None:
@@ -255,7 +255,7 @@ def test_no_call_of_the_sink_goes_beyond_the_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"), [(UnavailableError("away"), "away"), (None, "it is too slow")], ids=["away", "slow"]
+    ("fault", "why"), [(UnavailableError("away"), "away"), (None, "the sink is too slow")], ids=["away", "slow"]
 )
 def test_what_was_not_delivered_is_said_when_it_is_closed(
     fault: Exception | None, why: str, caplog: pytest.LogCaptureFixture
@@ -267,7 +267,7 @@ def test_what_was_not_delivered_is_said_when_it_is_closed(
         sender.tick()
     sender.close()
     assert sink.closed == 1
-    assert caplog.messages[-1] == f"list: 4 items were not delivered in time for the end; {why}"
+    assert caplog.messages[-1] == f"list: 4 items were not delivered before the end: {why}"
 
 
 def test_a_sender_that_has_delivered_everything_just_closes(caplog: pytest.LogCaptureFixture) -> None:
@@ -308,7 +308,7 @@ def test_the_end_does_not_wait_longer_than_it_is_given(caplog: pytest.LogCapture
     way.give(batch(execution(1)))
     assert not way.close(0.3)
     assert (way.waiting, sink.closed) == (4, 1)
-    assert caplog.messages[-1] == "list: 4 items were not delivered in time for the end; away"
+    assert caplog.messages[-1] == "list: 4 items were not delivered before the end: away"
 
 
 @pytest.mark.parametrize(("abandon_open", "names"), [(True, ["dag-1", "dag-2"]), (False, ["dag-1"]), (None, [])])

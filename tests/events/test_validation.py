@@ -112,7 +112,7 @@ def test_what_is_left_out_or_replaced_is_named_with_its_value() -> None:
     event = ModuleCompleted("id", "m", Text("a\x00"), math.nan, NOW)  # type: ignore[arg-type]
     with pytest.raises(TypeError) as refused:
         validated(event)
-    assert str(refused.value) == ("execution_id must be a UUID, not 'id'; the event is dropped, fix what sent it")
+    assert str(refused.value) == ("execution_id must be a UUID, not 'id'; the event is dropped; fix what made it")
     assert validated(structs.replace(event, execution_id=EXECUTION)) == Validated(
         ModuleCompleted(EXECUTION, None, "a\N{REPLACEMENT CHARACTER}", None, NOW),
         (

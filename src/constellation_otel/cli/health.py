@@ -98,7 +98,7 @@ class _Handler(HttpHandler):
             case "/":
                 self._send(HTTPStatus.OK, {"troubles": bridge.troubles, **msgspec.to_builtins(bridge.report)})
             case _:
-                self._send(HTTPStatus.NOT_FOUND, {"error": "there are /, /livez and /readyz"})
+                self._send(HTTPStatus.NOT_FOUND, {"error": "there is no such path; use /, /livez or /readyz"})
 
     def _send_if(self, is_well: bool, body: dict[str, Any]) -> None:
         self._send(HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE, body)

@@ -414,7 +414,7 @@ class Bridge:
             # so that time stands still at once
             self._nudge()
         level = logging.ERROR if needs_fixing else logging.WARNING
-        message = "%s is not read: %s; it is tried again in %.1f s"
+        message = "%s cannot be read now: %s; trying again in %.1f s"
         self._log.write(_LOGGER, level, "source", message, self._source.name, error, pause)
         self._pause(pause)
 
@@ -446,7 +446,7 @@ class Bridge:
         for offset, reason in batch.corrected:
             self._corrected += 1
             where = f"{self._source.name}, {place_of(Position(batch.origin, offset))}"
-            message = "%s: something is left out or replaced, the rest is kept: %s"
+            message = "%s: a value was left out or replaced, the rest is kept: %s"
             self._log.write(_LOGGER, logging.WARNING, "corrected", message, where, reason)
         if self._ledger is not None:
             self._ledger.expect(batch.origin, batch.offsets)

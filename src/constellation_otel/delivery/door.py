@@ -71,6 +71,6 @@ class Door:
             return None
         self.corrected += len(corrected)
         for reason in corrected:
-            message = "%s: of an event something is left out or replaced: %s"
+            message = "%s: a value of an event was left out or replaced: %s"
             self._log.write(_LOGGER, logging.WARNING, "corrected", message, self._name, reason)
         return valid

@@ -46,7 +46,7 @@ class WritingEnd(Sink["Event | None"]):
         if taken:
             self._on_written(taken)
         if taken < len(items):
-            message = "the journal is full; see that the sinks take events, or allow it more"
+            message = "the journal is full; check that the sinks take events, or allow it more bytes"
             raise UnavailableError(message, delivered=frozenset(range(taken)))
         return ()
 

@@ -153,7 +153,7 @@ class Journaled:
         self._recovered += pipeline.written
         self._pipelines.append(pipeline)
         if pipeline.written:
-            message = "%s: the journal holds %d events from before; they are delivered"
+            message = "%s: the journal holds %d events of an earlier run; they are delivered now"
             self._log.write(_LOGGER, logging.INFO, "recovered", message, self._name, pipeline.written)
         pipeline.worker.nudge()
 
@@ -243,7 +243,7 @@ class Journaled:
         self.front.moving = sender.waiting
         error = sender.last_error
         if self.front.moving and error is not None:
-            message = "the journal cannot be written: %s; %d events wait for it, or go to sinks, not durable"
+            message = "the journal cannot be written: %s; %d events wait for it, or go to the sinks from memory"
             self._log.write(_LOGGER, logging.ERROR, "unwritten", message, error.reason, self.front.moving)
             if self._has_taker():
                 items, receipts = sender.take_held()

@@ -187,15 +187,15 @@ class Acknowledgements:
         is_unavailable = isinstance(error, UnavailableError)
         since = time.monotonic() if self.last_error is None else self.last_error.since
         needs_fixing = isinstance(error, MisconfiguredError) or not is_unavailable
-        self.last_error = LastError(f"what is safe cannot be acknowledged: {why}", since, needs_fixing)
+        self.last_error = LastError(f"delivered records cannot be acknowledged: {why}", since, needs_fixing)
         wait = self._backoff.next()
         self._not_before = time.monotonic() + wait
         self._log.write(
             _LOGGER,
             logging.WARNING,
             "acknowledge",
-            "%s: %d records are safe, which could not be acknowledged: %s; the next try is in %.1f s, and without it"
-            " they are read again after a restart",
+            "%s: %d delivered records could not be acknowledged: %s; trying again in %.1f s; a restart before"
+            " that succeeds reads them again",
             self._source.name,
             len(self._owed),
             why,

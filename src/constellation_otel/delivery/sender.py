@@ -240,7 +240,7 @@ class Sender(Generic[T]):
                 break
             self._look()
             self._evicted += 1
-            message = "%s: more than %d events are open; the execution that was silent longest is given up"
+            message = "%s: more than %d events are open; the execution that was silent longest is abandoned"
             self._log.write(_LOGGER, logging.ERROR, "evict", message, self.sink.name, _OPEN_FACTOR * self._max_held)
             send_in = self.send_until(self._clock() + self._slice_s)
         return min((due for due in (send_in, self.transform.wake_in()) if due is not None), default=None)
@@ -310,8 +310,8 @@ class Sender(Generic[T]):
     def close(self) -> None:
         """Closes the sink, and says what was not delivered."""
         if self.waiting:
-            message = "%s: %d items were not delivered in time for the end; %s"
-            why = "it is too slow" if self._last_error is None else self._last_error.reason
+            message = "%s: %d items were not delivered before the end: %s"
+            why = "the sink is too slow" if self._last_error is None else self._last_error.reason
             self._log.write(_LOGGER, logging.WARNING, "finish", message, self.sink.name, self.waiting, why)
         self.sink.close()
 
@@ -429,7 +429,7 @@ class Sender(Generic[T]):
         count = sum(map(len, found.parts)) + len(found.alone)
         if works:
             for load, error in found.alone:
-                message = "%s raised for one item, which is left out, and not for the others"
+                message = "%s raised for one item, and not for the others; that item is left out"
                 self._log.write(_LOGGER, logging.ERROR, "fault", message, self.sink.name, error=error)
                 self._refuse(load, f"{type(error).__name__}: {said(error)}", is_known=True)
         elif count:

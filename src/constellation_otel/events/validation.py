@@ -101,7 +101,7 @@ def validated(event: object) -> Validated:
                 return Validated(cls(**changed), tuple(corrected))
             known = cast("Event", event)
             return Validated(structs.replace(known, **changed) if changed else known, tuple(corrected))
-    message = f"{shown(event)} is none of the six events; it is dropped, fix what gave it"
+    message = f"{shown(event)} is none of the six events, and is dropped; fix what made it"
     raise TypeError(message)
 
 
@@ -166,7 +166,7 @@ def _plain(field: _Field, value: object, corrected: list[str]) -> object:
     if field.kinds == (ErrorInfo,) or field.is_optional:
         corrected.append(f"{field.name} is {shown(value)}, not {field.expected}")
         return ErrorInfo(None, None) if field.kinds == (ErrorInfo,) else None
-    message = f"{field.name} must be {field.expected}, not {shown(value)}; the event is dropped, fix what sent it"
+    message = f"{field.name} must be {field.expected}, not {shown(value)}; the event is dropped; fix what made it"
     if type(plain) in field.kinds:
         raise ValueError(message)
     raise TypeError(message)

@@ -128,7 +128,7 @@ def test_a_full_disk_acknowledges_in_the_logs_own_space(small_disk: Path) -> Non
 
 def test_a_write_that_fails_takes_nothing_of_its_batch(path: Path) -> None:
     assert run(LIMITED, path) == [
-        f"{path}: disk I/O error; look at its disk, and at this process's limits",
+        f"{path}: disk I/O error; check its disk, and this process's limits",
         "True True",
         "50",
         "50",
@@ -152,7 +152,7 @@ def test_room_is_left_on_the_disk_where_the_file_would_grow(path: Path) -> None:
         journal.append(numbered(*range(1, 1001)))
     with closing(Journal(path, sinks=["otlp"], reserve_bytes=2**80)) as journal:
         with pytest.raises(
-            UnavailableError, match=f"are free, and {2**80} are left for acknowledging; free some space"
+            UnavailableError, match=f"are free, and {2**80} are reserved for acknowledging; free some space"
         ):
             journal.append(numbered(1001))
         journal.acknowledge("otlp", positions(*range(1, 1001)))

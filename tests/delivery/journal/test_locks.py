@@ -62,7 +62,9 @@ def test_a_second_process_is_refused_by_the_firsts_number(path: Path, holder: st
             assert process.stdout.readline() == f"{process.pid}\n"
             for role, opener in needs.items():
                 if role in taken:
-                    with pytest.raises(JournalError, match=f"process {process.pid} has {path} to {role}, as only one"):
+                    with pytest.raises(
+                        JournalError, match=f"process {process.pid} has {path} open to {role}, which only one"
+                    ):
                         opener(path)
                 else:
                     opener(path).close()

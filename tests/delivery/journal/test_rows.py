@@ -143,9 +143,9 @@ def test_a_damaged_row_is_unreadable_and_acknowledged(path: Path) -> None:
             connection.execute("UPDATE events SET data = ? WHERE id = 3", (negative,))
         items = journal.read("otlp", 0, 10)
         reasons = [
-            "the journal's event is damaged: Expected `array`, got `int`",
-            "the journal's event is of an unknown kind, 'module.skipped'; a newer version may read it",
-            "the journal's event is damaged: Expected `object`, got `array`",
+            "the event in the journal is damaged: Expected `array`, got `int`",
+            "the event in the journal is of an unknown kind, 'module.skipped'; a newer version may read it",
+            "the event in the journal is damaged: Expected `object`, got `array`",
         ]
         datas = [b"\x00\xff", future, negative]
         assert items == [
@@ -180,7 +180,7 @@ def test_events_of_one_execution_can_be_read_by_others(path: Path, caplog: pytes
             connection.execute("UPDATE events SET data = x'00' WHERE id = 51")
         assert events_of(path, EXECUTION) == expected[1:]
     assert caplog.messages == [
-        f"{path}: event 51 is left out: the journal's event is damaged: Expected `array`, got `int`"
+        f"{path}: event 51 is left out: the event in the journal is damaged: Expected `array`, got `int`"
     ]
 
 

@@ -143,7 +143,7 @@ def test_a_sink_rejects_single_events_with_a_wrong_type(path: Path) -> None:
     with closing(JournalSink(path)) as sink, closing(JournalSource(path)) as source:
         rejections = sink.send([*numbered(1), wrong, *numbered(2), late], 5)
         assert [(rejection.index, rejection.count) for rejection in rejections] == [(1, 1), (3, 1)]
-        assert rejections[0] == Rejection(1, 1, "dag_name must be a str, not 5; the event is dropped, fix what sent it")
+        assert rejections[0] == Rejection(1, 1, "dag_name must be a str, not 5; the event is dropped; fix what made it")
         assert numbers_of(source.read(5)) == [1, 2]
 
 
@@ -152,7 +152,7 @@ def test_a_sink_that_is_full_says_which_events_are_safe(path: Path) -> None:
     wrong = ExecutionCancelled(EXECUTION, 5, NS)  # type: ignore[arg-type] # what is tested
     with closing(JournalSink(path, max_bytes=100_000)) as sink, closing(JournalSource(path)) as source:
         events = [wrong, *numbered(*range(1, 2000))]
-        with pytest.raises(UnavailableError, match="has reached max_bytes=100000: see that what reads it runs") as full:
+        with pytest.raises(UnavailableError, match="has reached max_bytes=100000; check that its reader runs") as full:
             sink.send(events, 5)
         delivered = full.value.delivered
         assert delivered == frozenset(range(1, len(delivered) + 1))

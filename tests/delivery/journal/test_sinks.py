@@ -125,7 +125,7 @@ def test_a_sink_that_is_gone_keeps_its_events_with_a_warning(path: Path, caplog:
             "constellation_otel.delivery.journal.journal",
             logging.WARNING,
             (
-                f"{path} keeps 2 events for 'sql', which is no sink of it now: read it for that sink,"
+                f"{path} keeps 2 events for 'sql', which is not one of its sinks now: read it for that sink,"
                 " or drop them with constellation_otel.transports.journal.forget(path, 'sql')"
             ),
         )
@@ -146,7 +146,7 @@ def test_a_sink_that_is_forgotten_keeps_no_events_any_more(path: Path) -> None:
     with closing(Journal(path, sinks=["otlp", "kafka"])) as journal:
         assert journal.read("kafka", 0, 10) == []
         assert numbers_of(journal.read("otlp", 0, 10)) == [5, 6, 7, 8, 9, 10]
-        with pytest.raises(JournalError, match=f"process {os.getpid()} has {path} to consume"):
+        with pytest.raises(JournalError, match=f"process {os.getpid()} has {path} open to consume"):
             forget(path, "otlp")
 
 
@@ -204,6 +204,6 @@ def test_an_appender_and_readers_at_once_lose_nothing(path: Path) -> None:
 
 def test_a_sinks_name_that_is_no_text_is_refused(path: Path) -> None:
     for make in (lambda: Journal(path, sinks=["\udcff"]), lambda: JournalSource(path, sink="\udcff")):
-        with pytest.raises(ConfigurationError, match=r"'\\udcff' can be no sink's name"):
+        with pytest.raises(ConfigurationError, match=r"'\\udcff' cannot be a sink's name"):
             make()
     Journal(path, sinks=["otlp"]).close()

@@ -50,7 +50,7 @@ def test_reading_goes_on_when_a_broker_is_back(cluster: Cluster, make_source: Ma
     read(source, 1)
     cluster.down()
     assert "brokers are down" in str(failing(lambda: source.read(0.2)))
-    assert "the topic cannot be asked for" in str(failing(lambda: source.read(0.2)))
+    assert "the topic cannot be looked up" in str(failing(lambda: source.read(0.2)))
     cluster.up()
 
     def is_back() -> bool:

@@ -105,6 +105,6 @@ def test_a_replay_waits_for_what_may_get_well(cluster: Cluster, make_source: Mak
     cluster.break_topic(0, "two")
     # of each partition the first and the last offset are asked for
     cluster.answer_with(LIST_OFFSETS, 0, 0, *[KafkaError.TOPIC_AUTHORIZATION_FAILED] * 2)
-    with pytest.raises(MisconfiguredError, match=r"the topic cannot be asked for: .*authorization failed"):
+    with pytest.raises(MisconfiguredError, match=r"the topic cannot be looked up: .*authorization failed"):
         source.read(1)
     assert sorted(positions(replayed(source))) == [Position(("two", partition), 0) for partition in range(2)]

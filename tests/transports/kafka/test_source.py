@@ -136,14 +136,14 @@ def test_a_commit_that_fails_is_logged_and_tried_again(
     cluster.answer_with(OFFSET_COMMIT, KafkaError.GROUP_AUTHORIZATION_FAILED)
     source.acknowledge(positions(items))
     eventually(lambda: source.read(0.05) or source.last_error is not None, "the commit has failed")
-    assert source.last_error == "what is safe cannot be acknowledged: Broker: Group authorization failed"
+    assert source.last_error == "delivered records cannot be acknowledged: Broker: Group authorization failed"
     eventually(lambda: source.read(0.05) or committed(cluster) == 2, "the offset is committed")
     eventually(lambda: source.read(0.05) or source.last_error is None, "and that is known")
     assert source.failed_acknowledgements == 1
     assert [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING] == [
         (
-            f"kafka://{cluster.brokers}/{TOPIC}: acknowledgements could not be committed; they are with the next,"
-            " or else read again: Broker: Group authorization failed"
+            f"kafka://{cluster.brokers}/{TOPIC}: acknowledgements could not be committed; the next commit has them,"
+            " or they are read again: Broker: Group authorization failed"
         )
     ]
 
@@ -170,7 +170,10 @@ def test_a_commit_that_raises_breaks_no_read_and_is_tried_again(
     assert consumer is not None
     monkeypatch.setattr(source._reader, "consumer", Raising(consumer))
     source.acknowledge(positions(items))
-    assert (source.read(0.05), source.last_error) == ((), "what is safe cannot be acknowledged: Local: Erroneous state")
+    assert (source.read(0.05), source.last_error) == (
+        (),
+        "delivered records cannot be acknowledged: Local: Erroneous state",
+    )
     assert source.failed_acknowledgements == 2
     source._reader.consumer = consumer
     eventually(lambda: source.read(0.05) or committed(cluster) == 2, "the offset is committed")
@@ -207,7 +210,7 @@ def test_a_read_without_the_committed_offset_is_unavailable(cluster: Cluster, ma
     # the library has asked by itself, for where to begin
     cluster.answer_with(OFFSET_FETCH, 0, KafkaError.GROUP_AUTHORIZATION_FAILED)
     failure = failing(lambda: source.read(0.2))
-    assert "partition 0 cannot be asked for what is committed" in str(failure)
+    assert "the committed offset of partition 0 cannot be looked up" in str(failure)
     assert read(source, 2) == [record("a", 0), record("b", 1)]
 
 

@@ -47,7 +47,7 @@ _SETTINGS: Final = (
     "PRAGMA secure_delete = OFF",
 )
 
-_NOT_WRITABLE: Final = "see that the file and its folder are there and that this process may write to them"
+_NOT_WRITABLE: Final = "check that the file and its folder exist and that this process may write to them"
 _DAMAGED: Final = "it is no journal, or damaged: move it away, with its -wal file, and start with a new one"
 _MEANINGS: Final[dict[int, tuple[type[UnavailableError], str]]] = {
     sqlite3.SQLITE_BUSY: (UnavailableError, "another process has been writing to it all the time; it is tried again"),
@@ -59,7 +59,7 @@ _MEANINGS: Final[dict[int, tuple[type[UnavailableError], str]]] = {
     sqlite3.SQLITE_CORRUPT: (MisconfiguredError, _DAMAGED),
     sqlite3.SQLITE_ERROR: (MisconfiguredError, _DAMAGED),
 }
-_LOOK_AT_THE_DISK: Final = (UnavailableError, "look at its disk, and at this process's limits")
+_LOOK_AT_THE_DISK: Final = (UnavailableError, "check its disk, and this process's limits")
 
 T = TypeVar("T")
 Mode: TypeAlias = Literal["rwc", "rw", "ro"]
@@ -128,13 +128,13 @@ class Database:
         self._timeout = timeout
         self._reserve_bytes = reserve_bytes
         if not path.parent.is_dir():
-            message = f"{path} has no folder to be in; make {path.parent}, or fix the path"
+            message = f"the folder of {path} does not exist; create {path.parent}, or fix the path"
             raise JournalError(message)
         if path.is_dir():
             message = f"{path} is a folder; add the journal's file to the path"
             raise JournalError(message)
         if mode != "rwc" and not path.exists():
-            message = f"there is no journal {path}; fix the path"
+            message = f"there is no journal at {path}; fix the path"
             raise JournalError(message)
         if path.exists() and _file_id(path) in _INHERITED:
             raise JournalError(_not_across_fork(path))
@@ -226,7 +226,7 @@ class Database:
         # a file system without any blocks does not tell
         if grows and disk.f_blocks and free_bytes < self._reserve_bytes:
             message = (
-                f"the disk of {self.path} is full: {free_bytes} bytes are free, and {self._reserve_bytes} are left"
+                f"the disk of {self.path} is full: {free_bytes} bytes are free, and {self._reserve_bytes} are reserved"
                 " for acknowledging; free some space"
             )
             raise UnavailableError(message)
@@ -376,7 +376,7 @@ def use_log(connection: sqlite3.Connection, path: Path, timeout: float) -> None:
                 raise
         time.sleep(_POLL)
     if mode != "wal":
-        message = f"{path} is where SQLite has no write-ahead log (it is {mode!r}); put it on a local disk"
+        message = f"SQLite cannot use a write-ahead log for {path} (its mode is {mode!r}); put it on a local disk"
         raise JournalError(message)
 
 
@@ -397,10 +397,11 @@ class _Lock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(self._file, 20, 0).decode() or "that has only just started"
+            holder = os.pread(self._file, 20, 0).decode()
+            owner = f"process {holder}" if holder else "a process that has only just started"
             self.release()
             message = (
-                f"process {holder} has {path} to {role}, as only one at a time may;"
+                f"{owner} has {path} open to {role}, which only one process at a time may do;"
                 " stop that one first, or use another file"
             )
             raise JournalError(message) from error

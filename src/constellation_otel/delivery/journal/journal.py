@@ -275,8 +275,8 @@ class JournalSink(Sink[Event]):
             raise MisconfiguredError(str(error)) from error
         if taken < len(good):
             message = (
-                f"{self._database.path} has reached max_bytes={self._max_bytes}: see that what reads it runs,"
-                " or allow it more"
+                f"{self._database.path} has reached max_bytes={self._max_bytes}; check that its reader runs,"
+                " or raise max_bytes"
             )
             raise UnavailableError(message, delivered=frozenset([*good][:taken]))
         return rejections
@@ -464,7 +464,7 @@ def _registered(database: Database, names: Sequence[str]) -> dict[str, int]:
         log(
             _LOGGER,
             logging.WARNING,
-            "%s keeps %d events for %s, which is no sink of it now: read it for that sink,"
+            "%s keeps %d events for %s, which is not one of its sinks now: read it for that sink,"
             " or drop them with constellation_otel.transports.journal.forget(path, %s)",
             database.path,
             held,

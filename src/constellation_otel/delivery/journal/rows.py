@@ -259,7 +259,7 @@ def register(database: Database, names: Sequence[str]) -> tuple[dict[str, int], 
         try:
             name.encode()
         except UnicodeError:
-            message = f"{name!r} can be no sink's name; name it in characters that are text"
+            message = f"{name!r} cannot be a sink's name: it has characters that are not text; use another name"
             raise ConfigurationError(message) from None
     with database.transaction() as connection:
         sinks = connection.execute("SELECT name, bit, held FROM sinks").fetchall()
@@ -518,7 +518,7 @@ class Gathered:
         try:
             pairs = _RUN.decode(data) if data and _is_run(data) else [_ENVELOPE.decode(data)]
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            reason = f"the journal's event is damaged: {error}"
+            reason = f"the event in the journal is damaged: {error}"
             for at in range(start, stop):
                 self._put(Unreadable(data, reason, Position(None, number + at)))
             return
@@ -544,11 +544,11 @@ def _event(pair: tuple[str, msgspec.Raw]) -> Event:
     kind, fields = pair
     decoder = _DECODERS.get(kind)
     if decoder is None:
-        message = f"the journal's event is of an unknown kind, {kind!r}; a newer version may read it"
+        message = f"the event in the journal is of an unknown kind, {kind!r}; a newer version may read it"
         raise DecodeError(message)
     try:
         event = decoder.decode(fields)
         return event if is_valid(event) else validated(event).event
     except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError) as error:
-        message = f"the journal's event is damaged: {error}"
+        message = f"the event in the journal is damaged: {error}"
         raise DecodeError(message) from error

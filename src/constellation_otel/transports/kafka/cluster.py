@@ -93,7 +93,7 @@ class Cluster:
             raise ConfigurationError(message)
         fixed = {**fixed, "bootstrap.servers": brokers, "error_cb": self.on_error}
         for setting in sorted(fixed.keys() & config.keys()):
-            message = f"{self.url}: {setting} is not among the options that can be given; leave it out"
+            message = f"{self.url}: {setting} is fixed here and cannot be set; leave it out"
             raise ConfigurationError(message)
         self.settings: dict[str, Any] = {**defaults, **config, **fixed}
         for setting, value in self.settings.items():
@@ -122,7 +122,7 @@ class Cluster:
         try:
             return client(self.settings, logger=self)
         except KafkaException as error:
-            raise self.unavailable(error.args[0], "there can be no client") from error
+            raise self.unavailable(error.args[0], "no client can be made") from error
 
     def log(self, level: int, message: str, *args: object) -> None:
         """Takes what the library logs, in the place of a logger."""

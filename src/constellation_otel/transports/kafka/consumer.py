@@ -175,7 +175,7 @@ class Reader:
                 partition.is_changed = True
                 # of what was taken away, its next owner reads it again
                 self.commit_error = error.str()
-            message = "acknowledgements could not be committed; they are with the next, or else read again: %s"
+            message = "acknowledgements could not be committed; the next commit has them, or they are read again: %s"
             self._cluster.log(logging.WARNING, message, error.str())
 
     def _raise_failure(self) -> None:
@@ -195,7 +195,7 @@ class Reader:
         except KafkaException as error:
             # what the connections have said, which the error has not, comes with the callbacks
             self._poll(consumer, 0)
-            failure = self._cluster.unavailable(error.args[0], "the topic cannot be asked for")
+            failure = self._cluster.unavailable(error.args[0], "the topic cannot be looked up")
             if not self._follow and error.args[0].code() in UNKNOWN_TOPIC:
                 raise SourceError(str(failure)) from error
             raise failure from error
@@ -263,7 +263,7 @@ class Reader:
             (place,) = consumer.committed([TopicPartition(self._topic, number)], timeout=_ASK)
         except KafkaException as error:
             consumer.seek(TopicPartition(self._topic, number, first))
-            message = f"partition {number} cannot be asked for what is committed"
+            message = f"the committed offset of partition {number} cannot be looked up"
             self._failure = self._cluster.unavailable(error.args[0], message)
             return False
         partition = self._partitions[self._topic, number] = Partition(number, first)
@@ -313,7 +313,7 @@ class Reader:
                 continue
             metadata = partition.metadata
             if len(metadata) > self._limits.max_metadata:
-                message = "too much is open in partition %d for a commit; a successor reads from the last one"
+                message = "too much is open in partition %d for a commit; its next reader starts from the last one"
                 self._cluster.log(logging.INFO, message, partition.number)
                 continue
             partition.is_changed = False

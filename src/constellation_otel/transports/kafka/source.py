@@ -180,7 +180,7 @@ class KafkaSource(Source):
     def last_error(self) -> str | None:
         """Why what is acknowledged cannot be committed at the moment; ``None`` where it can."""
         why = self._reader.commit_error
-        return None if why is None else f"what is safe cannot be acknowledged: {why}"
+        return None if why is None else f"delivered records cannot be acknowledged: {why}"
 
     @property
     def failed_acknowledgements(self) -> int:
