@@ -46,7 +46,7 @@ def test_a_bridge_follows_an_engine_until_sigterm(receiver: Receiver, tmp_path: 
     # on a busy machine something is still held at the end
     said = [entry for entry in logged if "what is held is delivered now" not in entry["message"]]
     assert [(entry["level"], re.sub(r"http\S+", "URL", entry["message"])) for entry in said] == [
-        ("INFO", f"from {engine.url}/api/v1/executions/events to otlp, jsonl"),
+        ("INFO", f"bridging from {engine.url}/api/v1/executions/events to otlp, jsonl"),
         ("INFO", "health is served on URL"),
         ("INFO", f"{engine.url}/api/v1/executions/events: connected"),
         ("INFO", "400 events bridged"),
@@ -104,7 +104,7 @@ def test_a_bridge_without_an_endpoint_ends_in_time(receiver: Receiver, tmp_path:
     receiver.stop()
     with running("bridge", source, "--to", endpoint, "--close-timeout", "0.5", OTEL_METRICS_EXPORTER="none") as process:
         assert process.stderr is not None
-        assert json.loads(process.stderr.readline())["message"] == f"from {source} to otlp"
+        assert json.loads(process.stderr.readline())["message"] == f"bridging from {source} to otlp"
         first = json.loads(process.stderr.readline())
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=DEADLINE)
@@ -123,7 +123,10 @@ def test_a_bridge_between_event_transports_sends_no_telemetry(tmp_path: Path) ->
         while not (tmp_path / "copy.jsonl").exists() and time.monotonic() < end:
             select.select([], [], [], 0.02)
         code, logged = ended(process)
-    assert (code, [entry["message"] for entry in logged]) == (0, [f"from {source} to jsonl", "4 events bridged"])
+    assert (code, [entry["message"] for entry in logged]) == (
+        0,
+        [f"bridging from {source} to jsonl", "4 events bridged"],
+    )
     assert (tmp_path / "copy.jsonl").read_bytes() == (tmp_path / "events.jsonl").read_bytes()
 
 
@@ -189,4 +192,4 @@ def test_an_api_key_that_is_not_ascii_is_refused_in_one_line(tmp_path: Path) -> 
     key.write_bytes(b"\xff\xfe")
     done = command("bridge", "ws://127.0.0.1:1", "--to", "jsonl:-", "--api-key-file", str(key))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "is not an API key: it is not all ASCII" in done.stderr
+    assert "is not an API key: it has characters that are not ASCII" in done.stderr

@@ -37,7 +37,7 @@ def test_the_version_is_the_distributions() -> None:
     [
         (["replay", "jsonl:missing.jsonl", "--dry-run"], 1, "missing.jsonl cannot be read: No such file or directory"),
         (["replay", "ws://h:1", "--dry-run"], 2, "has no past to be replayed"),
-        (["replay", "nonsense", "--dry-run"], 2, "what has no scheme is no source"),
+        (["replay", "nonsense", "--dry-run"], 2, "a URL without a scheme is not a source"),
         (["replay", "journal:missing.db", "--dry-run"], 1, "missing.db"),
         (["replay", "jsonl:x", "--dry-run", "--since", "2026-01-02", "--until", "2026-01-02"], 2, "a later --until"),
         (["bridge", "kafka://h:1/t?group=g", "--to", "jsonl:-", "--execution", str(UUID(int=1))], 2, "use replay"),

@@ -140,11 +140,11 @@ def test_a_dry_run_delivers_nothing_and_counts(tmp_path: Path) -> None:
     ("url", "said"),
     [
         ("journal:x.db?max_bytes=1", "max_bytes=1 cannot be used"),
-        ("journal:x.db?max=1", "means nothing"),
-        ("sqlite:///x.db?table=a%0Ab", "no name for a table"),
+        ("journal:x.db?max=1", "has something unknown after the ?"),
+        ("sqlite:///x.db?table=a%0Ab", "not a valid table name"),
         ("kafka://h/t?no.such.setting=1", "no.such.setting"),
         ("otlp://", "otlp"),
-        ("ftp://h", "'ftp' is no sink"),
+        ("ftp://h", "'ftp' is not a sink"),
         ("jsonl:{folder}/events.jsonl", "sink 1 is also the source"),
     ],
 )

@@ -44,7 +44,7 @@ def test_an_execution_is_shown_from_any_source(tmp_path: Path, kind: str) -> Non
     ]
     absent = command("show", str(UUID(int=7)), "--from", url)
     assert (absent.returncode, absent.stdout) == (1, "")
-    assert absent.stderr == f"constellation-otel show: no event of execution {UUID(int=7)} found\n"
+    assert absent.stderr == f"constellation-otel show: no event of execution {UUID(int=7)}; check the id and --from\n"
 
 
 @pytest.mark.parametrize(

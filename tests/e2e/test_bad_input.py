@@ -144,7 +144,7 @@ def test_an_unreachable_broker_as_a_source_is_said_and_tried_on(start_bridge: St
     """An unreachable broker: a clear message; the bridge goes on trying and says that it is not ready."""
     broker = f"127.0.0.1:{free_port()}"
     bridge = start_bridge(f"kafka://{broker}/t?group=g", "--to", f"jsonl:{tmp_path}/out.jsonl")
-    bridge.wait_until_said(broker, "Connection refused", "it is tried again in")
+    bridge.wait_until_said(broker, "Connection refused", "trying again in")
     status, body = bridge.asks("/readyz")
     assert (status, [*body["troubles"]]) == (503, [f"kafka://{broker}/t?group=g"])
     assert bridge.ended()[0] == 0

@@ -180,11 +180,11 @@ def test_events_go_to_kafka_and_into_audit_tables() -> None:
 @pytest.mark.parametrize(
     ("url", "begins"),
     [
-        ("", "what has no scheme"),
-        ("events.jsonl", "what has no scheme"),
-        (f"user:{SECRET}@host", "what has no scheme"),
-        (f"{SECRET}:@host", "what has no scheme"),
-        (f"{SECRET}@host:4317", "what has no scheme"),
+        ("", "a URL without a scheme"),
+        ("events.jsonl", "a URL without a scheme"),
+        (f"user:{SECRET}@host", "a URL without a scheme"),
+        (f"{SECRET}:@host", "a URL without a scheme"),
+        (f"{SECRET}@host:4317", "a URL without a scheme"),
         ("jsonl:", "a URL that ends after its scheme"),
         (f"postgres://user:{SECRET}@host/shop", "a URL that begins with 'postgres'"),
         (f"http://collector:4317?key={SECRET}", "a URL that begins with 'http'"),
@@ -192,19 +192,19 @@ def test_events_go_to_kafka_and_into_audit_tables() -> None:
     ],
 )
 def test_another_url_is_refused_with_those_that_there_are(url: str, begins: str) -> None:
-    assert refusal(url, follow=True) == refusal(url, follow=False) == f"{begins} is no source; use one of: {SOURCES}"
-    assert refusal(url) == f"{begins} is no sink; use one of: {SINKS}"
+    assert refusal(url, follow=True) == refusal(url, follow=False) == f"{begins} is not a source; use one of: {SOURCES}"
+    assert refusal(url) == f"{begins} is not a sink; use one of: {SINKS}"
 
 
 def test_a_url_of_a_source_only_is_not_one_of_a_sink() -> None:
     """Nor the other way round."""
-    assert refusal("ws://engine:8080") == f"a URL that begins with 'ws' is no sink; use one of: {SINKS}"
+    assert refusal("ws://engine:8080") == f"a URL that begins with 'ws' is not a sink; use one of: {SINKS}"
     for scheme in ("otlp", "otlps", "otlp+http", "otlp+https"):
-        expected = f"a URL that begins with {scheme!r} is no source; use one of: {SOURCES}"
+        expected = f"a URL that begins with {scheme!r} is not a source; use one of: {SOURCES}"
         assert refusal(f"{scheme}://collector", follow=True) == expected
     for scheme in ("ws", "wss"):
         assert refusal(f"{scheme}://engine:8080", follow=False) == (
-            "an engine's WebSocket has no past to be replayed; constellation-otel bridge follows it"
+            "an engine's WebSocket has no past to be replayed; use constellation-otel bridge to follow it"
         )
 
 
@@ -249,7 +249,7 @@ def test_a_journals_url_has_the_one_parameter_that_means_something(tmp_path: Pat
     path = tmp_path / "events.db"
     for parameter, follow in [("sink", True), ("sink", False), ("max_bytes", None)]:
         assert refusal(f"journal:{path}?{query}", follow=follow) == (
-            f"journal:{path} has something after the ? that means nothing; there is ?{parameter}=… alone here"
+            f"journal:{path} has something unknown after the ?; it takes ?{parameter}=… alone here"
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -328,7 +328,7 @@ def test_without_websockets_an_engine_is_what_cannot_be_followed() -> None:
     assert source == (
         "MissingExtraError: websockets is not installed; run: pip install 'constellation-otel[websocket]'"
     )
-    assert sink.startswith("ConfigurationError: a URL that begins with 'ws' is no sink;")
+    assert sink.startswith("ConfigurationError: a URL that begins with 'ws' is not a sink;")
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def run_bridge(
             dead_letters=letters,
             close_timeout=close_timeout,
         )
-        log(_LOGGER, logging.INFO, "from %s to %s", source.name, ", ".join(sink_names(sinks)))
+        log(_LOGGER, logging.INFO, "bridging from %s to %s", source.name, ", ".join(sink_names(sinks)))
         if health is not None:
             served = stack.enter_context(Health(health, bridge))
             log(_LOGGER, logging.INFO, "health is served on %s", served.url)

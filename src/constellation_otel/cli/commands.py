@@ -127,12 +127,14 @@ _EXIT_CODES = """\b
 Exit codes: 0 everything was delivered; 1 it could not start, or not continue;
 2 wrong usage; 3 something is still to be delivered, run it again;
 4 something was lost: dropped, refused, unreadable, or not delivered in time
-and not to be read again. Executions without an end are left for the next run."""
+and not readable again. Executions without an end are left for the next run."""
 
 
 @cli.command(epilog=_EXIT_CODES)
 @_SOURCE
-@click.option("--to", "sinks", metavar="SINK", multiple=True, required=True, help="A destination; may be repeated.")
+@click.option(
+    "--to", "sinks", metavar="SINK", multiple=True, required=True, help="Deliver to this sink; may be repeated."
+)
 @click.option("--journal", metavar="FILE", help="Keep events in this file until every sink has them.")
 @_SERVICE_NAME
 @_SETTLE
@@ -181,7 +183,7 @@ and not to be read again. Executions without an end are left for the next run.""
     default=20,
     show_default=True,
     metavar="SECONDS",
-    help="How long to deliver what is held at the end; metrics and logs have five more seconds.",
+    help="Take at most this long to deliver what is held at the end; metrics and logs get five seconds more.",
 )
 def bridge(
     source: str,
@@ -234,10 +236,12 @@ def bridge(
 
 @cli.command(epilog=_EXIT_CODES)
 @_SOURCE
-@click.option("--to", "sinks", metavar="SINK", multiple=True, help="A destination; may be repeated.")
+@click.option("--to", "sinks", metavar="SINK", multiple=True, help="Deliver to this sink; may be repeated.")
 @_SERVICE_NAME
 @_SETTLE
-@click.option("--since", type=_When(), metavar="TIME", help="Only executions that started then or later (ISO 8601).")
+@click.option(
+    "--since", type=_When(), metavar="TIME", help="Only executions that started at or after this time (ISO 8601)."
+)
 @click.option("--until", type=_When(), metavar="TIME", help="Only executions that started before this time.")
 @click.option("--execution", type=click.UUID, metavar="UUID", help="Only this execution.")
 @click.option("--abandon-open", is_flag=True, help="Also deliver executions without an end, as abandoned.")
@@ -304,7 +308,7 @@ def show(execution_id: UUID, source: str) -> None:
 
         if show(execution_id, source, make_console()):
             return 0
-        click.echo(f"constellation-otel show: no event of execution {execution_id} found", err=True)
+        click.echo(f"constellation-otel show: no event of execution {execution_id}; check the id and --from", err=True)
         return 1
 
     _exit_with(run, "show")
@@ -328,7 +332,7 @@ def _key_in(file: Path) -> str:
     try:
         return file.read_text(encoding="ascii").strip()
     except UnicodeDecodeError as error:
-        message = f"{file} is not an API key: it is not all ASCII; write only the key into it"
+        message = f"{file} is not an API key: it has characters that are not ASCII; write only the key into it"
         raise ConfigurationError(message) from error
 
 

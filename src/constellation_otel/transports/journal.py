@@ -90,6 +90,6 @@ def _path_and(url: str, parameter: str) -> tuple[str, str | None]:
     if not query:
         return path, None
     if len(options) != 1 or options[0][0] != parameter or not options[0][1]:
-        message = f"journal:{path} has something after the ? that means nothing; there is ?{parameter}=… alone here"
+        message = f"journal:{path} has something unknown after the ?; it takes ?{parameter}=… alone here"
         raise ConfigurationError(message)
     return path, options[0][1]

@@ -166,13 +166,13 @@ def _package_of(url: str, what: Literal["source", "sink"]) -> Any:
     forms = ", ".join(form for transport in _TRANSPORTS if (form := getattr(transport, what)) is not None)
     scheme, colon, rest = url.partition(":")
     if colon and not rest:
-        message = f"a URL that ends after its scheme is no {what}; use one of: {forms}"
+        message = f"a URL that ends after its scheme is not a {what}; use one of: {forms}"
         raise ConfigurationError(message)
     transport = _transport_of(url) if colon else None
     if transport is None or getattr(transport, what) is None:
         # what stands before a colon may be a user or a key as well, and the rest may have a password
         is_scheme = colon and _SCHEME.fullmatch(scheme) and ("@" not in rest or rest.startswith("//"))
-        begins = f"a URL that begins with {scheme!r}" if is_scheme else "what has no scheme"
-        message = f"{begins} is no {what}; use one of: {forms}"
+        begins = f"a URL that begins with {scheme!r}" if is_scheme else "a URL without a scheme"
+        message = f"{begins} is not a {what}; use one of: {forms}"
         raise ConfigurationError(message)
     return _imported(transport)

@@ -113,7 +113,7 @@ def test_a_file_that_is_cut_is_read_from_its_beginning_again(
     with caplog.at_level(logging.INFO, LOGGER):
         path.write_bytes(line(3))
         assert awaited(followed, 1) == [Record(event(3), Position(None, len(lines(3)) + 1))]
-    assert caplog.messages == [f"{path} was cut; reading it from its beginning again"]
+    assert caplog.messages == [f"{path} was cut; reading it again from its beginning"]
 
 
 def test_closing_ends_a_read_that_waits(followed: JsonlSource) -> None:

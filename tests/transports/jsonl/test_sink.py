@@ -94,7 +94,7 @@ def test_a_file_that_is_moved_away_is_created_again(tmp_path: Path) -> None:
 
 
 def misconfiguration(path: Path, why: str) -> str:
-    return f"{path} cannot be written: {why}; see that its folder is there, and that it is a file that may be written"
+    return f"{path} cannot be written: {why}; check that its folder exists, and that it is a file that may be written"
 
 
 def misconfigured(path: Path) -> str:

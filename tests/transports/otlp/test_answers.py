@@ -102,7 +102,7 @@ def test_what_an_operator_has_to_fix_names_the_setting(
     receiver: Receiver, sink_of: Callable[..., OtlpSink], protocol: Wire, fault: Refuse, hint: str
 ) -> None:
     receiver.order(fault)
-    assert f": refused by order; look at {hint}" in str(raised_by(sink_of(protocol)))
+    assert f": refused by order; check {hint}" in str(raised_by(sink_of(protocol)))
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
@@ -227,19 +227,19 @@ def test_what_repeats_our_headers_is_not_in_the_message(
     said = f"no tenant has the key {SECRET},\n or Bearer {SECRET}"
     receiver.order(Refuse(http_status=401, grpc_code=grpc.StatusCode.UNAUTHENTICATED, message=said))
     sink = sink_of(protocol, headers={"authorization": f"Bearer {SECRET}", "tenant": "a", "empty": ""})
-    assert ": no tenant has the key ***, or ***; look at" in str(raised_by(sink))
+    assert ": no tenant has the key ***, or ***; check" in str(raised_by(sink))
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "body", "says"),
     [
-        (200, {"Content-Type": "text/html"}, b"<html>Log in</html>", "answered 200; look at the endpoint"),
-        (200, {"Content-Type": "Text/Plain"}, b"", "answered 200; look at the endpoint"),
-        (200, {"Content-Type": "text/plain"}, b"fine\xff", "answered 200: fine\ufffd; look at the endpoint"),
-        (200, {}, b"<html>", "answered with no ExportTraceServiceResponse; look at the endpoint"),
-        (200, {}, b"\0" * 2_000_000, "answered 200; look at the endpoint"),
-        (302, {"Location": "https://login.example"}, b"", "answered 302; look at the endpoint"),
-        (404, {"Content-Type": "application/x-protobuf"}, b"\xff", "answered 404; look at the endpoint"),
+        (200, {"Content-Type": "text/html"}, b"<html>Log in</html>", "answered 200; check the endpoint"),
+        (200, {"Content-Type": "Text/Plain"}, b"", "answered 200; check the endpoint"),
+        (200, {"Content-Type": "text/plain"}, b"fine\xff", "answered 200: fine\ufffd; check the endpoint"),
+        (200, {}, b"<html>", "did not answer with an ExportTraceServiceResponse; check the endpoint"),
+        (200, {}, b"\0" * 2_000_000, "answered 200; check the endpoint"),
+        (302, {"Location": "https://login.example"}, b"", "answered 302; check the endpoint"),
+        (404, {"Content-Type": "application/x-protobuf"}, b"\xff", "answered 404; check the endpoint"),
     ],
 )
 def test_an_answer_that_no_otlp_server_gives_is_no_success(
@@ -256,7 +256,7 @@ def test_an_answer_that_is_no_response_is_no_success_over_grpc() -> None:
         error = raised_by(sink)
         sink.close()
     assert type(error) is MisconfiguredError
-    assert str(error).startswith(f"{endpoint} answered with no ExportTraceServiceResponse; look at the endpoint")
+    assert str(error).startswith(f"{endpoint} did not answer with an ExportTraceServiceResponse; check the endpoint")
 
 
 def test_a_zipped_answer_is_read() -> None:
@@ -280,7 +280,7 @@ def test_grpc_to_a_server_of_http_1_says_to_look_at_the_protocol(
 ) -> None:
     error = raised_by(make_sink(receiver.http_endpoint, protocol="grpc"))
     assert type(error) is MisconfiguredError
-    assert str(error).endswith("; look at the protocol, OTEL_EXPORTER_OTLP_PROTOCOL")
+    assert str(error).endswith("; check the protocol, OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
 def error_of_answer(status: int, headers: dict[str, str], body: bytes = b"") -> DeliveryError:

@@ -259,8 +259,8 @@ def test_names_are_looked_up_where_no_thread_can_be_started(
     ("answer", "expected"),
     [
         (lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "q" * 100_000), "is unavailable: qqq"),
-        (lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "q" * 5_000_000), "sent no answer that can be"),
-        (lambda _: b"x" * 2_000_000, "sent no answer that can be read: RESOURCE_EXHAUSTED: "),
+        (lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "q" * 5_000_000), "sent an answer that cannot be"),
+        (lambda _: b"x" * 2_000_000, "sent an answer that cannot be read: RESOURCE_EXHAUSTED: "),
     ],
     ids=["long status", "very long status", "long answer"],
 )

@@ -119,7 +119,7 @@ def test_a_proxy_that_wants_other_credentials_says_where_to_look(
         monkeypatch.setenv("https_proxy", f"http://me:s3cr3t@{proxy}")
         error = raised_by(make_sink("https://collector.invalid:4318", protocol="http/protobuf"))
     assert type(error) is MisconfiguredError
-    assert str(error).endswith("; look at the proxy's URL and its credentials")
+    assert str(error).endswith("; check the proxy's URL and its credentials")
     assert SECRET not in str(error)
     assert str(error).isprintable()
 

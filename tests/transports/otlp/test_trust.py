@@ -49,7 +49,7 @@ def test_a_server_that_is_not_trusted_gets_nothing(
         errors.append(raised_by(make_sink(endpoint, protocol=protocol)))
     for error in errors:
         assert type(error) is MisconfiguredError
-        assert "; look at the endpoint's scheme, and at OTEL_EXPORTER_OTLP_CERTIFICATE, " in str(error)
+        assert "; check the endpoint's scheme, and OTEL_EXPORTER_OTLP_CERTIFICATE, " in str(error)
 
 
 @BOTH

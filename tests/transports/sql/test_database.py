@@ -109,9 +109,9 @@ def test_a_dialect_that_there_is_not_is_refused() -> None:
     "table", ["", "a\nb", "x" * 47, "ä" * 24, "a.b.c", ".a", "a.", ".", '"a', '""', '"a"b', "x" * 64 + ".a", "\ud800"]
 )
 def test_a_name_that_no_table_can_have_is_refused(table: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no name for a table: 1 to 46 bytes are"):
+    with pytest.raises(ConfigurationError, match="is not a valid table name: give 1 to 46 bytes"):
         schema_ddl("sqlite", table)
-    with pytest.raises(ConfigurationError, match="is no name for a table"):
+    with pytest.raises(ConfigurationError, match="is not a valid table name"):
         SqlSink("sqlite:///audit.db", table=table)
 
 
@@ -143,12 +143,12 @@ def test_a_tables_name_may_have_a_schema_and_be_in_double_quotes(table: str, quo
         ("postgresql+psycopg2://u:hunter2@host/db", "begins with 'postgresql\\+psycopg2'"),
         ("sqlite://", "a table in memory is gone when it is closed; name a file: sqlite:///audit.db"),
         ("sqlite:///:memory:", "a table in memory is gone"),
-        ("sqlite:///audit.db?mode=ro", "SQLite takes the parameters mode with sqlite:///file:audit.db"),
+        ("sqlite:///audit.db?mode=ro", "SQLite takes the parameters mode only with sqlite:///file:audit.db"),
         ("sqlite:///file:audit.db?uri=maybe", "the parameter 'uri' of the URL cannot be used: 'maybe'"),
         ("postgresql://u:hunter2@h/db?port=many", "the parameter 'port' of the URL cannot be used: 'many'"),
         ("postgresql://h/db?port=1&port=x&host=a&host=b", "the parameter 'port' of the URL cannot be used: '1', 'x'"),
-        ("postgresql://../db", "'..' in the URL can be no host's name"),
-        ("postgresql://h/db?host=a,.b", "'.b' in the URL can be no host's name"),
+        ("postgresql://../db", "'..' in the URL is not a valid host name"),
+        ("postgresql://h/db?host=a,.b", "'.b' in the URL is not a valid host name"),
         ("sqlite://../audit.db", "it has to be postgresql"),
         ("sqlite:///audit.db?timezone=Europe/Nowhere", "timezone is 'Europe/Nowhere', which is unknown here"),
         ("sqlite:///audit.db?timezone=Europe", "timezone is 'Europe', which is unknown here; name one with"),
@@ -206,7 +206,9 @@ def test_a_table_of_sqlite_is_made_and_found_by_its_name(database: Database, tab
 @pytest.mark.parametrize("table", ["ops.audit", '"main.x".audit', "temp.audit"])
 def test_sqlite_has_no_schema_but_main(database: Database, table: str) -> None:
     """The message says what to write."""
-    message = r"is no name for a table of SQLite, which has no schema but main: leave .* out, or .* in double quotes"
+    message = (
+        r"is not a valid table name for SQLite, which has only the schema main: leave .* out, or, .* in double quotes"
+    )
     for make in (database.sink, database.source):
         with pytest.raises(ConfigurationError, match=message):
             make(table=table)

@@ -175,7 +175,7 @@ def test_gaps_are_bounded_and_the_oldest_are_given_up(database: Database, caplog
     with caplog.at_level(logging.INFO, "constellation_otel.transports.sql"):
         assert [offset for _ in range(9) for offset in offsets(source.read(0))] == list(ids)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{database.url}: more than 4096 gaps in the ids; the oldest are not waited for"
+        f"{database.url}: more than 4096 gaps in the ids; rows missing in the oldest gaps are not waited for"
     ]
     database.execute(insert_ids(1, 3, 5))
     assert offsets(source.read(0)) == [3, 5]

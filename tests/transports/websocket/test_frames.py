@@ -184,7 +184,7 @@ def test_what_finds_no_room_is_dropped_counted_and_logged(
     engine.send(frame_of(started(5)))
     assert read_count(source, 1) == [Record(started(5), Position(None, 5))]
     assert messages_of(caplog, logging.WARNING) == [
-        f"{source.name}: 2 frames were dropped, since 2 others, or 67108864 bytes, waited; what reads them is too slow"
+        f"{source.name}: 2 frames were dropped, since 2 others, or 67108864 bytes, waited; their reader is too slow"
     ]
     counters = source.counters
     assert counters.frames == counters.delivered + counters.dropped + counters.held

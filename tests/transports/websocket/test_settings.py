@@ -70,7 +70,7 @@ def test_an_execution_id_goes_into_the_query() -> None:
         ),
         ("ws://engine#there", "ws://engine: a URL may have no fragment (#…) here"),
         ("ws://engine?executionId=7", "ws://engine: executionId is not a UUID"),
-        (f"ws://engine?executionId={TWO}&executionId={ONE}", f"ws://engine: one executionId, not {ONE}, {TWO}"),
+        (f"ws://engine?executionId={TWO}&executionId={ONE}", f"ws://engine: give one executionId, not {ONE}, {TWO}"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused(url: str, message: str) -> None:
@@ -129,7 +129,7 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(key: str) -> None:
 def test_a_short_key_is_warned_of_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     WebSocketSource("ws://engine", api_key=KEY[:23])
     assert messages_of(caplog, logging.WARNING) == [
-        f"ws://engine:8080{EVENTS_PATH}: the API key has 23 characters, and an engine takes none below 24"
+        f"ws://engine:8080{EVENTS_PATH}: the API key has 23 characters, and an engine takes none with less than 24"
     ]
 
 

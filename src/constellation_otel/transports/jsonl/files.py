@@ -171,7 +171,7 @@ class Followed:
     def _at_end(self, file: io.FileIO) -> bytes:
         """Goes on with a new file, where there is one; its first byte ends the old one's last line."""
         if os.fstat(file.fileno()).st_size < file.tell():
-            message = "%s was cut; reading it from its beginning again"
+            message = "%s was cut; reading it again from its beginning"
             self._log.write(_LOGGER, logging.INFO, "cut", message, self._path)
             file.seek(0)
             return b"\n"
@@ -224,7 +224,7 @@ class Appended:
         except LASTING as error:
             message = (
                 f"{self._path} cannot be written: {error.strerror};"
-                " see that its folder is there, and that it is a file that may be written"
+                " check that its folder exists, and that it is a file that may be written"
             )
             raise MisconfiguredError(message) from error
         except OSError as error:

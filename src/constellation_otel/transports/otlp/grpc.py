@@ -96,7 +96,7 @@ class Grpc:
         try:
             credentials = credentials_of(self._far_side)
         except OSError as error:
-            message = f"{self._far_side.url} cannot be connected to: {error}; {LOOK_AT_CERTIFICATES}"
+            message = f"{self._far_side.url} cannot be reached: {error}; {LOOK_AT_CERTIFICATES}"
             raise MisconfiguredError(message) from None
         return grpc.secure_channel(target, credentials, options)
 
@@ -139,7 +139,7 @@ def _grpc_error(far_side: FarSide, call: grpc.Call) -> DeliveryError:
         message = f"{far_side.url} is unavailable: {said}"
         hint = next((hint for part, hint in _GRPC_CONNECTION_HINTS.items() if part in details), None)
     elif _GRPC_MADE_UP.match(details):
-        message = f"{far_side.url} sent no answer that can be read: {code.name}: {said}"
+        message = f"{far_side.url} sent an answer that cannot be read: {code.name}: {said}"
         # a connection that breaks gets better by itself, an answer of many megabytes does not
         hint = LOOK_AT_ENDPOINT if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "vs." in details else None
         return UnavailableError(message) if hint is None else MisconfiguredError(f"{message}; {hint}")

@@ -122,7 +122,7 @@ class Http:
             reason = far_side.quoted(f"{read}: {error}")
         else:
             return context
-        message = f"{far_side.url} cannot be connected to: {reason}; {LOOK_AT_CERTIFICATES}"
+        message = f"{far_side.url} cannot be reached: {reason}; {LOOK_AT_CERTIFICATES}"
         raise MisconfiguredError(message)
 
 

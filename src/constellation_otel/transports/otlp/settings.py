@@ -60,12 +60,12 @@ MAX_ANSWER: Final = 1024 * 1024
 """Bytes of an answer that is read, at most."""
 NO_REASON: Final = "no reason was given"
 
-LOOK_AT_ENDPOINT: Final = "look at the endpoint, OTEL_EXPORTER_OTLP_ENDPOINT: an OTLP server does not answer so"
-LOOK_AT_HEADERS: Final = "look at the headers, OTEL_EXPORTER_OTLP_HEADERS, which have the credentials"
-LOOK_AT_PROTOCOL: Final = "look at the protocol, OTEL_EXPORTER_OTLP_PROTOCOL"
-LOOK_AT_PROXY: Final = "look at the proxy's URL and its credentials"
+LOOK_AT_ENDPOINT: Final = "check the endpoint, OTEL_EXPORTER_OTLP_ENDPOINT: an OTLP server does not answer like this"
+LOOK_AT_HEADERS: Final = "check the headers, OTEL_EXPORTER_OTLP_HEADERS, which have the credentials"
+LOOK_AT_PROTOCOL: Final = "check the protocol, OTEL_EXPORTER_OTLP_PROTOCOL"
+LOOK_AT_PROXY: Final = "check the proxy's URL and its credentials"
 LOOK_AT_CERTIFICATES: Final = (
-    "look at the endpoint's scheme, and at OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY"
+    "check the endpoint's scheme, and OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY"
 )
 
 _LEAST_TIMEOUT: Final = 0.01
@@ -204,7 +204,7 @@ def endpoint_of_url(url: str) -> tuple[str, WireProtocol]:
     parsed = _parsed(url, "the URL", _URL_SCHEMES)
     protocol, scheme, port = _URL_SCHEMES[parsed.scheme]
     if protocol == "grpc" and parsed.path not in {"", "/"}:
-        message = f"{_printable(parsed)} has a path, which gRPC has not; otlp+http:// is OTLP over HTTP"
+        message = f"{_printable(parsed)} has a path, and gRPC has none; otlp+http:// is OTLP over HTTP"
         raise ConfigurationError(message)
     netloc = parsed.netloc if parsed.port is not None else f"{parsed.netloc.removesuffix(':')}:{port}"
     return parsed._replace(scheme=scheme, netloc=netloc).geturl(), protocol
@@ -226,7 +226,7 @@ def _chosen(signal: Signal, what: str, given: str | None, default: str, choices:
     else:
         value = default
     if value not in choices:
-        message = f"{what} is {value!r}; there are {' and '.join(choices)}"
+        message = f"{what} is {value!r}; use {' or '.join(choices)}"
         raise ConfigurationError(message)
     return value
 
@@ -360,11 +360,11 @@ def _parsed(text: str, what: str, schemes: Sequence[str] | Mapping[str, object])
     elif not url.hostname:
         message = f"{what} names no host: {_printable(url)}"
     elif not _HOST.fullmatch(url.hostname):
-        message = f"{what} has {url.hostname!r} for a host; there are letters, digits and hyphens between single dots"
+        message = f"{what} has {url.hostname!r} for a host; a host has letters, digits and hyphens between single dots"
     elif not url.path.isprintable():
         message = f"{what} has a path with characters that cannot be sent: {url.path!r}"
     elif url.query or url.fragment:
-        message = f"{what} has something after its path, {_printable(url)}, which means nothing; leave it out"
+        message = f"{what} has a query or a fragment after {_printable(url)}; leave it out"
     else:
         return url
     raise ConfigurationError(message)
@@ -400,13 +400,13 @@ def _chosen_headers(signal: Signal, given: Mapping[str, str] | None, protocol: W
             raise ConfigurationError(message)
         if name in _OF_HTTP or (protocol == "grpc" and name.startswith("grpc-")):
             whose = "HTTP" if name in _OF_HTTP else "gRPC"
-            message = f"{name} in {what} is a name that {whose} keeps to itself; leave it out"
+            message = f"{name} in {what} is a header that {whose} sets itself; leave it out"
             raise ConfigurationError(message)
         if protocol == "grpc" and name.endswith("-bin"):
             message = f"{name} in {what} would be binary over gRPC, which is not supported; leave it out"
             raise ConfigurationError(message)
         if not _HEADER_VALUE.fullmatch(value):
-            message = f"the value of {name} in {what} has characters that cannot be sent; there is only printable ASCII"
+            message = f"the value of {name} in {what} has characters that cannot be sent; use printable ASCII only"
             raise ConfigurationError(message)
         headers[name] = value
     return headers
@@ -425,7 +425,7 @@ def _header_list(variable: str, text: str) -> list[tuple[str, str]]:
             continue
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not equals:
-            message = f"entry {number} of {variable} is not name=value; it is a list like: a=1,b=2"
+            message = f"entry {number} of {variable} is not name=value; write a list like: a=1,b=2"
             raise ConfigurationError(message)
         is_encoded = " " not in value
         pairs.append((unquote(name), unquote(value)) if is_encoded else (name, value))

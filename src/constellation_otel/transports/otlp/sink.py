@@ -221,7 +221,7 @@ class OtlpSink(Sink[Span]):
         try:
             partial_success = ExportTraceServiceResponse.FromString(answer).partial_success
         except ProtobufDecodeError:
-            message = f"{self.endpoint} answered with no ExportTraceServiceResponse; {LOOK_AT_ENDPOINT}"
+            message = f"{self.endpoint} did not answer with an ExportTraceServiceResponse; {LOOK_AT_ENDPOINT}"
             raise MisconfiguredError(message) from None
         said = self._far_side.quoted(partial_success.error_message)
         if partial_success.rejected_spans > 0:

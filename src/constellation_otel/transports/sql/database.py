@@ -237,7 +237,7 @@ class Address:
             try:
                 host.encode("idna")
             except UnicodeError as error:
-                message = f"{host!r} in the URL can be no host's name ({error})"
+                message = f"{host!r} in the URL is not a valid host name ({error})"
                 raise ConfigurationError(message) from None
 
     @property
@@ -274,9 +274,9 @@ def table_of(text: str, dialect: Dialect) -> Table:
     size, size_of_schema = (len((part or "").encode(errors="replace")) for part in table)
     if not text.isprintable() or not 0 < size <= _MAX_TABLE_BYTES or size_of_schema > _MAX_SCHEMA_BYTES:
         message = (
-            f"table={text!r} is no name for a table: 1 to {_MAX_TABLE_BYTES} bytes are, without control characters, "
-            f"after a schema's 1 to {_MAX_SCHEMA_BYTES} and a dot where there is one; "
-            "what has a dot itself is in double quotes"
+            f"table={text!r} is not a valid table name: give 1 to {_MAX_TABLE_BYTES} bytes without control characters, "
+            f"after a schema's 1 to {_MAX_SCHEMA_BYTES} and a dot where there is a schema; "
+            "put a name that has a dot in double quotes"
         )
         raise ConfigurationError(message)
     if table.schema is None or dialect.has_schemas:
@@ -284,8 +284,8 @@ def table_of(text: str, dialect: Dialect) -> Table:
     if table.schema == "main":
         return Table(table.name)
     message = (
-        f"table={text!r} is no name for a table of SQLite, which has no schema but main: leave {table.schema!r} out, "
-        f'or name a table whose own name has the dot in double quotes: table="{text}"'
+        f"table={text!r} is not a valid table name for SQLite, which has only the schema main: leave {table.schema!r}"
+        f' out, or, where the dot is part of the name, put the name in double quotes: table="{text}"'
     )
     raise ConfigurationError(message)
 
@@ -308,7 +308,7 @@ def zone_of(name: str, what: str, unfit: type[ConstellationOtelError]) -> ZoneIn
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        message = f"{what} is {name!r}, which is unknown here; name one with ?timezone=, as Europe/Berlin"
+        message = f"{what} is {name!r}, which is unknown here; name one with ?timezone=, such as Europe/Berlin"
         raise unfit(message) from None
 
 
@@ -322,7 +322,7 @@ def _file_of(url: URL) -> Path | None:
         )
         raise ConfigurationError(message)
     if url.query:
-        message = f"SQLite takes the parameters {', '.join(url.query)} with sqlite:///file:audit.db?uri=true&… only"
+        message = f"SQLite takes the parameters {', '.join(url.query)} only with sqlite:///file:audit.db?uri=true&…"
         raise ConfigurationError(message)
     return Path(str(url.database))
 

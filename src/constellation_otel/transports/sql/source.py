@@ -183,7 +183,7 @@ class SqlSource(Source):
             self._gaps.expire(now)
             self._next_read = now + self._poll_interval
         if self._follow and not self._gaps.note(self._next_id, [row["id"] for row in rows], now):
-            message = "%s: more than %d gaps in the ids; the oldest are not waited for"
+            message = "%s: more than %d gaps in the ids; rows missing in the oldest gaps are not waited for"
             self._log.write(_LOGGER, logging.INFO, "gaps", message, self.name, _MAX_GAPS)
         if rows:
             self._next_id = rows[-1]["id"] + 1
@@ -197,7 +197,7 @@ class SqlSource(Source):
         address = self._audit.address
         # SQLite would make an empty one
         if address.file is not None and not address.file.is_file():
-            message = f"{self.name}: there is no file {address.file}"
+            message = f"{self.name}: there is no file {address.file}; fix the URL"
             raise SourceError(message)
         with self._audit.transaction(self._read_timeout) as connection:
             if not has_table(connection, address):

@@ -62,7 +62,7 @@ def uri_of(url: str, execution_id: UUID | None) -> WebSocketURI:
     if execution_id is not None:
         wanted.add(execution_id)
     if len(wanted) > 1:
-        message = f"{where}: one executionId, not {', '.join(sorted(map(str, wanted)))}"
+        message = f"{where}: give one executionId, not {', '.join(sorted(map(str, wanted)))}"
         raise ConfigurationError(message)
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~") if parts.path.strip("/") else _PATH
     query_string = "".join(f"{_EXECUTION_ID}={one}" for one in wanted)
@@ -93,6 +93,6 @@ def headers_of(api_key: str | None, name: str) -> dict[str, str]:
         message = f"{name}: the API key has spaces, line ends or other characters that no header takes; check its ends"
         raise ConfigurationError(message)
     if len(key) < _KEY_LENGTH:
-        message = "%s: the API key has %d characters, and an engine takes none below %d"
+        message = "%s: the API key has %d characters, and an engine takes none with less than %d"
         log(_LOGGER, logging.WARNING, message, name, len(key), _KEY_LENGTH)
     return headers | {"Authorization": f"Bearer {key}"}

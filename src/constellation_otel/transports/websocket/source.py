@@ -239,7 +239,7 @@ class WebSocketSource(Source):
             ConfigurationError: It is not to follow, or the class refuses something.
         """
         if not options.follow:
-            message = "an engine's WebSocket has no past to be replayed; constellation-otel bridge follows it"
+            message = "an engine's WebSocket has no past to be replayed; use constellation-otel bridge to follow it"
             raise ConfigurationError(message)
         return cls(
             url,
@@ -313,7 +313,7 @@ class WebSocketSource(Source):
             dropped, self._dropped_untold = self._dropped_untold, 0
         if dropped:
             # told here, not where it happens: a log's handler may be slow, and that thread may not be
-            message = "%s: %d frames were dropped, since %d others, or %d bytes, waited; what reads them is too slow"
+            message = "%s: %d frames were dropped, since %d others, or %d bytes, waited; their reader is too slow"
             most = self._max_held, _MAX_HELD_BYTES
             self._log.write(_LOGGER, logging.WARNING, "dropped", message, self.name, dropped, *most)
         gathered = BatchBuilder()
@@ -534,7 +534,7 @@ class WebSocketSource(Source):
             self._state = WebSocketState("refused" if is_refused else "connecting", reason)
         if lasted is None:
             level = logging.ERROR if is_refused else logging.WARNING
-            message = "%s: cannot connect: %s; trying again in %.1f s, and for ever"
+            message = "%s: cannot connect: %s; trying again in %.1f s, and until it succeeds"
             # not keyed by the reason, in which the server has its say
             self._log.write(_LOGGER, level, ("connect", type(failure).__name__), message, self.name, reason, wait)
         else:
