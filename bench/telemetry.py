@@ -44,7 +44,7 @@ _FLUSH_TIMEOUT: Final = 60.0
 
 
 class Execution(NamedTuple):
-    """An execution that is to be told of.
+    """An execution that is to be reported.
 
     Attributes:
         execution_id: Its id.

@@ -61,7 +61,7 @@ def main() -> None:
     ]
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,  # type: ignore[no-untyped-call] # has no types
-        Client(cluster) as client,  # type: ignore[no-untyped-call] # as above
+        Client(cluster) as client,  # type: ignore[no-untyped-call] # has no types
     ):
         client.register_plugin(Tracing())
         with Constellation(listener=OpenTelemetryListener(), executor=client.get_executor()) as constellation:

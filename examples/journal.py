@@ -1,4 +1,4 @@
-"""Telemetry that is not lost while the collector is away: a listener with a journal.
+"""Telemetry that is not lost while the collector is down: a listener with a journal.
 
     python examples/journal.py
 
@@ -37,7 +37,7 @@ def run_once(listener: OtlpListener) -> None:
 
 
 def main() -> None:
-    # of the endpoint that is away, this program is the one to speak
+    # what the listener logs of the endpoint that is down is not shown
     logging.getLogger().addHandler(logging.NullHandler())
     with TemporaryDirectory() as folder:
         journal = Path(folder) / "telemetry.db"

@@ -1,8 +1,7 @@
 """Every exception that this package raises, in one tree.
 
-A message says what was wrong, with the value, and what to do next. Errors that
-a pipeline's own code raised are never wrapped here but for
-:class:`ExecutionFailedError`, which carries them.
+A message says what was wrong, with the value, and what to do next. Errors of a
+pipeline's own code are not wrapped; only :class:`ExecutionFailedError` carries them.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ __all__ = [
 
 
 class ConstellationOtelError(Exception):
-    """The base of all of them.
+    """The base of every exception here.
 
-    As text they are one line without control characters, whatever they repeat of others' words.
+    As text, an exception has no control characters, whoever wrote what it quotes.
     """
 
     def __str__(self) -> str:
@@ -97,17 +96,17 @@ class JournalError(ConstellationOtelError):
 class DeliveryError(ConstellationOtelError):
     """A sink did not take what it was sent, or a source could not be read.
 
-    Seen by users in logs only: what is to be done about it is the lane's business.
+    Users see it in logs only: the bridge or the listener deals with it.
     """
 
 
 class UnavailableError(DeliveryError):
-    """What could not be done now, and is tried again.
+    """Something could not be done now, and is tried again.
 
     Args:
         message: What went wrong, with the value, and without secrets.
-        retry_after: Seconds that the far side asked to wait; ``None`` where it did not.
-        delivered: Indices of the items that are safe all the same.
+        retry_after: Seconds that the endpoint asked to wait; ``None`` where it did not.
+        delivered: Indices of the items that are safe nevertheless.
     """
 
     def __init__(
@@ -119,19 +118,19 @@ class UnavailableError(DeliveryError):
 
 
 class MisconfiguredError(UnavailableError):
-    """What only somebody can mend: wrong credentials, a wrong path, a topic or table that is missing.
+    """An operator has to fix something: wrong credentials, a wrong path, a missing topic or table.
 
-    Everything is held, and tried again, since it does get mended; it is an alarm in the
-    log, and the health check says that the sink is not ready.
+    Everything is held and tried again, since it will get fixed. Until then it is an ERROR
+    in the log, and the health check says that the sink is not ready.
     """
 
 
 class GoneError(UnavailableError):
-    """Nobody will ever take anything again: who read a pipe has left it. A bridge ends then."""
+    """Nothing will ever be taken again: the reader of a pipe has ended. A bridge ends then."""
 
 
 class RefusedError(DeliveryError):
-    """The far side refuses items for good, and does not say which of them: too large, malformed."""
+    """The endpoint refuses items for good, and does not say which of them: too large, malformed."""
 
 
 class ReceiverError(ConstellationOtelError, RuntimeError):
@@ -145,7 +144,7 @@ class RemoteError(Exception):
 
     Args:
         message: What the failed module said; ``None`` where the record had nothing.
-        type: The class name on the far side; ``None`` where it is unknown.
+        type: The name of the error's class; ``None`` where it is unknown.
     """
 
     def __init__(self, message: str | None, type: str | None = None) -> None:  # noqa: A002 - the field's name on the wire

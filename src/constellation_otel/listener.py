@@ -1,4 +1,4 @@
-"""The SPI: what a pipeline engine tells, and how several listeners share it.
+"""The SPI: how a pipeline engine notifies a listener, and how several listeners share that.
 
 Read this file first. It knows nothing of OpenTelemetry, of threads or of
 files; what a listener does with the six callbacks lives elsewhere.
@@ -77,11 +77,11 @@ class ExecutionListener:
         """
 
     def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
-        """Somebody cancelled an execution: the only thing that fires this."""
+        """An execution was cancelled; nothing else fires this."""
 
     @staticmethod
     def composite(*listeners: ExecutionListener) -> ExecutionListener:
-        """Combines listeners into one that tells each of them everything, in order.
+        """Combines listeners into one that notifies each of them, in order.
 
         What one raises is caught, counted and logged with its traceback under
         the listener's class name (logger ``constellation_otel.listener.<Class>``,
@@ -92,7 +92,7 @@ class ExecutionListener:
         without any listener the answer is :attr:`noop`.
 
         Args:
-            *listeners: In the order in which they are told.
+            *listeners: In the order in which they are notified.
 
         Raises:
             TypeError: One of them is no ExecutionListener.
@@ -153,42 +153,42 @@ class CompositeListener(ExecutionListener):
         for listener in self.listeners:
             try:
                 listener.on_execution_start(execution_id, dag_name)
-            except Exception as error:  # noqa: BLE001 - one listener's failure stops nobody
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(listener, "on_execution_start", execution_id, error)
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         for listener in self.listeners:
             try:
                 listener.on_module_start(execution_id, module_id, module_name)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(listener, "on_module_start", execution_id, error)
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
         for listener in self.listeners:
             try:
                 listener.on_module_complete(execution_id, module_id, module_name, duration_ms)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(listener, "on_module_complete", execution_id, error)
 
     def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
         for listener in self.listeners:
             try:
                 listener.on_module_failed(execution_id, module_id, module_name, error)
-            except Exception as raised:  # noqa: BLE001 - as above
+            except Exception as raised:  # noqa: BLE001 - the other listeners still run
                 self._failed(listener, "on_module_failed", execution_id, raised)
 
     def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
         for listener in self.listeners:
             try:
                 listener.on_execution_complete(execution_id, dag_name, succeeded, duration_ms)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(listener, "on_execution_complete", execution_id, error)
 
     def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
         for listener in self.listeners:
             try:
                 listener.on_execution_cancelled(execution_id, dag_name)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(listener, "on_execution_cancelled", execution_id, error)
 
     def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
@@ -196,7 +196,7 @@ class CompositeListener(ExecutionListener):
         for provider in self._providers:
             try:
                 context = provider.module_context(execution_id, module_id, context)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(provider, "module_context", execution_id, error)
         return context
 

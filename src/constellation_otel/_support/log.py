@@ -1,8 +1,8 @@
-"""A log that cannot be flooded.
+"""A log that cannot be flooded, and cannot break its caller.
 
 The same complaint is written at most once an interval; the next one that gets
-through says how many were held back. All of them are counted. And one that
-cannot break the caller: a logging handler that raises is told of on stderr.
+through says how many were held back. All of them are counted. If a logging
+handler raises, stderr says so.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class RateLimitedLog:
     ) -> bool:
         """Writes one record, or holds it back; never raises.
 
-        What the logger, a handler or a filter raises is counted, and told to
+        What the logger, a handler or a filter raises is counted, and written to
         ``logging.lastResort``, which is stderr, together with the record.
 
         Args:
@@ -163,6 +163,6 @@ class RateLimitedLog:
         record = logging.LogRecord(
             name, logging.ERROR, __file__, 0, f"%s could not log: {message}", (name, *args), exc_info
         )
-        # stderr may be closed, too: then there is nobody left to tell, and the count has it
+        # stderr may be closed, too: then only the count has it
         with suppress(Exception):
             (logging.lastResort or logging.StreamHandler()).handle(record)

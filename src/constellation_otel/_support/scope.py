@@ -1,4 +1,4 @@
-"""Who is speaking: the instrumentation scope of everything this package emits."""
+"""The instrumentation scope of everything that this package emits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of the SPI's callbacks, and the refusal of what looks like one and is none."""
+"""The names of the SPI's callbacks, and the refusal of names that only look like one."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _SETTLE_S: Final = 1.0
 _WAITING: Final = 2_048
 """Events that wait for a sink at most, where more are read only when there is room: few, since they are at hand."""
 _OWED_FACTOR: Final = 16
-"""How many times ``max_held`` positions are remembered that the source could not be told."""
+"""How many times ``max_held`` acknowledgements are remembered that the source could not take."""
 _COUNTED: Final = ("late", "duplicate", "abandoned", "incomplete_executions", "incomplete_modules")
 """What of the assembly is a metric."""
 
@@ -60,15 +60,15 @@ class BridgeReport(Struct, frozen=True):
     Attributes:
         source: The source's name.
         events: Events that were read.
-        unreadable: Records that could not be read as events, of the source or the journal, and
-            events for which the journal raised, and not for others.
+        unreadable: Records of the source or the journal that could not be read as events, and
+            events for which the journal raised, while it took others.
         dropped: Events that found no room, in the source or on the way to a sink.
         corrected: Values that could not be read, or that no backend could hold, and that were replaced or left out.
         open: Executions that are open.
         lost: Events that were held when the bridge ended, in no journal, and that nothing reads again.
         is_delivered: Whether nothing is left that could be delivered now, or by the next run.
         failed_acknowledgements: Acknowledgements that the source could not take. They are
-            repeated while the bridge runs; what they are about is read again after a restart otherwise.
+            repeated while the bridge runs; if none succeeds, a restart reads the records again.
         sinks: The counters of each sink, by its name.
         assembly: Of the first sink that takes spans; each assembles the same.
         journal: Of the journal; ``None`` where there is none.
@@ -107,9 +107,9 @@ class Bridge:
     What is promised: an event that a durable source has given, or that is in the journal,
     is delivered to every sink at least once, across outages of the sinks and the death of
     this process. A repeated span is the same span. While the journal cannot be written, or
-    grow, sinks that take events get them from memory, as if there were none. From a source
-    that is neither, what finds no room for a sink is dropped for that sink, the newest
-    first, and counted.
+    cannot grow, the sinks get events from memory, as if there were no journal. If the source
+    is not durable and there is no journal, what finds no room for a sink is dropped for that
+    sink, the newest first, and counted.
 
     It is one class of more than 300 lines: what is read, where it goes and how it ends are
     steps of one loop in one thread.
@@ -124,21 +124,21 @@ class Bridge:
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
         max_open: Executions and modules held open at most, for each sink that takes spans.
-        max_held: Events that are on their way to each sink at most, and a batch; as many may
-            wait for that where the newest are dropped otherwise.
-        is_replay: Whether what is read has happened before: time is what the events say, and a
-            source that takes an operator, or is away for ``close_timeout``, ends it.
+        max_held: Events that are on their way to each sink at most, beside one batch. As many
+            again may wait, where the newest would be dropped otherwise.
+        is_replay: Whether the events are of the past: time goes by their timestamps, and the run
+            ends where an operator has to fix the source, or it is away for ``close_timeout``.
         on_full: What happens when there is no room for a sink, or in the journal: ``wait`` reads
-            no more until there is, ``drop`` drops the newest. ``wait`` where none is given,
-            unless the source is not durable.
+            no more until there is, ``drop`` drops the newest. ``wait`` for a durable source
+            and ``drop`` for others, where none is given.
         abandon_open: Whether executions without an end are emitted when the source has ended.
-            When the bridge is stopped they are as well, unless they are read again.
+            When the bridge is stopped they are in any case, unless they are read again.
         sampler: Of traces; what ``OTEL_TRACES_SAMPLER`` says where none is given.
         telemetry: Metrics and logs beside the first sink that takes spans.
         dead_letters: Where what cannot be read or is refused goes.
         send_timeout: Seconds that one call of a sink may take.
-        close_timeout: Seconds for delivering what is held, at the end: without any
-            progress where the source has ended, altogether where the bridge was stopped.
+        close_timeout: Seconds for delivering what is held at the end: altogether where the bridge
+            was stopped, and without any progress where the source has ended.
         retry: Between tries to read, to send, to write to the journal, and to acknowledge.
 
     Raises:
@@ -282,8 +282,8 @@ class Bridge:
             What was done.
 
         Raises:
-            SourceError: The source can never be read as it is, or a replay's is away for too
-                long. What was read before is delivered.
+            SourceError: The source can never be read as it is, or that of a replay is away for
+                too long. What was read before is delivered.
         """
         with ExitStack() as stack:
             stack.callback(self._source.close)
@@ -338,7 +338,7 @@ class Bridge:
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since the reading loop last came around; more than some says that it hangs."""
+        """Seconds since the reading loop last came around; many mean that it hangs."""
         return time.monotonic() - self._looped
 
     @property
@@ -603,7 +603,7 @@ class Bridge:
 
 
 def sink_names(sinks: Sequence[Sink[Any]]) -> list[str]:
-    """What a journal knows sinks by: their kind, and which of its kind where there are several.
+    """The names that a journal knows sinks by: their kind, and a number where there are several of one.
 
     Not their URL, so that what is held for a collector goes to the one that took its place.
     """

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class ListenerOptions(TypedDict, total=False):
-    """What every ready listener takes beside what its sink does; as :class:`BufferedListener` has it.
+    """The options that every ready-made listener takes, as :class:`BufferedListener` has them.
 
     Attributes:
         journal: A file that keeps events until the sink has them.
@@ -56,7 +56,7 @@ class ListenerOptions(TypedDict, total=False):
 
 
 class BufferedListener(EventListener, Generic[T]):
-    """Brings callbacks to a sink, in the background, as surely as the sink and the journal allow.
+    """Brings callbacks to a sink, in the background, as reliably as the sink and the journal allow.
 
     A callback costs about one append and never raises. The queue is bounded: what finds
     it full is dropped, the newest first, counted and logged. One daemon thread sends
@@ -155,7 +155,7 @@ class BufferedListener(EventListener, Generic[T]):
 
     @property
     def _tracks(self) -> bool:
-        """Whether a journal has to be told what is safe."""
+        """Whether there is a journal, to which what is safe is acknowledged."""
         return self._journaled is not None
 
     @property
@@ -219,7 +219,7 @@ class BufferedListener(EventListener, Generic[T]):
         self._put(event)
 
     def flush(self, timeout: float) -> bool:
-        """Waits until what was called so far has been delivered.
+        """Waits until the events so far have been delivered.
 
         Where the sink takes spans, executions that are still open are not waited for.
 
@@ -227,7 +227,7 @@ class BufferedListener(EventListener, Generic[T]):
             timeout: Seconds; this returns within them.
 
         Returns:
-            Whether it has been.
+            Whether they have been.
         """
         deadline = deadline_of(timeout)
         if self._journaled is not None and not self._journaled.front.flush(seconds_left(deadline)):

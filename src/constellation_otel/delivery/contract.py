@@ -160,7 +160,7 @@ class AnySource(Protocol):
 class Source:
     """Where events come from. All calls come from one thread, but for :meth:`close`.
 
-    A subclass has :attr:`name`, :meth:`read` and :meth:`close`, and what is not as here.
+    A subclass has :attr:`name`, :meth:`read` and :meth:`close`, and overrides the defaults that do not fit it.
     """
 
     @property
@@ -194,13 +194,13 @@ class Source:
             timeout: Seconds to wait for the first one.
 
         Returns:
-            The items in order; none where none came in time.
+            The items in order; empty where nothing came in time.
 
         Raises:
             UnavailableError: The source cannot be read now; reading it again later may
                 succeed. The reader waits between tries, growing longer.
-            SourceError: It can never be read as it is: a table that is none, a file that
-                is not there.
+            SourceError: It can never be read as it is: a table that is not an audit table, a
+                file that is not there.
         """
         raise NotImplementedError
 
@@ -330,8 +330,8 @@ class Rejection(Struct, frozen=True):
 class Sink(Protocol[T_contra]):
     """Where events, or finished spans, go. All calls come from one thread.
 
-    A subclass has :attr:`name` and :meth:`send`, and what is not as here. A class that has all of
-    these needs not inherit from this.
+    A subclass has :attr:`name` and :meth:`send`, and overrides the defaults that do not fit it. A
+    class that has all of these need not inherit from this.
     """
 
     @property

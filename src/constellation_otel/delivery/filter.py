@@ -27,25 +27,25 @@ class _Waiting(NamedTuple):
 
 
 class ExecutionFilter(Forwarding):
-    """A source of which only some executions are read.
+    """Reads only some executions of a source.
 
-    An execution is taken or left as a whole, by the time of its start, so that no trace is
-    cut at the edge of the window. What comes before the start does is kept until it has
-    come. An execution whose start never comes is left, unless its id is all that was asked
-    for; so is one whose events find no more room to wait for it.
+    An execution is taken or left out as a whole, by the time of its start, so that no trace
+    is cut at the edge of the window. Events that come before their execution's start wait
+    for it. An execution whose start never comes is left out, unless only its id was asked
+    for; so is one whose events find no room to wait.
 
-    What is left is not acknowledged: a journal keeps it for its next reader, and the
+    What is left out is not acknowledged: a journal keeps it for its next reader, and the
     offset that a Kafka consumer group commits stays before it.
 
     Args:
         source: All executions.
-        since_ns: Epoch nanoseconds; executions that started earlier are left.
-        until_ns: Epoch nanoseconds; executions that started then or later are left.
+        since_ns: Epoch nanoseconds; executions that started earlier are left out.
+        until_ns: Epoch nanoseconds; executions that started then or later are left out.
         execution_id: The only execution to be taken.
-        acknowledges: Whether the source is told what is safe; not in a dry run.
+        acknowledges: Whether what is safe is acknowledged to the source; not in a dry run.
         max_waiting: Events that wait for their execution's start at most.
-        max_known: Executions that are known to be taken or left at most; those are forgotten
-            that have been silent for longest.
+        max_known: Executions that are remembered as taken or left out at most; those that have
+            been silent longest are forgotten.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ __all__ = ["Journaled"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _LONGEST_PAUSE_S: Final = 1.0
-"""Between tries to write: room is made, and disks come back, without the journal being told."""
+"""Between tries to write: room is made, and disks come back, without any notice."""
 _PAGE: Final = 512
 
 

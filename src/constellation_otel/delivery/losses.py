@@ -1,4 +1,4 @@
-"""The warning that a source loses events; which absences are a loss is for the assembler to say."""
+"""The warning that a source loses events; the assembler decides which absences are a loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LossLog:
         """Names what is missing of a span; never raises."""
         module = span.attributes.get(MODULE_NAME)
         missing = span.attributes[MISSING]
-        # an execution's end is also missing where an engine does not tell of every end
+        # an execution's end is also missing where an engine does not report every end
         is_certain = module is not None or "start" in missing  # type: ignore[operator] # names, in a tuple
         self._log.write(
             _LOGGER,
@@ -40,7 +40,7 @@ class LossLog:
             "%s loses events%s: the %s of %sexecution %s of DAG %r never came",
             self._source,
             "" if is_certain else ", or does not say when an execution is cancelled or times out",
-            " and the ".join(missing),  # type: ignore[arg-type] # as above
+            " and the ".join(missing),  # type: ignore[arg-type] # names, in a tuple
             "" if module is None else f"module {module!r} of ",
             span.attributes[EXECUTION_ID],
             span.attributes[DAG_NAME],

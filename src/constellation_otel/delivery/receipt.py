@@ -1,4 +1,4 @@
-"""Which records become safe together, and telling a source so: the only acknowledgement there is."""
+"""Which records become safe together, and how that is acknowledged to a source: the only way there is."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _Faulty(NamedTuple):
 
 
 class Acknowledgements:
-    """Tells a source which records are safe, again and again until it takes that.
+    """Tells a source which records are safe, again and again until it takes the acknowledgement.
 
     A position for which the source raises unexpectedly, and does not for others, is left out.
     All calls come from the thread that reads the source.
@@ -98,7 +98,7 @@ class Acknowledgements:
             bounded already.
 
     Attributes:
-        failed: How often the source did not take what it was told.
+        failed: How often the source did not take an acknowledgement.
         last_error: Why it does not at the moment.
     """
 

@@ -1,7 +1,7 @@
 """The six events: what callbacks become, and what becomes callbacks again.
 
 The one model in the middle of everything: whatever produces events is a source,
-whatever takes them is a sink. How events look on a wire is in ``dialects``.
+whatever takes them is a sink. How events look on a wire is in ``guide_json`` and ``engine_frames``.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class ErrorInfo(Struct, frozen=True):
 
     Attributes:
         type: The class, with its module unless that is ``builtins``; ``None`` where
-            a wire did not tell.
+            a wire did not say.
         message: At most :data:`MAX_MESSAGE` characters; ``None`` where a wire had null.
         frames: The light traceback; never on a wire.
         stacktrace: The traceback's text, once there was time to read the source files.

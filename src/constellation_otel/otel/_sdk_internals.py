@@ -1,6 +1,6 @@
 """The names of OpenTelemetry's SDK that are private, or newer than the oldest version that is supported.
 
-They are used here and nowhere else, each with what is done where a version has not got
+They are used here and nowhere else, each with what is done where a version does not have
 it; a test says when one has changed. The oldest version is in pyproject.toml. ``_logs`` and
 ``_log_exporter`` do not count: OpenTelemetry publishes its logs under these names.
 """
@@ -76,8 +76,8 @@ def is_proxy(provider: MeterProvider) -> bool:
 def needs_real_spans(tracer: Tracer) -> bool:
     """Whether anything of the application looks at a span before it has ended.
 
-    That is a processor that does something in ``on_start`` or ``_on_ending``, one of which that
-    cannot be said, or the SDK's metrics of its own spans.
+    That is a processor that does something in ``on_start`` or ``_on_ending``, or may do so for
+    all that is known, or the SDK's metrics of its own spans.
     """
     if type(getattr(tracer, "_tracer_metrics", None)).__name__ not in {"NoneType", "NoOpTracerMetrics"}:
         return True
@@ -201,16 +201,16 @@ class Recorder:
         storages = getattr(self._consumer, "_reader_storages", None)
         try:
             self._aggregates = [
-                match._attributes_aggregation[self._key_of(match)].aggregate  # noqa: SLF001 - as above
+                match._attributes_aggregation[self._key_of(match)].aggregate  # noqa: SLF001 - what this module is for
                 for storage in (storages or {}).values()
-                for match in storage._get_or_init_view_instrument_match(self._histogram)  # noqa: SLF001 - as above
+                for match in storage._get_or_init_view_instrument_match(self._histogram)  # noqa: SLF001 - what this module is for
             ]
         except (AttributeError, LookupError):
             storages = None
         self._storages = storages
 
     def _key_of(self, match: Any) -> object:
-        kept = match._view._attribute_keys  # noqa: SLF001 - as above
+        kept = match._view._attribute_keys  # noqa: SLF001 - what this module is for
         if kept is None:
             return _KEY_OF(self._attributes)
         return _KEY_OF({name: value for name, value in self._attributes.items() if name in kept})

@@ -1,8 +1,7 @@
 """Exceptions as log records, and whether they are span events, log records, or both.
 
 OpenTelemetry's semantic conventions move exceptions from span events to log
-records; which of them a user has opted for is said by a variable that the SDK
-does not read.
+records. A variable, which the SDK does not read, says what a user has opted for.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class OtlpListener(SpanListener[Span]):
     A callback costs about one append and never raises. What the sampler says of an
     execution when it starts holds for all of its spans. Duration metrics, and log records
     of failures where ``OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN`` asks for them, go to the
-    same endpoint through SDK providers of this listener's own; they are as good as those.
+    same endpoint through SDK providers of this listener's own; their delivery is as good as the SDK's.
 
     A forked child sends what it executes itself, from memory; the journal stays its
     parent's. At the interpreter's exit, up to five seconds are spent on what is held, and
@@ -69,8 +69,8 @@ class OtlpListener(SpanListener[Span]):
         max_open: Executions and modules held open at most.
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
-        max_journal_bytes: The size at which the journal takes no more; new events go to an
-            endpoint that is there from memory then, bounded, counted and logged.
+        max_journal_bytes: The size at which the journal takes no more. New events then go to the
+            endpoint from memory, while it is reachable; they are bounded, counted and logged.
         dead_letters: A file for what the endpoint refuses for good.
         retry: Between tries to send, and to write to the journal.
 

@@ -1,7 +1,7 @@
 """Metrics and failure logs beside the spans that we export ourselves: through SDK providers of our own.
 
-At-least-once is for spans. Durations and log records leave as the OpenTelemetry
-SDK sends them, with the same resource and to the same endpoint.
+At-least-once is for spans. Durations and log records are sent by the OpenTelemetry
+SDK, with the same resource and to the same endpoint.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class _Reader(internals.NoThreadAfterFork, PeriodicExportingMetricReader):
 
 
 class Exporters:
-    """Makes the SDK's exporters from what ``_otlp_settings`` has read of each signal's settings.
+    """Makes the SDK's exporters from each signal's settings, as ``far_side_of`` has read them.
 
     Raises:
         ConfigurationError: An argument, or a variable, cannot be used.

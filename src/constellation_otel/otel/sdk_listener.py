@@ -2,7 +2,7 @@
 
 The callbacks append events to a queue; one worker assembles them and hands spans,
 metrics and logs to the application's providers. What the providers' exporters then
-do with them is theirs: delivery is as good as they are.
+do with them is their business: delivery is as good as they are.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class OpenTelemetryListener(SpanListener[Recorded]):
     and logged. A forked child starts with an empty queue and a thread of its own.
     At the interpreter's exit, up to 5 seconds are spent on what is held.
 
-    Where an error of a module goes is said by ``OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN``
-    (OpenTelemetry's semantic conventions for exceptions): an event of its span as a
-    rule, a log record instead with ``logs``, both with ``logs/dup``.
+    ``OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN`` (OpenTelemetry's semantic conventions for
+    exceptions) says where a module's error goes: it is an event of the module's span by
+    default, a log record instead with ``logs``, both with ``logs/dup``.
 
     Args:
         tracer_provider: The global one where none is given.
@@ -67,7 +67,7 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         max_queue: Events that wait at most.
         max_open: Executions and modules held open at most.
         idle_timeout: Seconds without an event after which an execution is abandoned.
-        max_age: Seconds after its start at which an execution is abandoned.
+        max_age: Seconds after its first event at which an execution is abandoned.
 
     Attributes:
         with_events: Whether exceptions are events of spans.
@@ -123,11 +123,11 @@ class OpenTelemetryListener(SpanListener[Recorded]):
 
     @property
     def failed(self) -> int:
-        """Spans that the application's SDK refused by raising."""
+        """Spans for which the application's SDK raised."""
         return self._spans.failed
 
     def flush(self, timeout: float) -> bool:
-        """Waits until what was called so far has been handed to the application's SDK.
+        """Waits until the events so far have been handed to the application's SDK.
 
         Executions that are still open are not waited for. What the SDK's exporters hold is
         for its own ``force_flush``.
@@ -181,7 +181,7 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         return {"failed": self._spans.failed}
 
     def _is_listening(self) -> bool:
-        """Whether there is anyone to hear; looks for providers until they are real.
+        """Whether any provider takes what callbacks say; looks for providers until they are real.
 
         Two threads doing so at once is harmless.
         """

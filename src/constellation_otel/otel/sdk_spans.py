@@ -64,7 +64,7 @@ class SdkSink(Sink[Recorded]):
 
     Attributes:
         traces: Where they go; ``None`` while no provider is known.
-        failed: Spans that the application's SDK refused by raising.
+        failed: Spans for which the application's SDK raised.
     """
 
     def __init__(self, *, with_events: bool) -> None:

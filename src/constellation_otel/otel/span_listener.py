@@ -56,7 +56,7 @@ class SpanListener(BufferedListener[T]):
     ) -> None:
         self._limits = {"settle": settle, "max_open": max_open, "idle_timeout": idle_timeout, "max_age": max_age}
         self._loss_log = LossLog(f"the source of {type(self).__name__}")
-        # callbacks are heard; a subclass may say otherwise for as long as there is no one to hear them
+        # a subclass says otherwise for as long as nothing takes what callbacks say
         self._is_active = True
         # it refuses numbers: before anything is opened
         self._assembler(Sampling(None))
@@ -66,7 +66,7 @@ class SpanListener(BufferedListener[T]):
         return Assembler(**self._limits, sampling=sampling, on_loss=self._loss_log)  # type: ignore[arg-type] # by name
 
     def _decider(self) -> Callable[[UUID, str, Context], Decision] | None:
-        """Who decides on executions; ``None`` while nobody does."""
+        """What decides on executions; ``None`` while nothing does."""
         raise NotImplementedError
 
     def _as_item(self, span: Span) -> T | None:
@@ -113,7 +113,7 @@ class SpanListener(BufferedListener[T]):
             self._put(event)
 
     def _is_listening(self) -> bool:
-        """Whether callbacks are heard."""
+        """Whether anything takes what callbacks say."""
         return self._is_active
 
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:

@@ -40,7 +40,7 @@ def source_of(url: str, options: SourceOptions) -> JournalSource:
     Raises:
         ConfigurationError: The URL is of another form.
         JournalError: The file cannot be used, or another process has it.
-        UnavailableError: Nor can it now: its disk is full, or it is busy.
+        UnavailableError: The file cannot be used now: its disk is full, or it is busy.
     """
     path, sink = _path_and(url, "sink")
     return JournalSource(path, sink=sink or DEFAULT_SINK, follow=options.follow, only_looks=options.only_looks)

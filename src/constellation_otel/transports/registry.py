@@ -84,7 +84,7 @@ def source_of(
         ConfigurationError: The URL cannot be used.
         MissingExtraError: What it needs is not installed.
         JournalError: The journal's file cannot be used, or another process has it.
-        UnavailableError: Nor can it now: its disk is full, or it is busy.
+        UnavailableError: The journal's file cannot be used now: its disk is full, or it is busy.
     """
     options = SourceOptions(
         follow=follow,
@@ -105,13 +105,13 @@ def sink_of(url: str, *, resource: Resource) -> Sink[Any]:
             ``otlp+https://…``, ``kafka://broker:9092/topic``, ``postgresql://…``,
             ``sqlite:///file``, ``jsonl:file`` (``jsonl:-`` is standard output), or
             ``journal:file.db``, which holds as much as ``?max_bytes=number`` says.
-        resource: What an OTLP endpoint is told that spans come from.
+        resource: What sends the spans, for an OTLP endpoint.
 
     Raises:
         ConfigurationError: The URL cannot be used.
         MissingExtraError: What it needs is not installed.
         JournalError: The journal's file cannot be used, or another process has it.
-        UnavailableError: Nor can it now: its disk is full, or it is busy.
+        UnavailableError: The journal's file cannot be used now: its disk is full, or it is busy.
     """
     sink: Sink[Any] = _package_of(url, "sink").sink_of(url, SinkOptions(resource=resource))
     return sink
@@ -133,7 +133,7 @@ def check_sink(url: str, *, resource: Resource) -> None:
 
 
 def places_of(url: str) -> set[tuple[object, ...]]:
-    """What a source and a sink have in common that are the same file, table or topic, however their URLs are written.
+    """What two URLs of the same file, table or topic have in common, however they are written.
 
     Nothing is opened or connected: two names of one host are two hosts here.
 

@@ -17,7 +17,7 @@ __all__ = ["Secrets", "SinkOptions", "SourceOptions", "decoded", "split"]
 
 
 class SourceOptions(NamedTuple):
-    """What is wished of a source beside its URL; each takes of it what it can do.
+    """What a source is asked for beside its URL; each source does what it can.
 
     Attributes:
         follow: Whether to go on with what comes, or to end with what there is.
@@ -35,10 +35,10 @@ class SourceOptions(NamedTuple):
 
 
 class SinkOptions(NamedTuple):
-    """What is wished of a sink beside its URL.
+    """What a sink is given beside its URL.
 
     Attributes:
-        resource: What an OTLP endpoint is told that spans come from.
+        resource: What sends the spans, for an OTLP endpoint.
     """
 
     resource: Resource

@@ -294,13 +294,13 @@ class JournalSource(Source):
 
     Args:
         path: As for :class:`Journal`.
-        sink: The sink as which it reads: gets what was appended for that, and
-            acknowledges for it. With the name of a bridge's sink it reads what that has left.
-            One that is new to the file gets what is appended from then on.
+        sink: The sink that it stands for: it reads what was appended for that sink, and
+            acknowledges for it. With the name of a bridge's sink it reads what that sink has
+            not acknowledged. A name that is new to the file gets what is appended from then on.
         follow: Whether to wait for more when all is read. If not, it ends there, and the
             file has to be there.
-        only_looks: Whether nothing is written, or claimed: what is read cannot be
-            acknowledged, and another process may be reading, too.
+        only_looks: Whether nothing is written or locked: what is read cannot be acknowledged,
+            and another process may be reading, too.
         timeout: Seconds that a call waits for the file's lock.
 
     Raises:
@@ -358,7 +358,7 @@ class JournalSource(Source):
             timeout: Seconds to wait for the first item.
 
         Returns:
-            At most 512 items; none where none came in time, or when it is closed.
+            At most 512 items; an empty list where nothing came in time, or when it is closed.
 
         Raises:
             UnavailableError: The disk fails.
@@ -403,7 +403,7 @@ class JournalSource(Source):
 
 
 def events_of(path: str | os.PathLike[str], execution_id: UUID) -> list[Event]:
-    """The events of an execution that some sink has yet to acknowledge; whoever has the journal goes on.
+    """The events of an execution that some sink has yet to acknowledge; nobody else's use is disturbed.
 
     Args:
         path: The journal's file.

@@ -32,9 +32,8 @@ class JsonlSink(Sink[Event]):
     and again where it is moved away; its folder is not created. One process at a time
     writes a file.
 
-    Standard output gets the lines at once, and they are as safe as who reads them makes
-    them. One who reads slowly is waited for; the rest of a line that was written in part
-    comes first the next time.
+    Standard output gets the lines at once; how safe they are then is up to its reader. A slow
+    reader is waited for; the rest of a line that was written in part comes first the next time.
 
     Nothing is opened before the first :meth:`send`.
 
@@ -76,7 +75,7 @@ class JsonlSink(Sink[Event]):
             Nothing: no event is refused.
 
         Raises:
-            MisconfiguredError: The folder is not there, the file must not be written, or is none.
+            MisconfiguredError: The folder does not exist, the file must not be written, or is not a file.
             GoneError: The program that read standard output has ended, as ``head`` does.
             UnavailableError: The disk is full, or failed, and the file is as before; or
                 standard output is read too slowly, and ``delivered`` says what it has.

@@ -138,8 +138,8 @@ class JsonlSource(Source):
             timeout: Seconds to wait for the first one.
 
         Returns:
-            The events and what is none, in order; none where none came in time, at the
-            end, and once this is closed.
+            The events and what could not be read as one, in order; an empty list where
+            nothing came in time, at the end, and once this is closed.
 
         Raises:
             SourceError: There is no such file (and it is not waited for), it is no regular

@@ -66,7 +66,7 @@ class KafkaSink(Sink[Event]):
     Args:
         bootstrap_servers: ``host:port`` of one or more brokers, with commas between them.
         topic: The topic; it is not created here, though brokers may be set to do so.
-        config: librdkafka's settings; they go before the ones made here.
+        config: librdkafka's settings; they override the ones made here.
         max_callers: Executions of which the caller's span is remembered.
 
     Raises:

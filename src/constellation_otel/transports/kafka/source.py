@@ -59,7 +59,7 @@ class KafkaSource(Source):
         topic: The topic.
         group: The consumer group; not used by a replay.
         follow: Whether to go on with what comes later.
-        config: librdkafka's settings; they go before the ones made here, but for those
+        config: librdkafka's settings; they override the ones made here, but for those
             that the promises above rest on.
         limits: How often it commits, how much a read gives, and how long closing takes.
 
@@ -155,8 +155,8 @@ class KafkaSource(Source):
                 second for that.
 
         Returns:
-            At most 512 records in order, each partition by itself, and what was
-            taken away meanwhile; none where none came in time, or when the source is closed.
+            At most 512 records in order, each partition by itself, and what was taken away
+            meanwhile; empty where nothing came in time, or when the source is closed.
 
         Raises:
             UnavailableError: No broker can be reached.
@@ -169,7 +169,7 @@ class KafkaSource(Source):
     def keep_alive(self) -> None:
         """Stays in the group without reading: for a reader that has no room, every few seconds instead of a read.
 
-        Every partition is paused until the next :meth:`read`, which also tells what was
+        Every partition is paused until the next :meth:`read`, which also gives what was
         taken away meanwhile. Returns at once.
         """
         with self._in_use() as may_go_on:

@@ -1,7 +1,7 @@
 """Where an OTLP endpoint is and how to reach it, from arguments, the standard variables and URLs.
 
-What is given goes before ``OTEL_EXPORTER_OTLP_TRACES_*`` (or ``_METRICS_``, ``_LOGS_``),
-that before ``OTEL_EXPORTER_OTLP_*``.
+What is given overrides ``OTEL_EXPORTER_OTLP_TRACES_*`` (or ``_METRICS_``, ``_LOGS_``), and
+that overrides ``OTEL_EXPORTER_OTLP_*``.
 Nothing here connects.
 """
 

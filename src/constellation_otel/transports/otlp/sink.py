@@ -112,21 +112,21 @@ class OtlpSink(Sink[Span]):
     What is not given comes from the standard variables, ``OTEL_EXPORTER_OTLP_TRACES_*``
     before ``OTEL_EXPORTER_OTLP_*``, read when the sink is made. Nothing is connected
     before the first :meth:`send`. A forked child makes connections of its own. Over
-    HTTP the proxies of the environment are used as requests does.
+    HTTP the environment's proxies are used as the standard library reads them.
 
     Args:
         endpoint: ``http://`` or ``https://``, host and port. Over HTTP ``/v1/traces`` is
             appended where it does not end so, as it is to OTEL_EXPORTER_OTLP_ENDPOINT, and
             is not to OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. Over gRPC a path means nothing, and
             without a scheme OTEL_EXPORTER_OTLP_INSECURE says whether to do without TLS.
-        protocol: ``grpc`` where the variables are silent, too.
+        protocol: ``grpc`` unless the variables say otherwise.
         resource: What sends the spans, as :func:`make_resource` has it.
         headers: Sent with every request, as gRPC metadata or HTTP headers.
-        compression: ``none`` where the variables are silent, too.
-        timeout: Seconds for one request, at most; 10 where the variables, in seconds too as
-            OpenTelemetry Python has them, are silent.
+        compression: ``none`` unless the variables say otherwise.
+        timeout: Seconds for one request, at most; 10 unless the variables say otherwise, in
+            seconds too, as OpenTelemetry Python has them.
         certificate: A PEM file: whom to trust, instead of the well-known authorities.
-        client_key: A PEM file: the client's key, where ``client_certificate`` has it not.
+        client_key: A PEM file: the client's key, unless ``client_certificate`` has it.
         client_certificate: A PEM file: how the client proves who it is.
 
     Raises:
@@ -208,7 +208,7 @@ class OtlpSink(Sink[Span]):
             timeout: Seconds, for everything.
 
         Returns:
-            One rejection where the endpoint tells of a partial success.
+            One rejection where the endpoint reports a partial success.
 
         Raises:
             UnavailableError: Send them again, later.

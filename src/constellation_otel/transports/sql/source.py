@@ -50,9 +50,9 @@ class SqlSource(Source):
     hides its rows. No row comes twice. Such late rows come after rows with higher ids.
 
     The event's time is ``occurred_ns``, to the nanosecond, or else ``created_at``, to the
-    microsecond, in the zone below. A local time that there is twice, when summer time
-    ends, is taken for the first of the two; one that there is not, when it begins, as if
-    it had not begun.
+    microsecond, in the zone below. A local time that occurs twice, when summer time
+    ends, is taken for the first of the two; one that does not occur, when it begins, is read
+    as if it had not begun.
 
     Making one does no I/O. In a forked child it connects anew.
 

@@ -73,7 +73,7 @@ class Timing(Struct, frozen=True):
         first_wait_s: Before the second try to connect, at most.
         quiet_s: Without a frame, after which the engine is asked for its health, again and again.
         health_s: That the engine has to answer then.
-        last_frames_s: That an engine that is shutting down has for executions to end, before it is let go.
+        last_frames_s: That an engine that is shutting down has for executions to end, before the source disconnects.
         close_s: That closing waits for the thread.
     """
 
@@ -138,7 +138,7 @@ class WebSocketSource(Source):
     :meth:`read`. From then on it connects for ever, waiting longer between tries, and
     :meth:`read` gives nothing while there is no connection: :attr:`state` and the log
     say why. Only :meth:`close` ends the thread. A forked child has none; it makes a
-    source of its own. Environment variables that name an HTTP proxy are not heeded.
+    source of its own. Environment variables that name an HTTP proxy are ignored.
 
     What the engine sends while no connection is there is lost, and the engine says
     nothing of what it drops: an execution may lack its start, its end or any module.
@@ -293,13 +293,13 @@ class WebSocketSource(Source):
             timeout: Seconds to wait for the first one.
 
         Returns:
-            The frames' events, and what says that the engine was restarted, positioned by
-            its number since the source was made, in which dropped ones are counted; none where
-            none came in time, where there is no connection, and once the source is closed and
-            all is read.
+            The frames' events, and a ``Restarted`` where the engine was restarted. A position is
+            the frame's number since the source was made, dropped ones counted. The list is
+            empty where nothing came in time, where there is no connection, and once the
+            source is closed and all is read.
 
         Raises:
-            UnavailableError: The process has no file left to connect with.
+            UnavailableError: The process has no file descriptor left to connect with.
         """
         with self._condition:
             if self._running is None and not self._closed:
@@ -399,7 +399,7 @@ class WebSocketSource(Source):
         return _Loss(failure, None if opened_at is None else clock() - opened_at, is_answered)
 
     async def _read_while_it_runs(self, connection: Connection) -> NoReturn:
-        """Reads until the connection is lost, the engine let go, or the source closed, any of which is raised."""
+        """Reads until the connection is lost or given up, or the source closed, any of which is raised."""
         try:
             async with asyncio.timeout(None) as reading:
                 watching = asyncio.create_task(self._watch(connection, reading))
@@ -414,7 +414,7 @@ class WebSocketSource(Source):
             raise UnavailableError(message) if reading.expired() else error from None
 
     async def _watch(self, connection: Connection, reading: asyncio.Timeout) -> NoReturn:
-        """Sees when the engine is shutting down, and lets it go then, by which this is cancelled."""
+        """Sees when the engine is shutting down, and ends the reading then, by which this is cancelled."""
         clock = asyncio.get_running_loop().time
         asked_at = connection.heard_at
         while True:
@@ -446,7 +446,7 @@ class WebSocketSource(Source):
         except ConnectionRefusedError:
             self._is_refused = True
             await self._let_go(reading)
-        except Exception as error:  # noqa: BLE001 - nothing may end the watch, or the engine would not be let go
+        except Exception as error:  # noqa: BLE001 - nothing may end the watch, or the engine could not end
             with self._condition:
                 self._health_failures += 1
             is_known = isinstance(error, OSError)
