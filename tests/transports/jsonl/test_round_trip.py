@@ -31,7 +31,7 @@ from constellation_otel.transports.jsonl.source import _Lines
 from transports.jsonl.helpers import append, drained, events, events_of, line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
@@ -79,29 +79,32 @@ def test_what_the_sink_has_written_the_source_reads_back(
     assert offsets == sorted(set(offsets))
 
 
-def all_lines(cut: _Lines, parts: Sequence[bytes]) -> list[tuple[int, bytes, bool]]:
+def all_lines(cut: _Lines, parts: Iterable[bytes]) -> list[tuple[int, bytes, bool]]:
     found: list[tuple[int, bytes, bool]] = []
     for part in parts:
-        found += cut.feed(part)
+        offsets, lines, is_too_long = cut.feed(part)
+        found += zip(offsets, lines, [is_too_long, *[False] * len(lines)], strict=False)
     return found
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([b"\n", b"x", b"longer than ten"])).map(b"".join)),
+    st.lists(st.sampled_from([b"\n", b"x", b"longer than ten"])).map(b"".join),
+    st.integers(1, 12),
     st.integers(1, 12),
 )
-def test_lines_are_the_same_however_their_bytes_come(parts: list[bytes], max_line: int) -> None:
-    whole = b"".join(parts) + b"\n"
+def test_lines_are_the_same_however_their_bytes_come(whole: bytes, max_line: int, size: int) -> None:
+    """In parts that are no longer than a line may be."""
+    whole += b"\n"
     expected, offset = [], 0
     for text in whole[:-1].split(b"\n"):
         expected.append((offset, text, False) if len(text) <= max_line else (offset, None, True))
         offset += len(text) + 1
-    for fed in ([*parts, b"\n"], [whole], [bytes((byte,)) for byte in whole]):
-        cut = _Lines(max_line)
-        found = all_lines(cut, fed)
-        assert [(at, None if is_cut else data, is_cut) for at, data, is_cut in found] == expected
-        assert all(whole[at:].startswith(data) for at, data, _ in found)
-        assert cut.end == len(whole)
+    size = min(size, max_line)
+    cut = _Lines(max_line)
+    found = all_lines(cut, (whole[first : first + size] for first in range(0, len(whole), size)))
+    assert [(at, None if is_cut else data, is_cut) for at, data, is_cut in found] == expected
+    assert all(whole[at:].startswith(data) for at, data, _ in found)
+    assert cut.end == len(whole)
 
 
 @pytest.mark.parametrize("name", ["events.jsonl", "events.jsonl.gz"])

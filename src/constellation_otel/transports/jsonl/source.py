@@ -11,9 +11,9 @@ import threading
 import time
 import zlib
 from codecs import BOM_UTF8
-from itertools import accumulate, islice, repeat
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 from constellation_otel._support.deadline import deadline_of
 from constellation_otel.delivery import Batch, BatchBuilder, Position, Source, Unreadable
@@ -32,7 +32,7 @@ from constellation_otel.transports.jsonl.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from constellation_otel.delivery import Restarted, Revoked, SourceItem
     from constellation_otel.transports.url import SourceOptions
@@ -47,8 +47,6 @@ _SHOWN: Final = 4096
 """Bytes that are kept of a line that is too long."""
 _POLL: Final = 0.1
 """Seconds between two looks at a file that grows, and until a close is noticed at the latest."""
-_Line: TypeAlias = tuple[int, bytes, bool]
-"""Where a line begins, what it is, and whether that is only the beginning of one that is too long."""
 _Input: TypeAlias = io.FileIO | Followed | Unzipped | Pipe
 """What bytes are read from: ``None`` where they have yet to come, empty ones at the end of what there is."""
 
@@ -92,7 +90,7 @@ class JsonlSource(Source):
         self._follow = follow
         self._lines = _Lines(_MAX_LINE)
         # of the bytes that were read last
-        self._rest: Iterator[_Line] = iter(())
+        self._rest = _NO_LINES
         self._damage: list[Unreadable] = []
         self._input: _Input | None = None
         self._is_at_end = self._has_ended = False
@@ -179,9 +177,9 @@ class JsonlSource(Source):
     def _read(self, deadline: float) -> list[Batch | Unreadable | Revoked | Restarted]:
         is_late = False
         while not (self._closed.is_set() or self._has_ended):
-            lines = list(islice(self._rest, _MAX_ITEMS))
-            if lines:
-                items = self._items_of(lines)
+            if self._rest.lines:
+                lines, self._rest = self._rest.cut(_MAX_ITEMS)
+                items = _items_of(lines)
                 if items:
                     return items
                 continue
@@ -214,21 +212,6 @@ class JsonlSource(Source):
             self._rest = self._lines.feed(b"\n")
             self._is_at_end = True
 
-    def _items_of(self, lines: Sequence[_Line]) -> list[Batch | Unreadable | Revoked | Restarted]:
-        """What lines are; a blank one is nothing."""
-        offsets, records, are_cut = zip(*lines, strict=True)
-        events = None if True in are_cut else plain_events(records)
-        if events is not None:
-            return [Batch(events, offsets)]
-        gathered = BatchBuilder()
-        for offset, data, is_cut in lines:
-            if is_cut:
-                reason = f"the line is longer than {_MAX_LINE} bytes"
-                gathered.put(Unreadable(data, reason, Position(None, offset)))
-            elif data.removeprefix(BOM_UTF8).strip():
-                gathered.decode(read_json, data, offset)
-        return gathered.items
-
     def _open(self) -> _Input:
         if self._path == STANDARD:
             return self._open_standard()
@@ -248,6 +231,45 @@ class JsonlSource(Source):
         return pipe
 
 
+def _items_of(lines: _Cut) -> list[Batch | Unreadable | Revoked | Restarted]:
+    """What lines are; a blank one is nothing."""
+    events = None if lines.is_first_too_long else plain_events(lines.lines)
+    if events is not None:
+        return [Batch(events, lines.offsets)]
+    gathered = BatchBuilder()
+    is_too_long = lines.is_first_too_long
+    for offset, data in zip(lines.offsets, lines.lines, strict=True):
+        if is_too_long:
+            reason = f"the line is longer than {_MAX_LINE} bytes"
+            gathered.put(Unreadable(data, reason, Position(None, offset)))
+        elif data.removeprefix(BOM_UTF8).strip():
+            gathered.decode(read_json, data, offset)
+        is_too_long = False
+    return gathered.items
+
+
+class _Cut(NamedTuple):
+    """Lines without their ends.
+
+    Attributes:
+        offsets: Where each begins.
+        lines: What it is.
+        is_first_too_long: Whether of the first one that is only the beginning.
+    """
+
+    offsets: list[int]
+    lines: list[bytes]
+    is_first_too_long: bool
+
+    def cut(self, count: int) -> tuple[_Cut, _Cut]:
+        """The first ones, and the others."""
+        first = _Cut(self.offsets[:count], self.lines[:count], self.is_first_too_long)
+        return first, _Cut(self.offsets[count:], self.lines[count:], False)
+
+
+_NO_LINES: Final = _Cut([], [], False)
+
+
 class _Lines:
     """Cuts bytes into lines, and holds no more of one than it may have."""
 
@@ -263,25 +285,21 @@ class _Lines:
         """The offset behind everything that was fed."""
         return self._offset + self._length
 
-    def feed(self, data: bytes) -> Iterator[_Line]:
-        """The lines that end with these bytes, without their ends, or the heads of those that are too long."""
+    def feed(self, data: bytes) -> _Cut:
+        """The lines that end with these bytes, which are no more than a line may have; the first may be too long."""
         first, *others = data.split(b"\n")
         self._hold(first)
         if not others:
-            return iter(())
+            return _NO_LINES
         last = others.pop()
+        is_too_long = self._length > self._max_line
+        lines = [bytes(self._held[:_SHOWN] if is_too_long else self._held), *others]
         lengths = [self._length, *map(len, others)]
-        lines = [bytes(self._held), *others]
         offsets = [*accumulate([length + 1 for length in lengths], initial=self._offset)]
-        self._offset = offsets.pop()
-        self._length = 0
+        self._offset, self._length = offsets.pop(), 0
         self._held.clear()
         self._hold(last)
-        if max(lengths) <= self._max_line:
-            return zip(offsets, lines, repeat(False))
-        are_cut = [length > self._max_line for length in lengths]
-        heads = [line[:_SHOWN] if is_cut else line for line, is_cut in zip(lines, are_cut, strict=True)]
-        return zip(offsets, heads, are_cut, strict=True)
+        return _Cut(offsets, lines, is_too_long)
 
     def _hold(self, part: bytes) -> None:
         room = max(self._max_line, _SHOWN) - len(self._held)
