@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["decode_json", "encode_json", "plain_events", "read_json"]
 
 
-class _Json(Struct, rename="camel"):
+class _Json(Struct, rename="camel", gc=False):
     """The guide's ExecutionEvent, then our extension fields, which its readers ignore."""
 
     event_type: str

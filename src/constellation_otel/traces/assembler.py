@@ -150,7 +150,7 @@ class Assembler:
         self._settled: OrderedDict[int, None] = OrderedDict()
         # which module of whose modules was emitted, the oldest first
         self._emitted: deque[tuple[dict[int, Module], int]] = deque()
-        # what leaves at which time: mostly in order, since most of it waits for as long as all
+        # what is emitted at which time: mostly in order, since most of it waits for as long as all
         self._due: list[_Due] = []
         self._due_in_order: deque[_Due] = deque()
         # when an execution may be silent or open for too long, at the earliest
@@ -559,14 +559,14 @@ class Assembler:
 
     def _emit(self, execution: Execution, reason: Reason | None) -> list[Span]:
         """What is left of an execution becomes spans, its own the last."""
-        self._close(execution)
+        left = self._close(execution)
         self._settled[execution.key] = None
         if len(self._settled) > self._max_settled:
             self._settled.popitem(last=False)
         counters = self._counters
         counters.abandoned += execution.end is None
         succeeded = isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded
-        left = sorted(execution.left())
+        left.sort()
         spans = self._rendering.module_spans(execution, left)
         for (_, module), span in zip(left, spans, strict=True):
             if MISSING in span.attributes:
@@ -595,8 +595,8 @@ class Assembler:
         if is_loss and self._on_loss is not None:
             self._on_loss(span)
 
-    def _close(self, execution: Execution) -> None:
-        """An execution is not open any more."""
+    def _close(self, execution: Execution) -> list[tuple[int, Module]]:
+        """An execution is not open any more; its modules whose span was not emitted."""
         key = execution.key
         del self._open[key]
         del self._touched[key]
@@ -609,6 +609,7 @@ class Assembler:
         if not self._open:
             self._due.clear()
             self._due_in_order.clear()
+        return left
 
 
 def _order(event: Event) -> tuple[int, int, bytes]:

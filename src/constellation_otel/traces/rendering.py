@@ -73,7 +73,7 @@ _INTERNAL: Final = SpanKind.INTERNAL
 _UNSET: Final = StatusCode.UNSET
 
 
-class Module(Struct):
+class Module(Struct, gc=False):
     """What is known of a module whose span was not emitted."""
 
     start: ModuleStarted | None = None
@@ -339,6 +339,8 @@ class Rendering:
         if self._sampling is not None:
             decision = self._sampling.decision_on(execution_id, name, parent or Context())
             flags, state, extra = decision.trace_flags, decision.trace_state, decision.attributes
+            if trace_id is None and decision.span_context is not None:
+                trace_id = decision.span_context.trace_id
         execution.constants = _Constants(
             start,
             name,

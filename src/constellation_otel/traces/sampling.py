@@ -178,13 +178,7 @@ class Sampling:
         if decider is None or key in self._decisions:
             return False
         decision = self._decided(decider, execution_id, dag_name, context)
-        with self._lock:
-            # another thread may have been faster
-            if self._decisions.setdefault(key, decision) is not decision:
-                return False
-            if len(self._decisions) > self._max_remembered:
-                self._decisions.popitem(last=False)
-        return True
+        return self._remembered(key, decision) is decision
 
     def decision_on(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
         """What was decided on an execution; decided now where its start was never heard of.
@@ -194,11 +188,14 @@ class Sampling:
             dag_name: Its DAG's name.
             context: Of its caller, as far as that is known.
         """
-        known = self._decisions.get(execution_id.int)
+        key = execution_id.int
+        known = self._decisions.get(key)
         if known is not None:
             return known
-        self.decide(execution_id, dag_name, context)
-        return self._decisions.get(execution_id.int, NOT_TRACED)
+        decider = self.decider
+        if decider is None:
+            return NOT_TRACED
+        return self._remembered(key, self._decided(decider, execution_id, dag_name, context))
 
     def recall(self, execution_id: UUID) -> Decision | None:
         """What was decided on an execution, and was not forgotten."""
@@ -208,6 +205,14 @@ class Sampling:
         """For an execution whose own span was made, or of which no span will come."""
         with self._lock:
             self._decisions.pop(execution_id.int, None)
+
+    def _remembered(self, key: int, decision: Decision) -> Decision:
+        """What is remembered from now on: another thread may have been faster."""
+        with self._lock:
+            known = self._decisions.setdefault(key, decision)
+            if len(self._decisions) > self._max_remembered:
+                self._decisions.popitem(last=False)
+        return known
 
     def _decided(
         self, decider: Callable[[UUID, str, Context], Decision], execution_id: UUID, dag_name: str, context: Context

@@ -93,14 +93,15 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
             else kind[:2] + _fixed64(b"\x39", start_ns) + _fixed64(b"\x41", end_ns),
         ]
         for key, value in span.attributes.items():
-            if value is execution_id and key == EXECUTION_ID:
+            # by identity, which costs less than comparing: a key that is only equal takes the longer way
+            if value is execution_id and key is EXECUTION_ID:
                 parts.append(of_execution)
             # a subclass of str may have another idea of being equal
             elif value.__class__ is str:
-                if key == MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
+                if key is MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
                     parts.append(_MODULE_ID + value.encode())
                     continue
-                if key == EXECUTION_ID:
+                if key is EXECUTION_ID:
                     # its other spans follow
                     execution_id, of_execution = value, _key_value(b"\x4a", key, value)
                     parts.append(of_execution)
