@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from functools import partial
+from itertools import repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from constellation_otel._support.log import RateLimitedLog
@@ -18,7 +20,7 @@ from constellation_otel.events import ExecutionStarted
 from constellation_otel.traces import NOT_TRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
     from uuid import UUID
 
     from constellation_otel.delivery.contract import Batch, Position, SpanObserver
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Outbox", "PassThrough", "TraceAssembly", "Transform"]
 
 _LOGGER: Final = logging.getLogger(__name__)
+
+_TIMESTAMP_NS: Final = attrgetter("timestamp_ns")
 
 T = TypeVar("T")
 """Event or Span."""
@@ -214,24 +218,28 @@ class TraceAssembly(Generic[T]):
     def _add(
         self, events: Sequence[Event], offsets: Sequence[int], origin: Hashable, now_ns: int, out: Outbox[T]
     ) -> None:
-        assembler, tracks, is_replay = self._assembler, self.tracks, self._watermark is not None
-        for event, offset in zip(events, offsets, strict=True):
+        assembler, tracks = self._assembler, self.tracks
+        max_open = assembler.max_open
+        times_ns: Iterable[int] = repeat(now_ns)
+        if self._watermark is not None:
             # on a replay, which is many records behind, what waits does so from the event's own time on
-            at_ns = event.timestamp_ns if is_replay and event.timestamp_ns > now_ns else now_ns
+            times_ns = map(max, map(_TIMESTAMP_NS, events), times_ns)
+        assembler.count(len(events))
+        self._open_records += len(events)
+        for event, offset, at_ns in zip(events, offsets, times_ns, strict=False):
             execution = assembler.open(event, at_ns)
             if execution is None:
                 self._late(event, origin, offset, out)
                 continue
             receipt: Receipt | None = execution.note
             if receipt is None:
-                receipt = execution.note = Receipt(origin, offset, 1, [offset] if tracks else [])
+                execution.note = Receipt(origin, offset, 1, [offset] if tracks else [])
             elif tracks:
                 receipt.add(origin, offset)
             else:
                 receipt.count += 1
                 if origin == receipt.origin:
                     receipt.last = offset
-            self._open_records += 1
             try:
                 spans = assembler.merge(execution, event, at_ns, offset)
             except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
@@ -240,7 +248,7 @@ class TraceAssembly(Generic[T]):
                 continue
             if spans:
                 self._put_out(execution, spans, out)
-            while assembler.held > assembler.max_open:
+            while assembler.held > max_open:
                 self.make_room(out)
 
     def advance(self, out: Outbox[T]) -> None:
@@ -336,6 +344,7 @@ class TraceAssembly(Generic[T]):
     def _late(self, event: Event, origin: Hashable, offset: int, out: Outbox[T]) -> None:
         """A record of an execution whose span was put out: safe when that is, and at once where that is."""
         execution_id = event.execution_id
+        self._open_records -= 1
         if isinstance(event, ExecutionStarted):
             # it was decided on in its callback
             self._sampling.forget(execution_id)
@@ -352,6 +361,7 @@ class TraceAssembly(Generic[T]):
     def _put_out(self, execution: Execution, spans: Sequence[Span], out: Outbox[T]) -> None:
         receipt: Receipt = execution.note
         as_item = self._as_item if self._observer is None else self._observed
+        items: list[T] = []
         for span in spans:
             try:
                 item = as_item(span)
@@ -361,9 +371,10 @@ class TraceAssembly(Generic[T]):
                 receipt.rejected += 1
                 continue
             if item is not None:
-                receipt.pending += 1
-                out.items.append(item)
-                out.receipts.append(receipt)
+                items.append(item)
+        receipt.pending += len(items)
+        out.items += items
+        out.receipts += [receipt] * len(items)
         if spans[-1].is_execution:
             self._close(execution, receipt)
             receipt.is_complete = True

@@ -202,6 +202,7 @@ class Assembler:
         Returns:
             The spans that are emitted by it.
         """
+        self.count(1)
         execution = self.open(event, now_ns)
         if execution is None:
             return []
@@ -211,6 +212,10 @@ class Assembler:
         return spans
 
     # the same in steps, for a caller who keeps something of its own with each execution
+
+    def count(self, events: int) -> None:
+        """So many events are taken in next."""
+        self._counters.events += events
 
     def open(self, event: Event, now_ns: int) -> Execution | None:
         """The execution of an event, opened if need be, as the one that was touched last.
@@ -222,18 +227,19 @@ class Assembler:
         Returns:
             ``None`` where the execution's span was emitted already: the event is late, and counted.
         """
-        counters = self._counters
-        counters.events += 1
+        execution = self._open.get(event.execution_id.int)
+        if execution is None:
+            return self._opened(event, now_ns)
+        execution.touched_ns = now_ns
+        if execution is not self._newest:
+            self._touched.move_to_end(execution.key)
+            self._newest = execution
+        return execution
+
+    def _opened(self, event: Event, now_ns: int) -> Execution | None:
         key = event.execution_id.int
-        execution = self._open.get(key)
-        if execution is not None:
-            execution.touched_ns = now_ns
-            if execution is not self._newest:
-                self._touched.move_to_end(key)
-                self._newest = execution
-            return execution
         if key in self._settled:
-            counters.late += 1
+            self._counters.late += 1
             return None
         execution = self._open[key] = Execution(event.execution_id, key, now_ns, now_ns)
         self._touched[key] = None
@@ -242,44 +248,55 @@ class Assembler:
         self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
         return execution
 
-    def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:  # noqa: PLR0911 - the busiest one: a call less for each of its branches
+    def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:  # noqa: PLR0911 - the busiest one: a call less for what is mostly so
         """Adds an event to what is known of its execution, as :meth:`open` gave it; the spans that it emits."""
         kind = type(event)
-        if kind is not ModuleStarted and kind is not ModuleCompleted and kind is not ModuleFailed:
-            return self._merge_own(execution, event, now_ns)  # type: ignore[arg-type] # one of the others
-        module_id = event.module_id  # type: ignore[union-attr] # it is one of the three
-        if module_id is None:
-            self._add_anonymous(execution, event, position)  # type: ignore[arg-type] # likewise
-            return _NOTHING
-        key = module_id.int
-        module = execution.modules.get(key)
-        if module is None:
+        if kind is ModuleStarted:
+            module_id = event.module_id  # type: ignore[union-attr] # it is one
+            if module_id is None:
+                return self._add_anonymous(execution, event, position)  # type: ignore[arg-type] # likewise
+            key, modules = module_id.int, execution.modules
+            if key in modules:
+                return self._merge_start(modules[key], event)  # type: ignore[arg-type] # likewise
+            modules[key] = Module(event)  # type: ignore[arg-type] # likewise
             self.held += 1
-            if kind is ModuleStarted:
-                self._running += 1
-                execution.modules[key] = Module(event)  # type: ignore[arg-type] # likewise
+            self._running += 1
+            return _NOTHING
+        if kind is ModuleCompleted or kind is ModuleFailed:
+            module_id = event.module_id  # type: ignore[union-attr] # likewise
+            if module_id is None:
+                return self._add_anonymous(execution, event, position)  # type: ignore[arg-type] # likewise
+            key = module_id.int
+            module = execution.modules.get(key)
+            if module is None:
+                module = execution.modules[key] = Module(None, event)  # type: ignore[arg-type] # likewise
+                self.held += 1
+            elif module.end is None and module is not EMITTED:
+                module.end = event  # type: ignore[assignment] # likewise
+                self._running -= 1
+            else:
+                return self._merge_end(module, event)  # type: ignore[arg-type] # likewise
+            if self._settle_ns:
+                self._schedule_module(now_ns + self._settle_ns, execution, key)
                 return _NOTHING
-            module = execution.modules[key] = Module(None, event)  # type: ignore[arg-type] # likewise
-        elif module is EMITTED:
+            return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
+        return self._merge_own(execution, event, now_ns)  # type: ignore[arg-type] # one of the others
+
+    def _merge_start(self, module: Module, event: ModuleStarted) -> Sequence[Span]:
+        """One more start of a module, or one behind its end, which waits for time or the execution's start."""
+        if module is EMITTED:
             self._counters.late += 1
-            return _NOTHING
-        elif kind is ModuleStarted:
-            if module.start is not None:
-                module.start = self._least(module.start, event)  # type: ignore[assignment] # likewise
-                return _NOTHING
-            # its end came first: it waits for time to pass, or for the execution's start
-            module.start = event  # type: ignore[assignment] # likewise
-            return _NOTHING
-        elif module.end is None:
-            module.end = event  # type: ignore[assignment] # likewise
-            self._running -= 1
         else:
-            module.end = self._least(module.end, event)  # type: ignore[assignment] # likewise
-            return _NOTHING
-        if self._settle_ns:
-            self._schedule_module(now_ns + self._settle_ns, execution, key)
-            return _NOTHING
-        return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
+            module.start = event if module.start is None else self._least(module.start, event)
+        return _NOTHING
+
+    def _merge_end(self, module: Module, event: ModuleCompleted | ModuleFailed) -> Sequence[Span]:
+        """One more end of a module."""
+        if module is EMITTED:
+            self._counters.late += 1
+        else:
+            module.end = self._least(module.end, event)
+        return _NOTHING
 
     @property
     def executions(self) -> Collection[Execution]:
@@ -445,7 +462,7 @@ class Assembler:
 
     def _add_anonymous(
         self, execution: Execution, event: ModuleStarted | ModuleCompleted | ModuleFailed, position: int | None
-    ) -> None:
+    ) -> Sequence[Span]:
         if position is None:
             position = self._position
             self._position += 1
@@ -455,6 +472,7 @@ class Assembler:
         else:
             self.held += 1
             execution.anonymous[at] = event
+        return _NOTHING
 
     def _settled_by(self, now_ns: int) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
         """What has waited for long enough after its end."""

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
@@ -260,8 +260,8 @@ class Rendering:
             if are_anonymous:
                 attributes: dict[str, AttributeValue] = {**common, MODULE_NAME: name}
             else:
-                digits = f"{key:032x}"
-                module_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+                # some seven times as fast as the UUID's own str()
+                module_id = to_builtins(known.module_id)  # type: ignore[union-attr] # one of the two is known
                 attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
             if type(end) is ModuleCompleted:
                 attributes[OUTCOME] = "success"
@@ -349,7 +349,7 @@ class Rendering:
             flags,
             state,
             SpanIds(execution_id) if constants is None else constants.ids,
-            {EXECUTION_ID: str(execution_id), DAG_NAME: name},
+            {EXECUTION_ID: to_builtins(execution_id), DAG_NAME: name},
             extra,
         )
         return execution.constants

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -95,7 +95,7 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
     has_caller = caller.is_valid
     trace_id = caller.trace_id if has_caller else trace_id_of(execution_id)
     name = clean_name(dag_name)
-    attributes = {EXECUTION_ID: str(execution_id), DAG_NAME: name}
+    attributes = {EXECUTION_ID: to_builtins(execution_id), DAG_NAME: name}
     result = sampler.should_sample(
         context,
         trace_id,
