@@ -199,7 +199,13 @@ _BY_FIELD: Final[dict[str, tuple[_Write | None, str]]] = {
         _write_module_name,
         "record.module_name or needed(record.module_name, 'moduleName', data, corrected)",
     ),
-    "duration_ms": (_write_duration, "duration_ms(record, corrected)"),
+    "duration_ms": (
+        _write_duration,
+        (
+            "record.duration_ns / MS if type(record.duration_ns) is int and 0 <= record.duration_ns < MAX_NS"
+            " else duration_ms(record, corrected)"
+        ),
+    ),
     "succeeded": (_write_succeeded, "needed(record.succeeded, 'succeeded', data, corrected)"),
     "error": (_write_error, "ErrorInfo(record.error_type or None, record.error)"),
     "traceparent": (_write_traceparent, "record.traceparent or None"),

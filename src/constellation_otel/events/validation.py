@@ -31,7 +31,7 @@ from constellation_otel.events.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["MAX_TIMESTAMP_NS", "Validated", "are_valid", "is_valid", "said", "shown", "validated"]
 
@@ -69,8 +69,8 @@ def is_valid(event: object) -> bool:
 
 
 def are_valid(events: Iterable[Event]) -> bool:
-    """Whether :func:`is_valid` holds for all of some events, none of which is of a subclass."""
-    return False not in [_CHECKS[type(event)](event) for event in events]
+    """Whether :func:`is_valid` holds for all of some events, whose fields are known to be of the types declared."""
+    return False not in [_CHECKS_OF_VALUES[type(event)](event) for event in events]
 
 
 def validated(event: object) -> Validated:
@@ -266,34 +266,48 @@ _ERROR: Final = _fields(ErrorInfo)
 _EVENTS: Final[dict[type, tuple[_Field, ...]]] = {cls: _fields(cls) for cls in EVENT_TYPES}
 
 
-def _check_of(fields: tuple[_Field, ...]) -> Callable[[Any], bool]:
+def _check_of(fields: tuple[_Field, ...], tests: Mapping[tuple[object, ...], str]) -> Callable[[Any], bool]:
     """One expression that looks at all fields of an event, written from the same table.
 
     Walking the table takes five times as long, and every event passes here.
     """
     parts = []
     for field in fields:
-        test = _TESTS[field.kinds if field.name not in _HEADERS else _HEADERS].replace("value", f"event.{field.name}")
-        parts.append(f"(event.{field.name} is None or {test})" if field.is_optional else test)
+        test = tests[field.kinds if field.name not in _HEADERS else _HEADERS].replace("value", f"event.{field.name}")
+        if test:
+            parts.append(f"(event.{field.name} is None or {test})" if field.is_optional else test)
     names = {
         "UUID": UUID,
         "MAX_NAME": MAX_NAME,
         "MAX_NS": MAX_TIMESTAMP_NS,
         "MAX_MS": MAX_DURATION_MS,
         "MAX": _MAX_HEADER,
+        "ErrorInfo": ErrorInfo,
     }
     check: Callable[[Any], bool] = eval(f"lambda event: {' and '.join(parts)}", names)  # noqa: S307 - the text is ours
     return check
 
 
-_TESTS: Final[dict[tuple[object, ...], str]] = {
-    (UUID,): "type(value) is UUID",
-    (int,): "(type(value) is int and 0 <= value < MAX_NS)",
-    (float, int): "((type(value) is float or type(value) is int) and 0 <= value < MAX_MS)",
-    (bool,): "type(value) is bool",
-    (str,): "(type(value) is str and 0 < len(value) <= MAX_NAME and value.isprintable())",
-    _HEADERS: "(type(value) is str and len(value) <= MAX and value.isascii() and value.isprintable())",
+_VALUES: Final[dict[tuple[object, ...], str]] = {
+    (UUID,): "",
+    (int,): "0 <= value < MAX_NS",
+    (float, int): "0 <= value < MAX_MS",
+    (bool,): "",
+    (str,): "0 < len(value) <= MAX_NAME and value.isprintable()",
+    _HEADERS: "len(value) <= MAX and value.isascii() and value.isprintable()",
     # rare, and not worth an expression
     (ErrorInfo,): "False",
 }
-_CHECKS: Final = {cls: _check_of(fields) for cls, fields in _EVENTS.items()}
+"""What a value of the right type has to be, too."""
+_TYPES: Final[dict[tuple[object, ...], str]] = {
+    (UUID,): "type(value) is UUID",
+    (int,): "type(value) is int",
+    (float, int): "(type(value) is float or type(value) is int)",
+    (bool,): "type(value) is bool",
+    (str,): "type(value) is str",
+    _HEADERS: "type(value) is str",
+    (ErrorInfo,): "type(value) is ErrorInfo",
+}
+_TESTS: Final = {kinds: f"({test} and {_VALUES[kinds]})" if _VALUES[kinds] else test for kinds, test in _TYPES.items()}
+_CHECKS: Final = {cls: _check_of(fields, _TESTS) for cls, fields in _EVENTS.items()}
+_CHECKS_OF_VALUES: Final = {cls: _check_of(fields, _VALUES) for cls, fields in _EVENTS.items()}

@@ -83,7 +83,8 @@ def all_lines(cut: _Lines, parts: Iterable[bytes]) -> list[tuple[int, bytes, boo
     found: list[tuple[int, bytes, bool]] = []
     for part in parts:
         offsets, lines, is_too_long = cut.feed(part)
-        found += zip(offsets, lines, [is_too_long, *[False] * len(lines)], strict=False)
+        whole = [line.removesuffix(b"\n") for line in lines]
+        found += zip(offsets, whole, [is_too_long, *[False] * len(lines)], strict=False)
     return found
 
 

@@ -243,17 +243,17 @@ def _items_of(lines: _Cut) -> list[Batch | Unreadable | Revoked | Restarted]:
             reason = f"the line is longer than {_MAX_LINE} bytes"
             gathered.put(Unreadable(data, reason, Position(None, offset)))
         elif data.removeprefix(BOM_UTF8).strip():
-            gathered.decode(read_json, data, offset)
+            gathered.decode(read_json, data.removesuffix(b"\n"), offset)
         is_too_long = False
     return gathered.items
 
 
 class _Cut(NamedTuple):
-    """Lines without their ends.
+    """Lines.
 
     Attributes:
         offsets: Where each begins.
-        lines: What it is.
+        lines: What it is, mostly with its end.
         is_first_too_long: Whether of the first one that is only the beginning.
     """
 
@@ -287,18 +287,20 @@ class _Lines:
 
     def feed(self, data: bytes) -> _Cut:
         """The lines that end with these bytes, which are no more than a line may have; the first may be too long."""
-        first, *others = data.split(b"\n")
-        self._hold(first)
-        if not others:
+        # several times as fast as to split them
+        lines = io.BytesIO(data).readlines()
+        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+        if not lines:
+            self._hold(rest)
             return _NO_LINES
-        last = others.pop()
-        is_too_long = self._length > self._max_line
-        lines = [bytes(self._held[:_SHOWN] if is_too_long else self._held), *others]
-        lengths = [self._length, *map(len, others)]
-        offsets = [*accumulate([length + 1 for length in lengths], initial=self._offset)]
+        self._hold(lines[0])
+        is_too_long = self._length > self._max_line + 1
+        lengths = [self._length, *map(len, lines[1:])]
+        lines[0] = bytes(self._held[:_SHOWN] if is_too_long else self._held)
+        offsets = [*accumulate(lengths, initial=self._offset)]
         self._offset, self._length = offsets.pop(), 0
         self._held.clear()
-        self._hold(last)
+        self._hold(rest)
         return _Cut(offsets, lines, is_too_long)
 
     def _hold(self, part: bytes) -> None:
