@@ -13,7 +13,7 @@ from bisect import insort
 from collections import OrderedDict, deque
 from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import islice, repeat
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -277,7 +277,11 @@ class Assembler:
             else:
                 return self._merge_end(module, event)  # type: ignore[arg-type] # likewise
             if self._settle_ns:
-                self._schedule_module(now_ns + self._settle_ns, execution, key)
+                due_ns, ended = now_ns + self._settle_ns, execution.ended
+                if execution.is_scheduled and ended and ended[-1][0] <= due_ns:
+                    ended.append((due_ns, key))
+                else:
+                    self._schedule_module(due_ns, execution, key)
                 return _NOTHING
             return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
         return self._merge_own(execution, event, now_ns)  # type: ignore[arg-type] # one of the others
@@ -558,21 +562,18 @@ class Assembler:
         """Modules that have ended become spans; what stays is that they were emitted, and how they failed."""
         modules, emitted = execution.modules, self._emitted
         spans = self._rendering.module_spans(execution, ended)
-        for key, module in ended:
-            modules[key] = EMITTED
-            emitted.append((modules, key))
-            if module.start is None:
-                self._counters.incomplete_modules += 1
+        keys = [key for key, _ in ended]
+        modules.update(dict.fromkeys(keys, EMITTED))
+        emitted.extend(zip(repeat(modules), keys, strict=False))
         execution.has_emitted = True
         self.held -= len(ended)
         self._counters.spans += len(ended)
         while len(emitted) > self._max_settled:
             forgotten, oldest = emitted.popleft()
             forgotten.pop(oldest, None)
-        if self._on_loss is not None:
-            for (_, module), span in zip(ended, spans, strict=True):
-                if module.start is None:
-                    self._on_loss(span)
+        for span in spans:
+            if MISSING in span.attributes:
+                self._count_incomplete(span, is_loss=True)
         return spans
 
     def _emit(self, execution: Execution, reason: Reason | None) -> list[Span]:

@@ -247,7 +247,7 @@ class Rendering:
             are_anonymous: Whether the ids are computed, and none that somebody else knows.
         """
         constants = self._constants(execution)
-        common, of_module = constants.attributes, constants.ids.of_module
+        common, of_module, times = constants.attributes, constants.ids.of_module, self._times
         trace_id, parent_id = constants.trace_id, constants.ids.execution
         state, flags, execution_id = constants.trace_state, constants.trace_flags, execution.execution_id
         spans: list[Span] = []
@@ -265,7 +265,7 @@ class Rendering:
                 attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
             if type(end) is ModuleCompleted:
                 attributes[OUTCOME] = "success"
-                start_ns, end_ns = self._times(start, end, end.duration_ms)
+                start_ns, end_ns = times(start, end, end.duration_ms)
             else:
                 if end is None:
                     attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
@@ -277,7 +277,7 @@ class Rendering:
                     events = (_exception_event(error, end.timestamp_ns),)
                     failure = _Failure(end.timestamp_ns, key, error_type, _described(name, error))
                     execution.failure = failure if execution.failure is None else min(execution.failure, failure)
-                start_ns, end_ns = self._times(start, end, None)
+                start_ns, end_ns = times(start, end, None)
             if start is None or end is None:
                 _put_missing(attributes, start, end)
             spans.append(
