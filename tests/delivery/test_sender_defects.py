@@ -277,10 +277,10 @@ def test_what_waits_can_be_taken_out_while_a_fault_is_searched() -> None:
 
 def test_an_event_for_which_a_transform_raises_is_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Odd(Assembler):
-        def merge(self, execution: Any, event: Any, now_ns: int, position: int | None) -> Any:
+        def take(self, event: Any, now_ns: int, position: int | None) -> Any:
             if position in {1, 2}:
                 raise LookupError("odd")
-            return super().merge(execution, event, now_ns, position)
+            return super().take(event, now_ns, position)
 
     letters = DeadLetters(tmp_path / "dead.jsonl")
     sender: Sender[Any] = Sender(ListSink(takes="spans"), assembly(Odd), dead_letters=letters)

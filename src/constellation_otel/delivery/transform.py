@@ -219,7 +219,7 @@ class TraceAssembly(Generic[T]):
         self, events: Sequence[Event], offsets: Sequence[int], origin: Hashable, now_ns: int, out: Outbox[T]
     ) -> None:
         assembler, tracks = self._assembler, self.tracks
-        max_open = assembler.max_open
+        take, max_open = assembler.take, assembler.max_open
         times_ns: Iterable[int] = repeat(now_ns)
         if self._watermark is not None:
             # on a replay, which is many records behind, what waits does so from the event's own time on
@@ -227,7 +227,13 @@ class TraceAssembly(Generic[T]):
         assembler.count(len(events))
         self._open_records += len(events)
         for event, offset, at_ns in zip(events, offsets, times_ns, strict=False):
-            execution = assembler.open(event, at_ns)
+            try:
+                spans = take(event, at_ns, offset)
+            except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
+                self._leave_out(event, origin, offset, out)
+                out.faulty.append((event, origin, offset, error))
+                continue
+            execution = assembler.current
             if execution is None:
                 self._late(event, origin, offset, out)
                 continue
@@ -238,14 +244,8 @@ class TraceAssembly(Generic[T]):
                 receipt.add(origin, offset)
             else:
                 receipt.count += 1
-                if origin == receipt.origin:
+                if origin is None or origin == receipt.origin:
                     receipt.last = offset
-            try:
-                spans = assembler.merge(execution, event, at_ns, offset)
-            except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
-                self._take_back(execution, origin, out)
-                out.faulty.append((event, origin, offset, error))
-                continue
             if spans:
                 self._put_out(execution, spans, out)
             while assembler.held > max_open:
@@ -321,15 +321,16 @@ class TraceAssembly(Generic[T]):
             self._put_out(execution, spans, out)
         return bool(spans)
 
-    def _take_back(self, execution: Execution, origin: Hashable, out: Outbox[T]) -> None:
+    def _leave_out(self, event: Event, origin: Hashable, offset: int, out: Outbox[T]) -> None:
         """A record for which the assembler raised is none of its execution's."""
-        receipt: Receipt = execution.note
         self._open_records -= 1
-        receipt.count -= 1
-        if self.tracks:
-            of_part = receipt.offsets if origin == receipt.origin else receipt.others
-            of_part.pop()  # type: ignore[union-attr] # it was put there
-        if not receipt.count or not self._assembler.is_open(execution.execution_id):
+        execution = self._assembler.current
+        if execution is None or execution.execution_id != event.execution_id:
+            return
+        is_first = execution.note is None
+        if is_first:
+            execution.note = Receipt(origin, offset, 0, [])
+        if is_first or not self._assembler.is_open(execution.execution_id):
             self._give_up(execution, out)
 
     def _give_up(self, execution: Execution, out: Outbox[T]) -> None:

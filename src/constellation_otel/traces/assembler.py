@@ -115,6 +115,7 @@ class Assembler:
     Attributes:
         held: Executions and modules that are open.
         max_open: How many may be.
+        current: The execution of the event that was taken in last; ``None`` where that was late.
         soonest_ns: How long after an event time alone may have it emit something, at the soonest.
     """
 
@@ -155,8 +156,7 @@ class Assembler:
         self._due_in_order: deque[_Due] = deque()
         # when an execution may be silent or open for too long, at the earliest
         self._evict_at_ns: float = inf
-        # the one that was touched last
-        self._newest: Execution | None = None
+        self.current: Execution | None = None
         self._position = 0
         self.held = 0
         self._running = 0
@@ -203,10 +203,7 @@ class Assembler:
             The spans that are emitted by it.
         """
         self.count(1)
-        execution = self.open(event, now_ns)
-        if execution is None:
-            return []
-        spans = [*self.merge(execution, event, now_ns, position)]
+        spans = [*self.take(event, now_ns, position)]
         while self.held > self.max_open:
             spans += self.evict()
         return spans
@@ -217,39 +214,18 @@ class Assembler:
         """So many events are taken in next."""
         self._counters.events += events
 
-    def open(self, event: Event, now_ns: int) -> Execution | None:
-        """The execution of an event, opened if need be, as the one that was touched last.
-
-        Args:
-            event: The event.
-            now_ns: The time.
-
-        Returns:
-            ``None`` where the execution's span was emitted already: the event is late, and counted.
-        """
+    def take(self, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:  # noqa: C901, PLR0911, PLR0912 - the busiest one: a call less for what is mostly so
+        """Takes in an event, which was counted, and gives nothing up; :attr:`current` is its execution then."""
         execution = self._open.get(event.execution_id.int)
         if execution is None:
-            return self._opened(event, now_ns)
-        execution.touched_ns = now_ns
-        if execution is not self._newest:
-            self._touched.move_to_end(execution.key)
-            self._newest = execution
-        return execution
-
-    def _opened(self, event: Event, now_ns: int) -> Execution | None:
-        key = event.execution_id.int
-        if key in self._settled:
-            self._counters.late += 1
-            return None
-        execution = self._open[key] = Execution(event.execution_id, key, now_ns, now_ns)
-        self._touched[key] = None
-        self._newest = execution
-        self.held += 1
-        self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
-        return execution
-
-    def merge(self, execution: Execution, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:  # noqa: PLR0911 - the busiest one: a call less for what is mostly so
-        """Adds an event to what is known of its execution, as :meth:`open` gave it; the spans that it emits."""
+            execution = self.current = self._opened(event, now_ns)
+            if execution is None:
+                return _NOTHING
+        else:
+            execution.touched_ns = now_ns
+            if execution is not self.current:
+                self._touched.move_to_end(execution.key)
+                self.current = execution
         kind = type(event)
         if kind is ModuleStarted:
             module_id = event.module_id  # type: ignore[union-attr] # it is one
@@ -276,15 +252,27 @@ class Assembler:
                 self._running -= 1
             else:
                 return self._merge_end(module, event)  # type: ignore[arg-type] # likewise
-            if self._settle_ns:
-                due_ns, ended = now_ns + self._settle_ns, execution.ended
-                if execution.is_scheduled and ended and ended[-1][0] <= due_ns:
-                    ended.append((due_ns, key))
-                else:
-                    self._schedule_module(due_ns, execution, key)
-                return _NOTHING
-            return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
+            if not self._settle_ns:
+                return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
+            due_ns, ended = now_ns + self._settle_ns, execution.ended
+            if execution.is_scheduled and ended and ended[-1][0] <= due_ns:
+                ended.append((due_ns, key))
+            else:
+                self._schedule_module(due_ns, execution, key)
+            return _NOTHING
         return self._merge_own(execution, event, now_ns)  # type: ignore[arg-type] # one of the others
+
+    def _opened(self, event: Event, now_ns: int) -> Execution | None:
+        """A new execution; ``None`` where its span was emitted already: the event is late, and counted."""
+        key = event.execution_id.int
+        if key in self._settled:
+            self._counters.late += 1
+            return None
+        execution = self._open[key] = Execution(event.execution_id, key, now_ns, now_ns)
+        self._touched[key] = None
+        self.held += 1
+        self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
+        return execution
 
     def _merge_start(self, module: Module, event: ModuleStarted) -> Sequence[Span]:
         """One more start of a module, or one behind its end, which waits for time or the execution's start."""
@@ -623,8 +611,6 @@ class Assembler:
         self.held -= 1 + len(left) + len(execution.anonymous)
         for _, module in left:
             self._running -= module.end is None
-        if execution is self._newest:
-            self._newest = None
         if not self._open:
             self._due.clear()
             self._due_in_order.clear()

@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.sampling import Decision as Answer
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from constellation_otel._support.environment import configured
 from constellation_otel._support.fork import PerProcess
@@ -91,7 +91,8 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
     Raises:
         Exception: What the sampler raises.
     """
-    caller = trace.get_current_span(context).get_span_context()
+    # there is none in an empty context
+    caller = trace.get_current_span(context).get_span_context() if context else INVALID_SPAN_CONTEXT
     has_caller = caller.is_valid
     trace_id = caller.trace_id if has_caller else trace_id_of(execution_id)
     name = clean_name(dag_name)
