@@ -30,22 +30,20 @@ No method waits without a deadline, and no thread or socket outlives the ``with`
 from __future__ import annotations
 
 import json
-import re
 import socket
 import ssl
 import struct
 import threading
 import time
-from base64 import b64encode
 from collections import deque
 from contextlib import suppress
-from hashlib import sha1
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from support import DEADLINE
+from websocket_wire import BINARY, CLOSE, PING, PONG, TEXT, Request, accepted, header, parsed, read_request, response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,21 +54,6 @@ Frame: TypeAlias = dict[str, Any] | str | bytes
 """What is sent: a dict goes as JSON in a text frame, a str as text, bytes as a binary frame."""
 
 EVENTS_PATH = "/api/v1/executions/events"
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-MAX_REQUEST = 16_384
-GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-"""What RFC 6455 has a server append to the client's key."""
-REASONS = {
-    200: "OK",
-    301: "Moved Permanently",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    426: "Upgrade Required",
-    429: "Too Many Requests",
-    503: "Service Unavailable",
-}
 
 
 class Line(NamedTuple):
@@ -78,14 +61,6 @@ class Line(NamedTuple):
 
     received_ns: int
     frame: dict[str, Any]
-
-
-class Request(NamedTuple):
-    """An HTTP request that came, whatever became of it; the headers' names in lower case."""
-
-    method: str
-    target: str
-    headers: dict[str, str]
 
 
 def recorded(name: str = "engine-frames.jsonl") -> list[Line]:
@@ -234,21 +209,21 @@ class EngineStandIn:
 
     def close(self, code: int, reason: str = "") -> None:
         """Sends every client a close frame, which this engine never does and a proxy in front of it may."""
-        self.send_raw(_header(CLOSE, 2 + len(reason)) + struct.pack("!H", code) + reason.encode())
+        self.send_raw(header(CLOSE, 2 + len(reason)) + struct.pack("!H", code) + reason.encode())
 
     def announce(self, length: int) -> None:
         """Writes the header of a text frame of so many bytes, and none of them."""
-        self.send_raw(_header(TEXT, length))
+        self.send_raw(header(TEXT, length))
 
     def answer(self, status: int, headers: str = "", body: str = "") -> None:
         """Has the next handshake answered with an HTTP status; several calls, several handshakes.
 
         Args:
-            status: Any of ``REASONS``.
+            status: Any of ``websocket_wire.REASONS``.
             headers: Lines, each with its end, to go with it.
             body: What follows.
         """
-        self.answer_raw(_response(status, body.encode(), headers))
+        self.answer_raw(response(status, body.encode(), headers))
 
     def answer_raw(self, response: bytes) -> None:
         """Has the next handshake answered with these bytes, and its connection closed."""
@@ -353,7 +328,7 @@ class EngineStandIn:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if isinstance(sock, ssl.SSLSocket):
                 sock.do_handshake()
-            request, rest = _read_request(sock)
+            request, rest = read_request(sock)
             with self.changed:
                 self.requests.append(request)
                 self.changed.notify_all()
@@ -372,15 +347,15 @@ class EngineStandIn:
         """The answer to a request that makes no WebSocket."""
         path = urlsplit(request.target).path
         if path == "/health":
-            return _response(self.health or 0, b'{"status":"ok"}', "Content-Type: application/json\r\n")
+            return response(self.health or 0, b'{"status":"ok"}', "Content-Type: application/json\r\n")
         if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":
             self.count("refusals")
-            return _response(401, b'{"error":"Unauthorized"}', "Content-Type: application/json\r\n")
+            return response(401, b'{"error":"Unauthorized"}', "Content-Type: application/json\r\n")
         if path != EVENTS_PATH:
-            return _response(404, b"")
+            return response(404, b"")
         if request.headers.get("upgrade", "").lower() != "websocket":
             self.count("ghosts")
-            return _response(426, b"This is a WebSocket route.")
+            return response(426, b"This is a WebSocket route.")
         with self.changed:
             if not self._answers:
                 return None
@@ -395,11 +370,7 @@ class EngineStandIn:
             # before it knows that it is one: what is sent from now on, it gets
             self._clients.append(client)
         try:
-            digest = sha1(f"{request.headers['sec-websocket-key']}{GUID}".encode()).digest()
-            sock.sendall(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Accept: " + b64encode(digest) + b"\r\n\r\n"
-            )
+            sock.sendall(accepted(request))
             client.is_open = True
             self.count("connections")
             self._spawn(client.write_all)
@@ -457,7 +428,7 @@ class _Client:
                 self.writing = True
                 changed.notify_all()
             payload = frame if isinstance(frame, bytes) else _text_of(frame).encode()
-            self.write(_header(BINARY if isinstance(frame, bytes) else TEXT, len(payload)))
+            self.write(header(BINARY if isinstance(frame, bytes) else TEXT, len(payload)))
             gap.wait(self.engine.gap)
             self.write(payload)
 
@@ -465,11 +436,11 @@ class _Client:
         """Reads what the client writes until it leaves, is cut, or has been silent for too long."""
         self.sock.settimeout(self.engine.idle_timeout)
         while True:
-            while (message := _parsed(data)) is not None:
+            while (message := parsed(data)) is not None:
                 opcode, payload, data = message
                 self._take(opcode, payload)
                 if opcode == CLOSE and not self.engine.deaf:
-                    self.write(_header(CLOSE, 2) + payload[:2])
+                    self.write(header(CLOSE, 2) + payload[:2])
                     return
             try:
                 more = self.sock.recv(65_536)
@@ -493,7 +464,7 @@ class _Client:
             self.engine.changed.notify_all()
         if opcode == PING:
             # not in turn with the frames: that is the engine's fault, and the point
-            self.write(_header(PONG, len(payload)) + payload)
+            self.write(header(PONG, len(payload)) + payload)
 
     def cut(self, *, reset: bool) -> None:
         """Wakes the thread that reads, which then closes the socket."""
@@ -510,46 +481,3 @@ def _shut(sock: socket.socket, how: int) -> None:
 
 def _text_of(frame: dict[str, Any] | str) -> str:
     return frame if isinstance(frame, str) else json.dumps(frame, separators=(",", ":"))
-
-
-def _header(opcode: int, length: int) -> bytes:
-    if length < 126:
-        return struct.pack("!BB", 0x80 | opcode, length)
-    if length < 65_536:
-        return struct.pack("!BBH", 0x80 | opcode, 126, length)
-    return struct.pack("!BBQ", 0x80 | opcode, 127, length)
-
-
-def _parsed(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """A client's frame, short and masked, at the beginning: its opcode, its payload, and what follows."""
-    if len(data) < 6:
-        return None
-    length, start = data[1] & 0x7F, 6
-    assert data[1] & 0x80, "a client's frames are masked"
-    assert length < 126, "no client has anything so long to say"
-    if len(data) < start + length:
-        return None
-    payload = bytes(byte ^ data[2 + index % 4] for index, byte in enumerate(data[start : start + length]))
-    return data[0] & 0x0F, payload, data[start + length :]
-
-
-def _read_request(sock: socket.socket) -> tuple[Request, bytes]:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        more = sock.recv(4096)
-        if not more or len(data) > MAX_REQUEST:
-            raise ConnectionError("no HTTP request")
-        data += more
-        if not data[:1].isalpha():
-            sock.sendall(_response(400, b""))
-            raise ConnectionError("no HTTP request")
-    head, _, rest = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    method, target = re.fullmatch(r"(\S+) (\S+) HTTP/1\.1", first).groups()  # type: ignore[union-attr] # a test's client
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return Request(method, target, headers), rest
-
-
-def _response(status: int, body: bytes, headers: str = "") -> bytes:
-    head = f"HTTP/1.1 {status} {REASONS[status]}\r\n{headers}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode("latin-1") + body

@@ -7,16 +7,13 @@ import re
 import time
 from contextlib import ExitStack
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
-import psycopg
 import pytest
-from msgspec.structs import replace
-from opentelemetry.trace import SpanKind, StatusCode
 
-from constellation_otel import span_id_of, trace_id_of
+from constellation_otel import trace_id_of
 from constellation_otel.events import (
     ErrorInfo,
     ExecutionCancelled,
@@ -27,10 +24,27 @@ from constellation_otel.events import (
     ModuleStarted,
     encode_json,
 )
-from constellation_otel.traces import Span, SpanEvent
-from constellation_otel.traces.ids import anonymous_module_id
 
 from .bridges import bridging, command
+from .databases import BERLIN, GUIDE_DDL
+from .guide_listener import (
+    CANCELLED,
+    FETCHES,
+    LOSSY,
+    MS,
+    PHOTOS,
+    QUICK,
+    WORDS,
+    Listener,
+    completed,
+    module,
+    module_completed,
+    module_failed,
+    module_started,
+    started,
+    whole,
+    with_attributes,
+)
 from .peers import Jaeger, Postgres
 from .traces import JAEGERS_OWN, read_back, traces_text
 
@@ -39,173 +53,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from constellation_otel.events import Event
-    from constellation_otel.traces import AttributeValue
+    from constellation_otel.traces import Span
 
     from .bridges import RunningBridge
 
-MS = 1_000_000
 NS = 1_000_000_000
-BERLIN = "Europe/Berlin"
-
-# the guide's columns
-DDL = """
-CREATE TABLE execution_audit (
-  id            SERIAL PRIMARY KEY,
-  event_type    VARCHAR(50) NOT NULL,
-  execution_id  UUID NOT NULL,
-  dag_name      VARCHAR(255),
-  module_name   VARCHAR(255),
-  duration_ms   BIGINT,
-  succeeded     BOOLEAN,
-  error_message TEXT,
-  created_at    TIMESTAMP DEFAULT NOW()
-);
-CREATE INDEX idx_audit_execution_id ON execution_audit(execution_id);
-CREATE INDEX idx_audit_dag_name ON execution_audit(dag_name);
-"""
-INSERT = """
-INSERT INTO execution_audit (event_type, execution_id, dag_name, module_name, duration_ms, succeeded, error_message)
-VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id
-"""
-
-WORDS, FETCHES, PHOTOS, LOSSY, CANCELLED, QUICK = (uuid4() for _ in range(6))
-DAGS = {WORDS: "words", FETCHES: "fetches", PHOTOS: "photos", LOSSY: "lossy", CANCELLED: "cancelled", QUICK: "quick"}
-
-Row: TypeAlias = tuple[str, UUID, str | None, str | None, int | None, bool | None, str | None]
-
-
-# --- what the guide's listener writes: no module ids, and nothing of a cancellation --------------------------------
-
-
-def started(execution: UUID) -> Row:
-    return "execution.started", execution, DAGS[execution], None, None, None, None
-
-
-def module_started(execution: UUID, module: str) -> Row:
-    return "module.started", execution, None, module, None, None, None
-
-
-def module_completed(execution: UUID, module: str, duration_ms: int) -> Row:
-    return "module.completed", execution, None, module, duration_ms, True, None
-
-
-def module_failed(execution: UUID, module: str, error: str) -> Row:
-    return "module.failed", execution, None, module, None, False, error
-
-
-def completed(execution: UUID, duration_ms: int, *, succeeded: bool = True) -> Row:
-    return "execution.completed", execution, DAGS[execution], None, duration_ms, succeeded, None
-
-
-class Transaction:
-    """A row that is inserted and not committed yet."""
-
-    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], row: Row) -> None:
-        self._connection = connection
-        self.id = inserted(connection, row)
-
-    def commit(self) -> None:
-        self._connection.commit()
-
-    def roll_back(self) -> None:
-        self._connection.rollback()
-
-
-class Listener:
-    """Writes rows as the guide's listener does: each in a transaction of its own, from a pool of connections."""
-
-    def __init__(self, url: str, stack: ExitStack, **settings: str) -> None:
-        self._url = url
-        self._stack = stack
-        self._settings = settings
-        self._connection = self._connect(autocommit=True)
-
-    def write(self, *rows: Row) -> list[int]:
-        """One after the other, so that their times are in this order; their ids."""
-        return [inserted(self._connection, row) for row in rows]
-
-    def begin(self, row: Row) -> Transaction:
-        return Transaction(self._connect(autocommit=False), row)
-
-    def _connect(self, *, autocommit: bool) -> psycopg.Connection[tuple[Any, ...]]:
-        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
-        connection = psycopg.connect(self._url, autocommit=autocommit, connect_timeout=20, options=options)
-        self._stack.callback(connection.close)
-        return connection
-
-
-def inserted(connection: psycopg.Connection[tuple[Any, ...]], row: Row) -> int:
-    answer = connection.execute(INSERT, row).fetchone()
-    assert answer is not None
-    return int(answer[0])
-
-
-# --- what has to become of it --------------------------------------------------------------------------------------
-
-
-def module(
-    execution: UUID, name: str, occurrence: int, start_ns: int, end_ns: int, *, error: str | None = None
-) -> Span:
-    """A module's span; without an error it has succeeded."""
-    outcome = "success" if error is None else "failure"
-    attributes: dict[str, AttributeValue] = {
-        "constellation.execution.id": str(execution),
-        "constellation.dag.name": DAGS[execution],
-        "constellation.module.name": name,
-        "constellation.outcome": outcome,
-    }
-    status = StatusCode.UNSET
-    events: tuple[SpanEvent, ...] = ()
-    if error is not None:
-        attributes["error.type"] = "_OTHER"
-        status = StatusCode.ERROR
-        exception: dict[str, AttributeValue] = {"exception.type": "_OTHER", "exception.message": error}
-        events = (SpanEvent("exception", end_ns, exception),)
-    return Span(
-        trace_id_of(execution),
-        span_id_of(execution, anonymous_module_id(execution, name, occurrence)),
-        span_id_of(execution),
-        "",
-        0,
-        name,
-        SpanKind.INTERNAL,
-        start_ns,
-        end_ns,
-        attributes,
-        status,
-        error,
-        events,
-    )
-
-
-def whole(execution: UUID, duration_ms: int, end_ns: int, *, failed: str | None = None) -> Span:
-    """An execution's span; `failed` says which module did, and why."""
-    attributes: dict[str, AttributeValue] = {
-        "constellation.execution.id": str(execution),
-        "constellation.dag.name": DAGS[execution],
-        "constellation.outcome": "success" if failed is None else "failure",
-    }
-    if failed is not None:
-        attributes["error.type"] = "_OTHER"
-    return Span(
-        trace_id_of(execution),
-        span_id_of(execution),
-        None,
-        "",
-        0,
-        DAGS[execution],
-        SpanKind.SERVER,
-        end_ns - duration_ms * MS,
-        end_ns,
-        attributes,
-        StatusCode.UNSET if failed is None else StatusCode.ERROR,
-        failed,
-    )
-
-
-def with_attributes(span: Span, **more: AttributeValue) -> Span:
-    named = {f"constellation.{name}".replace("_", "."): value for name, value in more.items()}
-    return replace(span, attributes=span.attributes | named)
 
 
 def told(spans: list[Span]) -> str:
@@ -233,15 +85,6 @@ def found(jaeger: Jaeger, expected: list[Span]) -> str:
     return told([it.span for trace_id, count in counts.items() for it in read_back(jaeger, trace_id, spans=count)])
 
 
-# --- the servers ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres"), {"timezone": BERLIN}) as server:
-        yield server
-
-
 @pytest.fixture
 def make_jaeger(tmp_path: Path) -> Iterator[Callable[[], Jaeger]]:
     """Makes some that know nothing; killed in the end, since they take long to stop in order."""
@@ -265,11 +108,11 @@ def make_listener() -> Iterator[Callable[..., Listener]]:
         yield lambda url, **settings: Listener(url, stack, **settings)
 
 
-def database(postgres: Postgres, name: str, ddl: str) -> str:
+def database(berlin: Postgres, name: str, ddl: str) -> str:
     """Makes a database with a table in it; its URL."""
-    postgres.psql(f"CREATE DATABASE {name}")
-    postgres.psql(ddl, database=name)
-    return postgres.url(name)
+    berlin.psql(f"CREATE DATABASE {name}")
+    berlin.psql(ddl, database=name)
+    return berlin.url(name)
 
 
 def otlp(jaeger: Jaeger) -> str:
@@ -281,12 +124,9 @@ def summary(stdout: str) -> str:
     return re.sub(r" from postgresql://\S+:", ":", stdout.splitlines()[0])
 
 
-# --- the tests -----------------------------------------------------------------------------------------------------
-
-
 def test_a_table_of_the_guides_own_listener_is_followed_and_replays_into_right_traces(
     tmp_path: Path,
-    postgres: Postgres,
+    berlin: Postgres,
     jaeger: Jaeger,
     make_jaeger: Callable[[], Jaeger],
     make_listener: Callable[..., Listener],
@@ -296,17 +136,17 @@ def test_a_table_of_the_guides_own_listener_is_followed_and_replays_into_right_t
     No module ids, no cancelled rows, one module name used twice in an execution, ids that commit out of order while
     the table is read, and one that never commits.
     """
-    url = database(postgres, "guide", DDL)
+    url = database(berlin, "guide", GUIDE_DDL)
     listener = make_listener(url)
     with bridging(
         tmp_path, url, "--to", otlp(jaeger), "--settle", "5", "--health", "127.0.0.1:0", OTEL_METRICS_EXPORTER="none"
     ) as bridge:
-        expected = filled(postgres, listener, bridge)
+        expected = filled(berlin, listener, bridge)
         assert found(jaeger, expected) == told(expected)
         # its end is in no row
         assert jaeger.find(f"{trace_id_of(CANCELLED):032x}") is None
         report = bridge.end()
-    rows = int(postgres.psql("SELECT count(*) FROM execution_audit", database="guide"))
+    rows = int(berlin.psql("SELECT count(*) FROM execution_audit", database="guide"))
     counters = ("events", "executions", "spans", "open", "late", "duplicate", "abandoned", "unreadable", "dropped")
     assert [(report | report["assembly"] | {"events": report["events"]})[name] for name in counters] == [
         rows,
@@ -338,11 +178,11 @@ def test_a_table_of_the_guides_own_listener_is_followed_and_replays_into_right_t
         f"{rows} events replayed: 6 executions, {len(expected) + 2} spans, 0 still open, 1 abandoned, 0 late,"
         " 0 duplicate, 0 unreadable, 0 dropped"
     )
-    with_abandoned = expected + abandoned(postgres)
+    with_abandoned = expected + abandoned(berlin)
     assert found(replayed, with_abandoned) == told(with_abandoned)
 
 
-def filled(postgres: Postgres, listener: Listener, bridge: RunningBridge) -> list[Span]:
+def filled(berlin: Postgres, listener: Listener, bridge: RunningBridge) -> list[Span]:
     """Writes while a bridge reads; the spans that there have to be in the end."""
     words = listener.write(
         started(WORDS),
@@ -388,7 +228,7 @@ def filled(postgres: Postgres, listener: Listener, bridge: RunningBridge) -> lis
     last.commit()
     bridge.wait_until_read(written + 1)
 
-    at = times(postgres)
+    at = times(berlin)
     assert max(at) == written + 2, "the one that was rolled back has taken an id"
     return [
         whole(WORDS, 15, at[words[-1]], failed="WordCount failed: no words"),
@@ -409,19 +249,19 @@ def filled(postgres: Postgres, listener: Listener, bridge: RunningBridge) -> lis
     ]
 
 
-def times(postgres: Postgres) -> dict[int, int]:
+def times(berlin: Postgres) -> dict[int, int]:
     """When each row was written, in epoch nanoseconds, as PostgreSQL itself makes them of its local times."""
-    answer = postgres.psql(
+    answer = berlin.psql(
         f"SELECT id, (extract(epoch FROM created_at AT TIME ZONE '{BERLIN}') * 1000000)::bigint FROM execution_audit",
         database="guide",
     )
     return {int(row): int(at_us) * 1000 for row, at_us in (line.split("|") for line in answer.splitlines())}
 
 
-def abandoned(postgres: Postgres) -> list[Span]:
+def abandoned(berlin: Postgres) -> list[Span]:
     """The spans of an execution that was cancelled, of which the guide's listener writes nothing."""
     ids = f"SELECT id FROM execution_audit WHERE execution_id = '{CANCELLED}' ORDER BY id"
-    begun, module_begun = (times(postgres)[int(row)] for row in postgres.psql(ids, database="guide").splitlines())
+    begun, module_begun = (times(berlin)[int(row)] for row in berlin.psql(ids, database="guide").splitlines())
     execution = whole(CANCELLED, 0, begun, failed="abandoned without an end: the source ended")
     del execution.attributes["error.type"]
     trim = module(CANCELLED, "Trim", 0, module_begun, module_begun)
@@ -432,10 +272,10 @@ def abandoned(postgres: Postgres) -> list[Span]:
 
 
 def test_the_urls_zone_is_the_one_that_the_rows_were_written_in(
-    tmp_path: Path, postgres: Postgres, make_listener: Callable[..., Listener]
+    tmp_path: Path, berlin: Postgres, make_listener: Callable[..., Listener]
 ) -> None:
     """The server's zone is Berlin's, and the listener's session has Tokyo's, as drivers set it to where they run."""
-    url = database(postgres, "tokyo", DDL)
+    url = database(berlin, "tokyo", GUIDE_DDL)
     before_ns = time.time_ns() // 1000 * 1000
     make_listener(url, timezone="Asia/Tokyo").write(
         started(QUICK), module_started(QUICK, "Trim"), module_completed(QUICK, "Trim", 1), completed(QUICK, 2)
@@ -459,12 +299,12 @@ def test_the_urls_zone_is_the_one_that_the_rows_were_written_in(
 
 
 def test_a_table_of_ours_filled_from_a_file_replays_into_the_files_own_traces(
-    tmp_path: Path, postgres: Postgres, jaeger: Jaeger, make_jaeger: Callable[[], Jaeger]
+    tmp_path: Path, berlin: Postgres, jaeger: Jaeger, make_jaeger: Callable[[], Jaeger]
 ) -> None:
     """The table made by the DDL that `schema` prints, filled by `bridge`, even twice; compared as text."""
     made = command("schema", "postgresql:")
     assert (made.returncode, made.stderr) == (0, "")
-    url = database(postgres, "ours", made.stdout)
+    url = database(berlin, "ours", made.stdout)
     events = [event for number in range(20) for event in execution(number)]
     file = tmp_path / "events.jsonl"
     file.write_bytes(b"".join(encode_json(event) + b"\n" for event in events))
@@ -473,7 +313,7 @@ def test_a_table_of_ours_filled_from_a_file_replays_into_the_files_own_traces(
             bridge.wait_until_read(len(events))
             report = bridge.end()
         assert report["sinks"]["sql"]["sending"]["sent"] == len(events)
-        assert postgres.psql("SELECT count(*) FROM execution_audit", database="ours") == str(len(events))
+        assert berlin.psql("SELECT count(*) FROM execution_audit", database="ours") == str(len(events))
 
     replayed = make_jaeger()
     for source, backend in ((f"jsonl:{file}", jaeger), (url, replayed)):

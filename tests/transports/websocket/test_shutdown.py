@@ -21,7 +21,7 @@ from constellation_otel.transports.websocket.source import (
     WebSocketSource,
     _Executions,
 )
-from engine_stand_in import EngineStandIn, Line, Request, recorded
+from engine_stand_in import EngineStandIn, Line, recorded
 from support import eventually
 from transports.websocket.helpers import (
     CONNECTED,
@@ -40,6 +40,8 @@ from transports.websocket.helpers import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from websocket_wire import Request
 
     MakeSource = Callable[..., WebSocketSource]
 
