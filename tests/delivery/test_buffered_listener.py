@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
@@ -12,7 +12,6 @@ import pytest
 from constellation_otel.delivery import BufferedListener, Counters, DeadLetters, Rejection, SendingCounters
 from constellation_otel.errors import UnavailableError
 from constellation_otel.events import ExecutionStarted, ModuleStarted
-from constellation_otel.testing import check_listener
 from deliveries import T0, ListSink, execution
 from delivering import QUICK, Gate, accept, away, events_of, is_balanced, taking_less_than
 from support import DEADLINE, eventually
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from constellation_otel.events import Event
-
-
-class Closing(BufferedListener[Any]):
-    def close(self, timeout: float = DEADLINE) -> bool:
-        return super().close(timeout)
-
-
-def test_a_buffered_listener_keeps_the_promises_of_the_spi() -> None:
-    check_listener(lambda: Closing(ListSink()))
 
 
 def test_every_callback_arrives_as_its_event_in_its_order() -> None:

@@ -65,14 +65,6 @@ def test_the_sink_appends_for_every_sink_the_file_knows(path: Path) -> None:
         assert numbers_of(source.read(5)) == [3]
 
 
-def test_what_the_source_has_not_acknowledged_comes_again(path: Path) -> None:
-    with closing(JournalSink(path)) as sink:
-        sink.send(numbered(1, 2), 5)
-    for _ in range(2):
-        with closing(JournalSource(path)) as source:
-            assert numbers_of(source.read(5)) == [1, 2]
-
-
 def test_a_source_that_does_not_follow_ends_when_all_is_read(path: Path) -> None:
     with closing(JournalSink(path)) as sink:
         sink.send(numbered(*range(1, 514)), 5)
@@ -163,14 +155,6 @@ def test_a_sink_that_is_full_says_which_events_are_safe(path: Path) -> None:
             source.acknowledge(positions_of(items))
         assert read == list(range(1, len(delivered) + 1))
         assert len(sink.send(events[:100], 5)) == 1
-
-
-def test_a_busy_file_is_waited_for_within_the_sinks_timeout(path: Path) -> None:
-    with closing(JournalSink(path)) as sink, locked(path):
-        start = time.monotonic()
-        with pytest.raises(UnavailableError, match="locked"):
-            sink.send(numbered(1), 0.1)
-        assert time.monotonic() - start < DEADLINE / 10
 
 
 def test_who_only_looks_claims_nothing_and_leaves_all_there(path: Path) -> None:

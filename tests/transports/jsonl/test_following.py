@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from constellation_otel.delivery import Position, Record, SourceItem
+from constellation_otel.delivery import Position, Record
 from constellation_otel.transports.jsonl import JsonlSource
 from support import DEADLINE, eventually
 from transports.jsonl.helpers import SOON, append, awaited, event, events, events_of, line, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -114,19 +114,6 @@ def test_a_file_that_is_cut_is_read_from_its_beginning_again(
         path.write_bytes(line(3))
         assert awaited(followed, 1) == [Record(event(3), Position(None, len(lines(3)) + 1))]
     assert caplog.messages == [f"{path} was cut; reading it again from its beginning"]
-
-
-def test_closing_ends_a_read_that_waits(followed: JsonlSource) -> None:
-    reads: list[Sequence[SourceItem]] = []
-    thread = threading.Thread(target=lambda: reads.append(followed.read(DEADLINE)))
-    thread.start()
-    try:
-        eventually(lambda: followed._is_reading, "the read to begin")
-    finally:
-        followed.close()
-        thread.join(DEADLINE / 2)
-    assert not thread.is_alive()
-    assert reads == [[]]
 
 
 def test_closing_while_it_is_read_closes_the_file(tmp_path: Path, followed: JsonlSource) -> None:

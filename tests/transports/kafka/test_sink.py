@@ -8,37 +8,19 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError
 
-from constellation_otel.delivery import (
-    Batch,
-    Rejection,
-    Retry,
-)
-from constellation_otel.delivery.sender import Sender
-from constellation_otel.delivery.transform import PassThrough
-from constellation_otel.errors import (
-    MisconfiguredError,
-    RefusedError,
-    UnavailableError,
-)
-from constellation_otel.events import (
-    ErrorInfo,
-    Event,
-    ExecutionCompleted,
-    ExecutionStarted,
-    ModuleFailed,
-    encode_json,
-)
+from constellation_otel.delivery import Rejection
+from constellation_otel.errors import MisconfiguredError, RefusedError, UnavailableError
+from constellation_otel.events import ErrorInfo, Event, ExecutionCompleted, ExecutionStarted, ModuleFailed, encode_json
 from constellation_otel.traces import span_id_of, trace_id_of
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 from constellation_otel.transports.url import SourceOptions
-from support import eventually
 from transports.kafka.helpers import (
     EXECUTION,
     MODULE,
@@ -59,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     MakeSink = Callable[..., KafkaSink]
-
 
 LOGGER = "constellation_otel.transports.kafka"
 OTHER = UUID("00000000-0000-4000-8000-000000000001")
@@ -152,18 +133,6 @@ def test_what_is_too_large_for_the_client_is_rejected(cluster: Cluster, make_sin
         Rejection(2, 1, reason),
     ]
     assert cluster.values() == written("Trim")
-
-
-def test_what_a_broker_refuses_together_is_sent_again_in_halves(cluster: Cluster, make_sink: MakeSink) -> None:
-    """Until the one at fault is known."""
-    cluster.answer_with(PRODUCE, KafkaError.INVALID_RECORD, KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD)
-    sink = make_sink(**{"linger.ms": 100})
-    sender = Sender[Any](sink, PassThrough(), retry=Retry(0.01))
-    sender.add(Batch([module_started(name) for name in "abcd"], range(4)))
-    eventually(lambda: sender.tick() is None, "all are sent")
-    counters = sender.counters
-    assert (counters.delivered, counters.rejected, counters.sending.retried) == (3, 1, 4)
-    assert cluster.values() == written("b", "c", "d")
 
 
 def test_what_is_safe_beside_a_refusal_is_not_sent_again(cluster: Cluster, make_sink: MakeSink) -> None:

@@ -219,17 +219,6 @@ def test_a_table_that_cannot_be_read_now_is_read_on_where_it_was(
     assert offsets(source.read(0)) == [2]
 
 
-def test_closing_ends_a_read_that_waits(database: Database) -> None:
-    database.execute(GUIDE_TABLE)
-    source = database.source(follow=True, poll_interval=DEADLINE)
-    reading, results = run(lambda: source.read(DEADLINE))
-    eventually(lambda: source._next_read > 0, "it has looked once")
-    source.close()
-    reading.join(DEADLINE)
-    assert results == [[]]
-    assert source.read(DEADLINE) == []
-
-
 def test_closing_ends_a_read_that_the_database_takes_its_time_for(database: Database) -> None:
     columns = ", ".join(f"n AS {name}" for name in GUIDE)
     database.execute(
@@ -241,6 +230,7 @@ def test_closing_ends_a_read_that_the_database_takes_its_time_for(database: Data
     source.close()
     reading.join(DEADLINE)
     assert results == [[]]
+    assert source.read(DEADLINE) == []
 
 
 def test_a_replay_says_how_much_of_the_table_has_been_read(database: Database) -> None:

@@ -281,12 +281,6 @@ def test_what_waits_is_bounded_in_bytes_too(engine: EngineStandIn, make_source: 
     assert read_count(source, 1) == [Record(started(1), Position(None, 7))]
 
 
-def test_acknowledging_is_taken_and_does_nothing(engine: EngineStandIn, make_source: MakeSource) -> None:
-    source = connected(make_source(engine.url))
-    source.acknowledge([Position(None, 1)])
-    assert source.state == CONNECTED
-
-
 def test_closing_ends_a_read_that_waits(engine: EngineStandIn) -> None:
     """What had come is still given."""
     source = connected(WebSocketSource(engine.url))
