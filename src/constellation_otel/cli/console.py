@@ -53,7 +53,7 @@ LOST: Final = 4
 """The exit code if everything else was delivered, and something was dropped, refused, or unreadable."""
 
 _REFRESHES_PER_SECOND: Final = 4
-_NEW_OBJECTS: Final = 50_000
+_NEW_OBJECTS: Final = 500_000
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -185,7 +185,7 @@ def exit_code(report: BridgeReport) -> int:
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Has Python look for garbage in cycles after 50,000 new objects, and not after some hundred.
+    """Has Python look for garbage in cycles after 500,000 new objects, and not after some hundred.
 
     Events and spans are in no cycles, and those that wait are many: looking at them took a tenth of a replay.
     """

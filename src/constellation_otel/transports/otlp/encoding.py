@@ -67,7 +67,8 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
     texts, names, lengths = _TEXTS, _NAMES, _LENGTHS
     times, two_ids = _TIMES.pack, _TWO_IDS.pack
     trace_id, trace = -1, b""
-    execution_id, of_execution = _NO_TEXT, b""
+    execution_id: AttributeValue = _NO_TEXT
+    of_execution = b""
     for span in spans:
         if span.trace_id != trace_id:
             trace_id = span.trace_id
@@ -94,24 +95,21 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
         ]
         for key, value in span.attributes.items():
             # by identity, which costs less than comparing: a key that is only equal takes the longer way
-            if value is execution_id and key is EXECUTION_ID:
-                parts.append(of_execution)
-            # a subclass of str may have another idea of being equal
-            elif value.__class__ is str:
-                if key is MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
-                    parts.append(_MODULE_ID + value.encode())
-                    continue
-                if key is EXECUTION_ID:
+            if key is EXECUTION_ID:
+                if value is not execution_id:
                     # its other spans follow
                     execution_id, of_execution = value, _key_value(b"\x4a", key, value)
-                    parts.append(of_execution)
-                    continue
+                parts.append(of_execution)
+            # a subclass of str may have another idea of being equal
+            elif value.__class__ is not str:
+                parts.append(_key_value(b"\x4a", key, value))
+            elif key is MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
+                parts.append(_MODULE_ID + value.encode())
+            else:
                 try:
                     parts.append(texts[key][value])
                 except KeyError:
                     parts.append(_remember(texts, key, _Texts(b"\x4a", key))[value])
-            else:
-                parts.append(_key_value(b"\x4a", key, value))
         if span.events:
             parts += [_field(b"\x5a", _event(event)) for event in span.events]
         if span.status is not _UNSET:
