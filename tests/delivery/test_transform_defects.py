@@ -52,12 +52,13 @@ def test_an_event_for_which_the_assembler_raises_costs_itself() -> None:
     assert (transform.open_records, transform.open_executions) == (0, 0)
 
 
-def test_an_event_that_nothing_is_known_of_leaves_nothing_behind() -> None:
-    transform = assembly(choosy(ExecutionStarted), tracks=False)
+@pytest.mark.parametrize("after", [True, False])
+def test_an_event_that_nothing_is_known_of_leaves_nothing_behind(after: bool) -> None:
+    transform = assembly(choosy(ExecutionStarted, after=after), tracks=False)
     out = added(transform, batch(execution(1)[:1]))
     assert len(out.faulty) == 1
     assert (transform.open_records, transform.open_executions) == (0, 0)
-    assert out.settled == []
+    assert [receipt.count for receipt in out.settled] == [0] * after
 
 
 def test_the_position_of_a_faulty_event_is_that_of_its_own_part() -> None:

@@ -259,9 +259,10 @@ def test_a_start_after_a_modules_span_does_not_split_the_trace() -> None:
 def test_a_modules_end_from_the_future_holds_up_no_other() -> None:
     """As a replay adds them: each with its own time."""
     assembler = Assembler(settle=1)
-    for event, at in zip(STORY[:5], (0, 1, 2, 900 * SECOND, 5), strict=True):
+    for event, at in zip(STORY[:7], (0, 1, 2, 900 * SECOND, 5, 6, 400 * SECOND), strict=True):
         assembler.add(event, at)
     assert assembler.advance(SECOND + 5) == [UPPERCASE]
+    assert assembler.advance(401 * SECOND) == [WORD_COUNT]
     assert assembler.advance(901 * SECOND) == [TRIM]
 
 

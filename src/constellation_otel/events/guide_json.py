@@ -157,12 +157,10 @@ def _write_tracestate(record: _Json, tracestate: str | None) -> None:
 
 
 def _duration_ms(record: _Json, corrected: list[str]) -> float | None:
-    """As exact as the record has it; an extension that is not a duration does not hide the guide's field."""
+    """Where there is no extension, or one that is not a duration, which does not hide the guide's field."""
     duration_ns = record.duration_ns
     if not isinstance(duration_ns, int):
         return record.duration_ms
-    if 0 <= duration_ns < MAX_NS:
-        return duration_ns / MS
     corrected.append(f"durationNs is {duration_ns}, not within 0 and 2**63 - 1")
     return record.duration_ms
 
