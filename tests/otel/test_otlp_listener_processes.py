@@ -128,6 +128,8 @@ def test_the_next_process_delivers_what_a_killed_one_committed(
         receiver.start()
     listener = make_otlp(receiver.grpc_endpoint, journal=journal, idle_timeout=0.5)
     eventually(lambda: listener.flush(5.0) and not listener.open_executions, "the journal to be empty")
+    # what is given up at that moment is for a moment neither open nor waiting
+    eventually(lambda: "cut" in {span.name for span in receiver.spans}, "what was open to be given up")
     assert listener.flush(DEADLINE)
     traces = traces_of(receiver.spans)
     assert {trace_id: traces[trace_id] for trace_id in whole(committed)} == whole(committed)
