@@ -15,8 +15,11 @@ import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from constellation_otel.__main__ import main
 from constellation_otel.events import encode_json
@@ -55,6 +58,7 @@ def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, "stdout"), Path(folder, "stderr")]
         given = (list(arguments), environment(**variables), str(Path.cwd()), list(map(str, outputs)))
+        _start_to_fork_from()
         process = _FORKS.Process(target=_run, args=given)
         process.start()
         process.join(_TIMEOUT)
@@ -64,6 +68,14 @@ def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
             raise subprocess.TimeoutExpired(line(*arguments), _TIMEOUT)
         stdout, stderr = (output.read_text("utf-8") for output in outputs)
         return subprocess.CompletedProcess(line(*arguments), process.exitcode, stdout, stderr)
+
+
+@cache
+def _start_to_fork_from() -> None:
+    """Starts the process that the others are forked from, with this module in it: only so does it find that."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))):
+        forkserver.ensure_running()
 
 
 def _run(arguments: list[str], variables: dict[str, str], folder: str, outputs: list[str]) -> None:

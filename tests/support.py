@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+T = TypeVar("T")
 DEADLINE = 30.0
 """Seconds that anything in these tests may take before it counts as hanging."""
+UNWATCHED = pytest.mark.unwatched
+"""Marks a test whose code others cover as well, and that takes twice as long while its lines are noted."""
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -43,6 +47,12 @@ def in_threads(count: int, function: Callable[[], object], timeout: float = DEAD
     for thread in threads:
         thread.join(timeout)
         assert not thread.is_alive(), f"not within {timeout} s: a thread has ended"
+
+
+def at_once(*calls: Callable[[], T]) -> list[T]:
+    """Makes calls that mostly wait, each in a thread of its own; what they returned, or the first that raised."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import UUID, uuid4
 
 import pytest
 from opentelemetry import trace
@@ -21,12 +20,12 @@ from support import DEADLINE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from uuid import UUID
 
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from constellation_otel.delivery import AssemblyCounters, BufferedListener, Counters
-    from constellation_otel.listener import ExecutionListener
     from constellation_otel.receiver import Receiver
     from constellation_otel.traces import Span
 
@@ -35,40 +34,12 @@ BOTH = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 LONG = 10 * DEADLINE
 """For what is much work, not a wait."""
-UNWATCHED = pytest.mark.no_cover
-"""For what is covered elsewhere, and would spend most of its time on being watched."""
 TREE = """\
 my-pipeline (server) failure ERROR "WordCount failed: too many words"
   Trim (internal) success
   WordCount (internal) failure ERROR "too many words"\
 """
 """The trace of :func:`run`, as ``span_tree`` draws it."""
-
-
-class Boom(Exception):
-    """What a module raises in these tests."""
-
-
-BOOM = f"{Boom.__module__}.{Boom.__qualname__}"
-
-
-def raised() -> Boom:
-    try:
-        raise Boom("too many words")
-    except Boom as error:
-        return error
-
-
-def run(listener: ExecutionListener, error: BaseException | None = None) -> UUID:
-    """One execution of the guide's pipeline, as an engine reports it."""
-    execution_id, trim, word_count = uuid4(), uuid4(), uuid4()
-    listener.on_execution_start(execution_id, "my-pipeline")
-    listener.on_module_start(execution_id, trim, "Trim")
-    listener.on_module_complete(execution_id, trim, "Trim", 2.0)
-    listener.on_module_start(execution_id, word_count, "WordCount")
-    listener.on_module_failed(execution_id, word_count, "WordCount", error or raised())
-    listener.on_execution_complete(execution_id, "my-pipeline", False, 15.0)
-    return execution_id
 
 
 def traces_of(spans: Sequence[Span]) -> dict[int, list[str]]:

@@ -16,12 +16,15 @@ from constellation_otel.otel.metrics import Instruments
 from constellation_otel.testing import span_tree
 from constellation_otel.traces import span as spans
 from programs import ROOT, run_command
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from constellation_otel.receiver import Receiver
+
+pytestmark = UNWATCHED
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
 README = PAGES["README.md"]
@@ -87,14 +90,30 @@ my-pipeline (server) success
   word_count (internal) success"""
 WITH_JOURNAL = f"{QUICK_START}\n\n{QUICK_START}"
 """What OpenTelemetryListener sends, and then OtlpListener."""
-PYTHON = {"README.md": ("TO BE OR NOT TO BE 6\n", WITH_JOURNAL), "docs/trace-model.md": ("", "")}
-"""Each page with Python: what is printed before the outputs that it shows, and the traces that arrive."""
+REQUEST = "print(app.test_client().get('/report/to be').text.strip())"
+"""What a browser does with the README's web application."""
+IN_REQUEST = QUICK_START.replace("(server)", "(internal)").replace("\n", "\n  ")
+PYTHON = {
+    "README.md": (
+        "TO BE OR NOT TO BE 6\n",
+        REQUEST,
+        '{"trim":"to be","uppercase":"TO BE","word_count":2}\n',
+        f"GET /report/<text> (server)\n  {IN_REQUEST}\n\n{WITH_JOURNAL}",
+    ),
+    "docs/trace-model.md": ("", "", "", ""),
+}
+"""Each page with Python: what is printed before the outputs that it shows; what is done behind it, and what that
+prints; and the traces that arrive."""
 
 
 def program_of(page: str, receiver: Receiver, folder: Path) -> str:
     """All of a page's Python, since a block may use what those above it have; the receiver is its local endpoint."""
     text = "\n".join(block.text for block in BLOCKS[page] if block.kind == "python")
     return text.replace(LOCAL_ENDPOINT, receiver.grpc_endpoint).replace("/tmp/", f"{folder}/")
+
+
+def test_the_block_that_shows_spans_on_the_console_is_run() -> None:
+    assert sum("EXPORTER=console" in block.text for block, _ in with_outputs("sh", "README.md")) == 1
 
 
 def test_every_page_with_python_is_run() -> None:
@@ -105,22 +124,13 @@ def test_every_page_with_python_is_run() -> None:
 def test_the_python_of_a_page_is_a_program_that_prints_what_the_page_says(
     page: str, receiver: Receiver, tmp_path: Path
 ) -> None:
-    printed, tree = PYTHON[page]
+    """A web application is asked something, and what that does is one trace."""
+    before, more, after, tree = PYTHON[page]
     program = tmp_path / "page.py"
-    program.write_text(program_of(page, receiver, tmp_path))
+    program.write_text(f"{program_of(page, receiver, tmp_path)}\n{more}\n")
     outputs = "".join(output.text for _, output in with_outputs("python", page))
-    assert run_command(receiver, f"opentelemetry-instrument python {program}") == (printed + outputs, "")
+    assert run_command(receiver, f"opentelemetry-instrument python {program}") == (before + outputs + after, "")
     assert span_tree(receiver.spans) == tree
-
-
-def test_the_readmes_web_request_is_one_trace(receiver: Receiver, tmp_path: Path) -> None:
-    program = tmp_path / "page.py"
-    text = program_of("README.md", receiver, tmp_path)
-    program.write_text(text + "\nprint(app.test_client().get('/report/to be').text.strip())\n")
-    stdout, stderr = run_command(receiver, f"opentelemetry-instrument python {program}")
-    assert (stdout.splitlines()[-1], stderr) == ('{"trim":"to be","uppercase":"TO BE","word_count":2}', "")
-    execution = QUICK_START.replace("(server)", "(internal)").replace("\n", "\n  ")
-    assert span_tree(receiver.spans) == f"GET /report/<text> (server)\n  {execution}\n\n{WITH_JOURNAL}"
 
 
 def check_make(words: list[str]) -> None:
@@ -190,6 +200,10 @@ def test_a_shell_block_runs_and_prints_what_the_page_says(block: Block, output: 
         assert {shape(trace) for trace in output.text.split("\n\n")} <= {shape(it) for it in stdout.split("\n\n")}
     elif output.text:
         assert stdout == output.text
+    if "EXPORTER=console" in block.text:
+        # the quick start's spans
+        names = re.findall(r'^    "name": "(.*)",$', stdout, re.MULTILINE)
+        assert sorted(names) == ["my-pipeline", "trim", "uppercase", "word_count"]
     delivers = any(it in block.text for it in (LOCAL_ENDPOINT, LOCAL_OTLP, "examples/audit_log.py"))
     assert bool(receiver.spans) == (delivers and bool(text))
 
@@ -200,13 +214,6 @@ def shape(drawn: str) -> tuple[str, ...]:
     text = re.sub(r"\b[\d.]+ (?:ns|µs|ms|s|min)(?!\w)", "", text)
     text = re.sub(r"[▁-▟├└│]", "", text)
     return tuple(sorted(" ".join(line.split()) for line in text.splitlines()))
-
-
-def test_the_console_shows_the_quick_starts_four_spans(receiver: Receiver) -> None:
-    (text,) = (block.text for block in BLOCKS["README.md"] if "EXPORTER=console" in block.text)
-    stdout, _ = run_command(receiver, runnable(text))
-    names = re.findall(r'^    "name": "(.*)",$', stdout, re.MULTILINE)
-    assert sorted(names) == ["my-pipeline", "trim", "uppercase", "word_count"]
 
 
 def test_no_drawn_line_is_wider_than_eighty_columns() -> None:

@@ -11,9 +11,12 @@ from opentelemetry.sdk.resources import Resource
 
 from constellation_otel.testing import span_tree
 from programs import ROOT, SERVICE, run_command
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from constellation_otel.receiver import Receiver
+
+pytestmark = UNWATCHED
 
 
 class Shown(NamedTuple):

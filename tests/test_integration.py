@@ -33,13 +33,15 @@ import remote
 from constellation_otel import Constellation, Dag, ExecutionFailedError, OpenTelemetryListener
 from constellation_otel.testing import span_tree
 from programs import run_command
-from support import DEADLINE, eventually
+from support import DEADLINE, UNWATCHED, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Application
     from constellation_otel.receiver import Receiver
+
+pytestmark = UNWATCHED
 
 
 # --- two lines -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import import_module
 from importlib.metadata import metadata, requires
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 
 import constellation_otel
+from support import UNWATCHED
+
+pytestmark = UNWATCHED
 
 SOURCE = Path(constellation_otel.__file__).parent
 
@@ -71,19 +75,23 @@ def imported_by(path: Path) -> set[str]:
     } - {""}
 
 
-IMPORTS = [
-    (".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"), imported)
-    for path in sorted(SOURCE.rglob("*.py"))
-    if path.parent != SOURCE or path.stem in MAY_IMPORT
-    for imported in sorted(imported_by(path))
-]
-"""Each module of a room, and one that it imports."""
+@cache
+def imports() -> list[tuple[str, str]]:
+    """Each module of a room, and one that it imports."""
+    return [
+        (".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"), imported)
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.parent != SOURCE or path.stem in MAY_IMPORT
+        for imported in sorted(imported_by(path))
+    ]
 
 
 def test_imports_point_one_way() -> None:
     rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms - {"__init__", "__main__"} == MAY_IMPORT.keys()
-    entered = [(room_of(module).partition(".")[0], room_of(imported).partition(".")[0]) for module, imported in IMPORTS]
+    entered = [
+        (room_of(module).partition(".")[0], room_of(imported).partition(".")[0]) for module, imported in imports()
+    ]
     assert [(room, other) for room, other in entered if other not in {room, *MAY_IMPORT[room]}] == []
 
 
@@ -91,7 +99,7 @@ def test_a_room_is_entered_by_its_door_only() -> None:
     """By its package; the files of ``_support`` stand for themselves, and the journal is a room in a room."""
     past_the_door = [
         (module, imported)
-        for module, imported in IMPORTS
+        for module, imported in imports()
         if room_of(module) != room_of(imported)
         and not imported.startswith("_support.")
         and imported not in {room_of(imported), "delivery.journal"}
@@ -100,7 +108,7 @@ def test_a_room_is_entered_by_its_door_only() -> None:
 
 
 def test_a_transport_does_not_know_another_one() -> None:
-    pairs = [(room_of(module), room_of(imported)) for module, imported in IMPORTS]
+    pairs = [(room_of(module), room_of(imported)) for module, imported in imports()]
     shared = {"transports.registry", "transports.url"}
     transports = {room for room, _ in pairs if room.startswith("transports.")} - shared
     assert [(room, other) for room, other in pairs if room in transports and other in transports - {room}] == []

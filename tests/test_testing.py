@@ -26,7 +26,7 @@ from constellation_otel.traces import OUTCOME, Span, tree_of
 from constellation_otel.transports.jsonl import JsonlListener
 from constellation_otel.transports.kafka import KafkaListener
 from constellation_otel.transports.sql import SqlAuditListener
-from support import DEADLINE, in_threads
+from support import DEADLINE, UNWATCHED, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -227,11 +227,13 @@ def test_what_would_disturb_the_text_is_escaped() -> None:
     assert span_tree(spans) == 'a\\nb\\ud800\\x1b[31m é (internal) ERROR "say \\"é\\"\\n\\tand\\\\x1b"'
 
 
+@UNWATCHED
 def test_a_trace_deeper_than_pythons_stack_is_drawn() -> None:
     tree = span_tree([span(number, number - 1 or None, "s") for number in range(1, 2_001)])
     assert tree.splitlines()[-1] == "  " * 1_999 + "s (internal)"
 
 
+@UNWATCHED
 def test_listeners_that_keep_the_promises_pass() -> None:
     class Closing(RecordingListener):
         def close(self) -> None:
@@ -264,11 +266,13 @@ WITH_JOURNAL: dict[str, Callable[[Path, Any], ExecutionListener]] = {
 }
 
 
+@UNWATCHED
 @pytest.mark.parametrize("name", READY)
 def test_our_own_listeners_keep_the_promises_without_an_endpoint(name: str) -> None:
     check_listener(READY[name], close_timeout=0.1)
 
 
+@UNWATCHED
 @pytest.mark.parametrize("has_journal", [False, True])
 @pytest.mark.parametrize("name", WITH_JOURNAL)
 def test_our_own_listeners_keep_the_promises_with_a_journal(name: str, has_journal: bool, tmp_path: Path) -> None:

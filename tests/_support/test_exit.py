@@ -12,7 +12,7 @@ import pytest
 
 from constellation_otel._support import exit as _exit
 from constellation_otel._support.exit import call_at_exit, exit_hook, forget_at_exit
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,6 +195,7 @@ if (3, 12) <= sys.version_info < (3, 12, 3):
 """
 
 
+@UNWATCHED
 @pytest.mark.parametrize("how", ["new", "used"])
 def test_gevent_may_patch_after_the_listeners_were_made(receiver: Receiver, tmp_path: Path, how: str) -> None:
     """New or used before; what is not closed is so at the exit, except where gevent itself cannot work in one."""
@@ -219,6 +220,7 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 
+@UNWATCHED
 def test_a_forked_child_that_never_uses_a_listener_builds_nothing(receiver: Receiver, tmp_path: Path) -> None:
     journal = LISTENERS.replace('service_name="otlp"', 'journal=f"{folder}/journal.db"')
     path = program(tmp_path, journal + UNUSED)
@@ -248,6 +250,7 @@ print(sorted(set(sys.modules) - before))
 """
 
 
+@UNWATCHED
 @pytest.mark.parametrize(
     ("protocol", "metrics"), [("http/protobuf", "none"), ("http/protobuf", "otlp"), ("grpc", "none"), ("grpc", "otlp")]
 )

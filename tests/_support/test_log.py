@@ -14,6 +14,7 @@ import pytest
 import constellation_otel
 from constellation_otel._support import log as _log
 from constellation_otel._support.log import CleanFormatter, RateLimitedLog, clean
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,6 +212,7 @@ def test_others_records_are_cleaned_and_left_alone_where_they_are_clean(caplog: 
     assert len(logger.filters) == 1
 
 
+@UNWATCHED
 def test_nothing_is_logged_but_by_the_function_that_cleans_it() -> None:
     """No module calls a logger's own methods."""
     source = Path(constellation_otel.__file__).parent

@@ -66,7 +66,8 @@ def test_the_demo_sends_to_an_endpoint_and_prints_links(receiver: Receiver, prot
 def test_the_demo_says_that_an_endpoint_is_away(receiver: Receiver) -> None:
     endpoint = receiver.http_endpoint
     receiver.stop()
-    done = command("demo", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf")
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    done = command("demo", **variables, OTEL_EXPORTER_OTLP_TIMEOUT="1")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"constellation-otel demo: {endpoint} did not accept ")

@@ -16,6 +16,7 @@ from rich.console import Console
 from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.errors import MissingExtraError
 from constellation_otel.traces import MISSING, OUTCOME, AttributeValue, Span
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -320,11 +321,13 @@ def test_each_outcome_has_its_colour_and_without_colour_its_mark() -> None:
     assert "\x1b[3" not in file.getvalue()
 
 
+@UNWATCHED
 def test_a_trace_deeper_than_pythons_stack_is_drawn() -> None:
     spans = [span(number, number - 1 or None, "s", 0, 8) for number in range(1, 1_501)]
     assert len(drawn(spans, 80).splitlines()) == 1_503
 
 
+@UNWATCHED
 @given(
     st.lists(
         st.tuples(st.integers(0, 5), st.text(max_size=30), st.integers(0, 10**12), st.integers(0, 10**12), st.text()),

@@ -14,6 +14,7 @@ from constellation_otel.delivery import Batch, Bridge, ExecutionFilter, Position
 from constellation_otel.errors import UnavailableError
 from constellation_otel.events import Event, ExecutionStarted
 from deliveries import MS, T0, ListSink, ListSource, execution, records
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,7 @@ def interleavings(draw: st.DrawFn) -> list[Event]:
     return draw(st.permutations(events))
 
 
+@UNWATCHED
 @given(interleavings(), st.none() | st.integers(0, 11), st.none() | st.integers(0, 11))
 def test_an_execution_is_taken_or_left_whole_by_its_start(
     events: list[Event], since_ms: int | None, until_ms: int | None

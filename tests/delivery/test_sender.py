@@ -20,6 +20,7 @@ from constellation_otel.events import encode_json
 from constellation_otel.traces import span_id_of, trace_id_of
 from deliveries import ListSink, execution
 from sender_parts import Clock, assembly, batch, counted, event_sender, settled, span_sender
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -424,6 +425,7 @@ ANSWERS = st.one_of(
 )
 
 
+@UNWATCHED
 @given(st.lists(ANSWERS, max_size=30), st.sampled_from(["events", "spans"]), st.integers(1, 7), st.data())
 def test_whatever_a_sink_does_each_event_is_settled_just_once(
     faults: list[Any], takes: Any, size: int, data: st.DataObject
@@ -452,6 +454,7 @@ def test_whatever_a_sink_does_each_event_is_settled_just_once(
     assert (sender._again_count, sender._in_flight, sender._bisection) == (0, None, None)
 
 
+@UNWATCHED
 @given(st.lists(ANSWERS, max_size=12), st.lists(st.sampled_from(["add", "tick", "revoke", "restart"]), max_size=25))
 def test_whatever_is_revoked_or_restarted_the_counters_add_up(faults: list[Any], steps: list[str]) -> None:
     """What was settled stays settled, once; what is held at the end is open."""

@@ -14,7 +14,7 @@ from constellation_otel.delivery import Watermark
 from constellation_otel.delivery.transform import Outbox
 from deliveries import MS, T0, execution
 from sender_parts import added, assembly, batch, names
-from support import eventually
+from support import UNWATCHED, eventually
 
 if TYPE_CHECKING:
     from constellation_otel.events import Event
@@ -121,6 +121,7 @@ def replays(draw: st.DrawFn) -> list[Event]:
     return events
 
 
+@UNWATCHED
 @given(replays(), st.sampled_from([0.0, 5.0]), st.integers(1, 40))
 def test_how_records_come_in_batches_does_not_change_spans(events: list[Event], settle: float, size: int) -> None:
     def replayed(size: int) -> tuple[list[Any], list[int]]:

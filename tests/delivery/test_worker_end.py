@@ -12,7 +12,7 @@ import pytest
 
 from constellation_otel.delivery import QueueCounters, Worker
 from constellation_otel.delivery import worker as worker_module
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 from worker_handlers import Blocked, Doing, output_of
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def test_what_comes_too_late_takes_back_nobody_elses_item() -> None:
     assert worker.counters == QueueCounters(received=1, delivered=0, dropped=1, rejected=0, held=0)
 
 
+@UNWATCHED
 def test_the_answer_of_put_is_true_while_another_thread_closes(caplog: pytest.LogCaptureFixture) -> None:
     """What is put meanwhile is delivered or dropped, and the answer says which."""
     caplog.set_level(logging.CRITICAL)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from constellation_otel.engine import Constellation, Dag, module
 from constellation_otel.errors import ExecutionCancelledError, ExecutionFailedError
 from engine_support import Recorder, check_order, throw, trim, uppercase, word_count
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,7 @@ def _body(sources: set[str], fails: bool, is_async: bool) -> Callable[..., Any]:
     return names["body"]  # type: ignore[no-any-return]
 
 
+@UNWATCHED
 @settings(max_examples=150, deadline=None)
 @given(dags())
 def test_whatever_the_dag_callbacks_come_in_the_promised_order(drawn: tuple[Dag, dict[str, str]]) -> None:
@@ -79,6 +80,7 @@ def drive(constellation: Constellation, dag: Dag, number: int) -> dict[UUID, str
     return became
 
 
+@UNWATCHED
 @pytest.mark.parametrize("threads", [None, 4])
 def test_many_executions_from_many_threads_keep_their_order(threads: int | None) -> None:
     """And none of them is lost."""

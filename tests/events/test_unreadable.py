@@ -15,6 +15,7 @@ from constellation_otel.errors import DecodeError
 from constellation_otel.events import decode_frame, decode_json, encode_json, read_frame, read_json, validated
 from constellation_otel.events.model import Event, ModuleFailed
 from events.helpers import FRAMES, JSON_OF_THE_GUIDE, JSON_WITH_EXTENSIONS
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +115,7 @@ def test_a_hundred_thousand_brackets_are_refused(decode: Callable[[bytes | str],
     )
 
 
+@UNWATCHED
 @decoders
 @given(data=st.one_of(st.binary(), st.text(st.characters())))
 def test_noise_is_refused_and_nothing_else_is_raised(decode: Callable[[bytes | str], Event], data: bytes | str) -> None:
@@ -128,6 +130,7 @@ SOME_JSON = st.recursive(
 )
 
 
+@UNWATCHED
 @pytest.mark.parametrize(
     ("decode", "golden"),
     [

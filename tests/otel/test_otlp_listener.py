@@ -18,20 +18,18 @@ from constellation_otel.events import ExecutionStarted, ModuleStarted
 from constellation_otel.otel import OtlpListener
 from constellation_otel.testing import check_listener, span_tree
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
-from support import DEADLINE
+from reports import BOOM, Boom, run
+from support import DEADLINE, UNWATCHED
 from telemetry import (
-    BOOM,
     BOTH,
     OPT_IN,
     TREE,
-    Boom,
     Wire,
     assembly_of,
     assert_sum,
     endpoint_of,
     journal_in,
     our_threads,
-    run,
     traces_of,
     whole,
 )
@@ -334,6 +332,7 @@ def test_what_the_redact_hook_takes_out_is_nowhere(
     assert messages == [None, "too *** words", "WordCount failed: too *** words", "too *** words"]
 
 
+@UNWATCHED
 def test_it_keeps_the_promises_of_an_execution_listener(receiver: Receiver, tmp_path: Path) -> None:
     journal = tmp_path / "journal.db"
     check_listener(lambda: OtlpListener(receiver.grpc_endpoint), close_timeout=DEADLINE)

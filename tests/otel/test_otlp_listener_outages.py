@@ -15,20 +15,9 @@ from constellation_otel import trace_id_of
 from constellation_otel.delivery import JournalCounters, SendingCounters
 from constellation_otel.receiver import Delay, Drop, PartialSuccess, Receiver, Refuse
 from constellation_otel.testing import span_tree
+from reports import run
 from support import DEADLINE, eventually
-from telemetry import (
-    BOTH,
-    TREE,
-    Wire,
-    assert_sum,
-    caller_of,
-    endpoint_of,
-    journal_in,
-    our_threads,
-    run,
-    traces_of,
-    whole,
-)
+from telemetry import BOTH, TREE, Wire, assert_sum, caller_of, endpoint_of, journal_in, our_threads, traces_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from constellation_otel import trace_id_of
 from constellation_otel.receiver import Drop, Receiver, Refuse
 from constellation_otel.testing import span_tree
 from programs import ROOT, run_command
-from support import DEADLINE, eventually
+from support import DEADLINE, UNWATCHED, eventually
 from telemetry import (
     OPT_IN,
     TREE,
@@ -41,7 +41,7 @@ PRELUDE = """
 import os, sys, uuid
 sys.path[:0] = ["tests"]
 from constellation_otel.otel import OtlpListener
-from telemetry import run
+from reports import run
 """
 
 
@@ -96,6 +96,7 @@ def output_of(text: str, *arguments: str, **variables: str) -> tuple[str, str]:
     return printed, logged
 
 
+@UNWATCHED
 @pytest.mark.parametrize("endpoint", ["away", "refuses", "answers too late"])
 def test_the_next_process_delivers_what_a_killed_one_committed(
     receiver: Receiver, make_otlp: Callable[..., OtlpListener], tmp_path: Path, endpoint: str
@@ -161,6 +162,7 @@ def test_a_forked_child_sends_none_of_its_parents_executions(
     assert counts == [1, 1]
 
 
+@UNWATCHED
 @pytest.mark.parametrize("with_journal", [False, True])
 def test_the_interpreters_exit_delivers_spans_and_metrics(
     receiver: Receiver, tmp_path: Path, with_journal: bool
@@ -172,6 +174,7 @@ def test_the_interpreters_exit_delivers_spans_and_metrics(
     assert "constellation.module.duration" in {point.name for point in receiver.metrics}
 
 
+@UNWATCHED
 def test_the_interpreters_exit_waits_a_while_for_an_endpoint(receiver: Receiver) -> None:
     """One that is away: about five for spans, and one more for metrics."""
     receiver.stop()
@@ -197,6 +200,7 @@ assert listener.close(20)
 """
 
 
+@UNWATCHED
 def test_under_instrumentation_our_own_requests_are_not_traced(receiver: Receiver, tmp_path: Path) -> None:
     """But those of modules are."""
     program = tmp_path / "program.py"

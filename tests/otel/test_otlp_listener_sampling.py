@@ -22,15 +22,11 @@ from constellation_otel import Constellation, Dag, trace_id_of
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted
 from constellation_otel.testing import span_tree
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
+from reports import run
 from samplers import Opinionated, RaisingSampler
 from stories import with_spans_inside
-from support import DEADLINE
-from telemetry import (
-    assert_sum,
-    caller_of,
-    run,
-    traces_of,
-)
+from support import DEADLINE, UNWATCHED
+from telemetry import assert_sum, caller_of, traces_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +105,7 @@ def test_an_unsampled_execution_is_in_metrics_without_exemplars(
     assert (listener.counters.delivered, listener.counters.sending.sent) == (6, 0)
 
 
+@UNWATCHED
 @pytest.mark.parametrize("sampler", [TraceIdRatioBased(0.1), ParentBased(TraceIdRatioBased(0.1)), None])
 def test_ratio_sampling_keeps_its_share_of_whole_executions(
     receiver: Receiver,

@@ -14,16 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from grpc import StatusCode
-from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.trace import SpanContext, TraceFlags
 
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.otel import PrivateSignals
 from constellation_otel.otel.own_providers import _THEIR_LOGGERS as THEIR_LOGGERS
 from constellation_otel.receiver import Delay, Refuse
-from constellation_otel.traces import Assembler, Decision
-from deliveries import execution
+from otel.signals import RESOURCE, observe
 from programs import ROOT
 from support import DEADLINE, eventually
 from telemetry import BOTH, OPT_IN, Wire, endpoint_of, our_threads
@@ -32,10 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from constellation_otel.receiver import Receiver
-    from constellation_otel.traces import Span
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
-RESOURCE = Resource({"service.name": "shop"})
 
 
 @pytest.fixture
@@ -51,20 +45,6 @@ def make() -> Iterator[Callable[..., PrivateSignals]]:
     yield make
     for signals in made:
         signals.close(DEADLINE)
-
-
-def failed_spans() -> list[Span]:
-    """A failed module's span and its execution's."""
-    assembler = Assembler()
-    return [span for event in execution(1, fails=True) for span in assembler.add(event, 0)]
-
-
-def observe(signals: PrivateSignals) -> list[Span]:
-    spans = failed_spans()
-    for span in spans:
-        span_context = SpanContext(span.trace_id, span.span_id, is_remote=False, trace_flags=TraceFlags(1))
-        signals.observe(span, Decision(Context(), span_context, is_recorded=True, trace_flags=1))
-    return spans
 
 
 def names(receiver: Receiver) -> set[str]:
@@ -316,8 +296,9 @@ def test_a_timeout_that_is_none_ends_at_once(
 
 PRELUDE = """
 import os, sys
-sys.path[:0] = ["tests", "tests/otel"]
-from test_own_providers import RESOURCE, PrivateSignals, observe
+sys.path[:0] = ["tests"]
+from constellation_otel.otel import PrivateSignals
+from otel.signals import RESOURCE, observe
 signals = PrivateSignals(RESOURCE, endpoint=sys.argv[1], protocol=sys.argv[2])
 """
 FORKING = """

@@ -31,6 +31,7 @@ from constellation_otel.otel.own_providers import _THEIR_LOGGERS as THEIR_LOGGER
 from constellation_otel.otel.own_providers import _Reader
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
 from otel.helpers import SINCE, VERSION
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,6 +131,7 @@ def private_names_of_opentelemetry(path: Path) -> set[str]:
     return found - {"_logs", "_log_exporter", "__version__"}
 
 
+@UNWATCHED
 def test_no_other_room_uses_private_names_but_one_of_the_api() -> None:
     """The worker's room is below this one; the key is that of OpenTelemetry's own exporters."""
     source = ROOM.parent

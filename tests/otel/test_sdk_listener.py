@@ -24,14 +24,9 @@ from constellation_otel import (
 from constellation_otel.delivery import AssemblyCounters, Counters, SendingCounters
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted, ModuleCompleted
 from constellation_otel.testing import span_tree
+from reports import BOOM, Boom, run
 from support import DEADLINE, eventually
-from telemetry import (
-    BOOM,
-    TREE,
-    Boom,
-    assembly_of,
-    run,
-)
+from telemetry import TREE, assembly_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,17 +26,9 @@ from constellation_otel import (
 )
 from constellation_otel.delivery import AssemblyCounters
 from constellation_otel.traces import Assembler
-from support import DEADLINE, eventually, in_threads
-from telemetry import (
-    LONG,
-    UNWATCHED,
-    BlockingExporter,
-    Boom,
-    assert_sum,
-    points_of,
-    provider_with,
-    run,
-)
+from reports import Boom, run
+from support import DEADLINE, UNWATCHED, eventually, in_threads
+from telemetry import LONG, BlockingExporter, assert_sum, points_of, provider_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,7 +247,7 @@ def test_an_overload_of_the_default_queue_is_counted_and_logged(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     listener = make_listener(provider)
-    tell_from_eight_threads(ExecutionListener.composite(AlwaysRaises(), listener, Counts()))
+    tell_from_eight_threads(listener)
     exporter.gate.set()
     assert listener.flush(LONG)
     counters = listener.counters

@@ -18,17 +18,9 @@ from opentelemetry.sdk.trace.sampling import (
 )
 
 from constellation_otel.events import ModuleStarted
+from reports import BOOM, Boom, run
 from support import DEADLINE, eventually
-from telemetry import (
-    BOOM,
-    BlockingExporter,
-    Boom,
-    assembly_of,
-    assert_sum,
-    points_of,
-    provider_with,
-    run,
-)
+from telemetry import BlockingExporter, assembly_of, assert_sum, points_of, provider_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,11 +23,9 @@ from constellation_otel import (
     trace_id_of,
 )
 from constellation_otel.testing import span_tree
-from support import DEADLINE
-from telemetry import (
-    LONG,
-    run,
-)
+from reports import run
+from support import DEADLINE, UNWATCHED
+from telemetry import LONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +49,7 @@ def test_a_scope_that_is_switched_off_makes_no_spans(make_listener: Callable[...
     provider.shutdown()
 
 
+@UNWATCHED
 def test_listeners_do_not_disturb_the_ids_of_other_libraries(
     memory: tuple[TracerProvider, InMemorySpanExporter], make_listener: Callable[..., OpenTelemetryListener]
 ) -> None:
@@ -193,12 +192,14 @@ def set_up():
 MODULES = '  m (internal) failure ERROR "x"\n  n (internal) success'
 
 
+@UNWATCHED
 def test_without_an_sdk_callbacks_return_and_start_no_thread(receiver: Receiver) -> None:
     text = PRELUDE + "run('nobody listens'); print(threading.active_count(), listener.counters.received)"
     assert program(receiver, text) == "1 0\n"
     assert receiver.requests == []
 
 
+@UNWATCHED
 def test_providers_may_be_set_after_the_listener_was_made(receiver: Receiver) -> None:
     """And the interpreter's exit loses nothing."""
     text = PRELUDE + "run('before'); set_up(); print(format(trace_id_of(run('after')), '032x'))"
@@ -207,12 +208,14 @@ def test_providers_may_be_set_after_the_listener_was_made(receiver: Receiver) ->
     assert {format(span.trace_id, "032x") for span in receiver.spans} == {trace_id}
 
 
+@UNWATCHED
 def test_a_disabled_sdk_is_given_nothing(receiver: Receiver) -> None:
     text = PRELUDE + "set_up(); run('x'); print(listener.counters.received)"
     assert program(receiver, text, OTEL_SDK_DISABLED="true") == "0\n"
     assert receiver.requests == []
 
 
+@UNWATCHED
 def test_a_forked_child_sends_none_of_its_parents_executions(receiver: Receiver) -> None:
     """But its own."""
     text = """
@@ -237,6 +240,7 @@ assert os.waitpid(child, 0)[1] == 0
     )
 
 
+@UNWATCHED
 def test_tracing_that_is_set_up_after_metrics_is_served_at_exit(receiver: Receiver) -> None:
     text = """
 from opentelemetry import metrics
@@ -251,6 +255,7 @@ run("and traces")
     assert span_tree(receiver.spans) == f"and traces (server) success\n{MODULES}"
 
 
+@UNWATCHED
 def test_a_fork_while_instruments_are_made_hangs_no_child(receiver: Receiver) -> None:
     """That is, while another thread makes them."""
     text = """
@@ -269,6 +274,7 @@ assert os.waitpid(child, 0)[1] == 0
     program(receiver, PRELUDE + text)
 
 
+@UNWATCHED
 def test_a_forked_child_knows_no_decision_of_its_parent(receiver: Receiver) -> None:
     text = """
 import os

@@ -34,18 +34,11 @@ from constellation_otel import (
 from constellation_otel.events import ExecutionStarted
 from constellation_otel.otel.sdk_spans import _KnownAnswer
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
+from reports import run
 from samplers import Opinionated, RaisingSampler
 from stories import with_spans_inside
-from support import DEADLINE
-from telemetry import (
-    LONG,
-    UNWATCHED,
-    assembly_of,
-    caller_of,
-    points_of,
-    provider_with,
-    run,
-)
+from support import DEADLINE, UNWATCHED
+from telemetry import LONG, assembly_of, caller_of, points_of, provider_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable

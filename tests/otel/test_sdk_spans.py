@@ -28,6 +28,7 @@ from constellation_otel.otel.sdk_spans import PlainTraces, Recorded, SdkSink, Sd
 from constellation_otel.traces import NOT_TRACED, Assembler, Decision, Span, SpanEvent, decide, span_id_of
 from deliveries import execution
 from stories import E1, M1, STORY, assemble
+from support import UNWATCHED
 from telemetry import provider_with
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def finished(draw: st.DrawFn) -> Recorded:
     return Recorded(span, decision)
 
 
+@UNWATCHED
 @settings(max_examples=400)
 @given(finished(), limits_of_providers, st.booleans())
 def test_a_span_made_at_its_end_is_what_the_sdk_would_have_made(

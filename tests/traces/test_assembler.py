@@ -39,6 +39,7 @@ from stories import (
     WORD_COUNT,
     anonymous_story,
 )
+from support import UNWATCHED
 
 
 def test_spans_of_an_ordered_source_are_emitted_with_their_end() -> None:
@@ -209,6 +210,7 @@ def test_an_event_starts_the_idle_time_anew_but_not_the_age() -> None:
     assert assembler.advance(3 * SECOND)[-1].attributes["constellation.abandoned.reason"] == "age"
 
 
+@UNWATCHED
 def test_memory_is_bounded_under_executions_that_never_end() -> None:
     assembler = Assembler(max_open=100)
     emitted = 0

@@ -18,6 +18,7 @@ from stories import (
     in_order,
     stories,
 )
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     import random
@@ -36,6 +37,7 @@ def test_with_positions_order_cannot_matter_without_module_ids(order: list[int],
     assert assembler.advance(SECOND) == expected
 
 
+@UNWATCHED
 @settings(max_examples=400)
 @given(stories(), st.randoms(use_true_random=False))
 def test_neither_order_nor_repetition_changes_a_byte_of_spans(story: list[Event], rng: random.Random) -> None:

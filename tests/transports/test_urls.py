@@ -21,6 +21,7 @@ from constellation_otel.transports.sql import SqlSink, SqlSource
 from constellation_otel.transports.url import Secrets
 from constellation_otel.transports.websocket import WebSocketSource
 from deliveries import execution, flat
+from support import UNWATCHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -310,6 +311,7 @@ def made_without(missing: list[str], url: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@UNWATCHED
 @pytest.mark.parametrize(
     ("missing", "url", "library", "extra"),
     [
@@ -323,6 +325,7 @@ def test_a_missing_extra_says_what_to_install(missing: str, url: str, library: s
     assert made_without([missing], url) == [expected, expected]
 
 
+@UNWATCHED
 def test_without_websockets_an_engine_is_what_cannot_be_followed() -> None:
     source, sink = made_without(["websockets"], "ws://engine:8080")
     assert source == (
@@ -331,6 +334,7 @@ def test_without_websockets_an_engine_is_what_cannot_be_followed() -> None:
     assert sink.startswith("ConfigurationError: a URL that begins with 'ws' is not a sink;")
 
 
+@UNWATCHED
 @pytest.mark.parametrize(
     ("url", "made"), [("jsonl:-", ["JsonlSource", "JsonlSink"]), ("journal:a.db", ["JournalSource", "JournalSink"])]
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from constellation_otel.transports.journal import Journal
 from journals import execute, numbers_of
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +80,7 @@ def told(log: Path) -> defaultdict[str, set[int]]:
     return said
 
 
+@UNWATCHED
 def test_kill_9_loses_nothing_that_was_committed(path: Path) -> None:
     """And brings back nothing that was acknowledged."""
     log = path.with_name("log")

@@ -28,10 +28,13 @@ from constellation_otel.events import (
 )
 from constellation_otel.transports.jsonl import JsonlSink, JsonlSource
 from constellation_otel.transports.jsonl.source import _Lines
+from support import UNWATCHED
 from transports.jsonl.helpers import append, drained, events, events_of, line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+pytestmark = UNWATCHED
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)

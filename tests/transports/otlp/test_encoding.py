@@ -20,6 +20,7 @@ from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERS
 from constellation_otel.receiver import Received, Resource, Scope, decode_traces
 from constellation_otel.traces import MODULE_NAME, AttributeValue, Span, SpanEvent
 from constellation_otel.transports.otlp import encode_request
+from support import UNWATCHED
 
 RESOURCE = SdkResource({"service.name": "shop", "ports": (80, 443)}, "https://example.com/resource")
 SCOPE = Scope(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
@@ -114,6 +115,7 @@ def with_protobufs_classes(spans: list[Span], resource: SdkResource) -> bytes:
     return request.SerializeToString()
 
 
+@UNWATCHED
 @unhurried
 @given(st.lists(spans(), max_size=2), st.sampled_from([RESOURCE, SdkResource({})]))
 def test_the_bytes_are_those_of_opentelemetry_protos_own_classes(some: list[Span], resource: SdkResource) -> None:
@@ -206,16 +208,19 @@ def test_a_subclass_of_a_type_is_written_as_that_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parent", "is_execution", "flags"),
+    ("parent", "is_execution", "trace_flags", "flags"),
     [
-        pytest.param(None, True, 0x103, id="a root has no parent that could be remote"),
-        pytest.param(5, False, 0x103, id="a module's parent is its execution, of the same process"),
-        pytest.param(5, True, 0x003, id="where an execution's caller was is not known"),
+        pytest.param(None, True, 3, 0x103, id="a root has no parent that could be remote"),
+        pytest.param(5, False, 3, 0x103, id="a module's parent is its execution, of the same process"),
+        pytest.param(5, True, 3, 0x003, id="where an execution's caller was is not known"),
+        pytest.param(5, True, 0, 0, id="where there are none, none are written"),
     ],
 )
-def test_the_flags_say_whether_the_parent_is_remote(parent: int | None, is_execution: bool, flags: int) -> None:
+def test_the_flags_say_whether_the_parent_is_remote(
+    parent: int | None, is_execution: bool, trace_flags: int, flags: int
+) -> None:
     """Where that is known."""
-    span = Span(1, 2, parent, "", 3, "n", SpanKind.INTERNAL, 1, 2, {}, is_execution=is_execution)
+    span = Span(1, 2, parent, "", trace_flags, "n", SpanKind.INTERNAL, 1, 2, {}, is_execution=is_execution)
     request = ExportTraceServiceRequest.FromString(encode_request([span], RESOURCE))
     assert request.resource_spans[0].scope_spans[0].spans[0].flags == flags
 

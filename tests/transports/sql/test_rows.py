@@ -28,7 +28,7 @@ from constellation_otel.events import (
 from constellation_otel.transports.sql import SqlSink, SqlSource
 from constellation_otel.transports.sql.table import GUIDE, OURS
 from sql_events import EXECUTION, MODULE, NS, SIX, TRACEPARENT
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 from transports.sql.helpers import GUIDE_TABLE, Database, events, insert_ids, offsets, read_all, started
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def test_what_was_written_is_read_back_to_the_nanosecond(database: Database) -> 
     assert source.read(DEADLINE) == []
 
 
+@UNWATCHED
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=st.lists(events, min_size=1, max_size=20, unique_by=encode_json))
 def test_a_table_keeps_of_an_event_what_the_guides_json_keeps(database: Database, written: list[Event]) -> None:
@@ -65,6 +66,7 @@ for_others = for_times | st.just("REAL")
 COLUMNS = [name for name in [*GUIDE, *OURS] if name != "id"]
 
 
+@UNWATCHED
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     table=st.fixed_dictionaries(
@@ -296,6 +298,7 @@ anything = (
 )
 
 
+@UNWATCHED
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), event_type=st.sampled_from(list(ROWS)))
 def test_an_odd_value_in_an_optional_column_costs_that_field_only(

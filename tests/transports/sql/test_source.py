@@ -23,7 +23,7 @@ from constellation_otel.transports.sql.source import _Gaps
 from constellation_otel.transports.sql.table import GUIDE
 from deliveries import flat
 from sql_events import EXECUTION
-from support import DEADLINE, eventually
+from support import DEADLINE, UNWATCHED, eventually
 from transports.sql.helpers import ENDLESS, GUIDE_TABLE, Database, insert_ids, offsets, read_all, run, started
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def test_gaps_are_bounded_and_the_oldest_are_given_up(database: Database, caplog
     assert offsets(source.read(0)) == [3, 5]
 
 
+@UNWATCHED
 @settings(deadline=None)
 @given(st.data())
 def test_gaps_are_the_ids_below_the_highest_that_have_not_come(data: st.DataObject) -> None:
