@@ -210,7 +210,7 @@ def test_what_stays_unacknowledged_at_the_end_is_said(caplog: pytest.LogCaptureF
     with less_than(DEADLINE / 2):
         assert not listener.close(DEADLINE)
     assert (sink.items, listener.counters.held) == (execution(1), 0)
-    what = "4 records are safe, and stay in the journal: delivered records cannot be acknowledged: a defect"
+    what = "4 delivered records stay in the journal: delivered records cannot be acknowledged: a defect"
     assert what in caplog.text
 
 

@@ -114,7 +114,7 @@ def test_a_journal_that_is_of_no_use_holds_nothing_up(error: Exception, caplog: 
     eventually(lambda: sink.items == execution(2), "they come from memory")
     assert not listener.close(0.2)
     assert (listener.counters.held, listener.counters.journal) == (4, JournalCounters(recovered=4, not_durable=4))
-    assert f"{str(error) or 'ZeroDivisionError'}; it is read again" in caplog.text
+    assert f"the journal was not read: {str(error) or 'ZeroDivisionError'}; trying again in " in caplog.text
 
 
 def test_a_journal_that_its_owner_has_closed_holds_nothing_up(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_journal_that_cannot_be_read_now_is_read_later(caplog: pytest.LogCaptu
     assert listener.flush(DEADLINE)
     assert sink.items == execution(1)
     assert listener.close(DEADLINE)
-    assert "BufferedListener: busy; it is read again" in caplog.text
+    assert "BufferedListener: the journal was not read: busy; trying again in " in caplog.text
 
 
 @pytest.mark.parametrize("has_letters", [True, False])

@@ -183,7 +183,7 @@ def test_an_observer_sees_every_span_and_may_raise_for_one(caplog: pytest.LogCap
     out = added(transform, batch(execution(1)))
     assert observer.seen == [("trim", True), ("dag-1", True)]
     assert names(out) == ["trim"]
-    assert caplog.messages == ["a span is not in the metrics or logs"]
+    assert caplog.messages == [f"the span trim of execution {UUID(int=1)} is not in the metrics or logs"]
     assert caplog.records[0].exc_info is not None
 
 

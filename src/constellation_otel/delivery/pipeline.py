@@ -417,16 +417,17 @@ class Pipeline(Handler[Any], Generic[T]):
     def _put_off(self, error: Exception) -> float:
         """Has the journal, which could not be read, be given a pause; how long."""
         is_known = isinstance(error, UnavailableError)
+        wait = self._backoff.next()
         self._log.write(
             _LOGGER,
             logging.WARNING if is_known else logging.ERROR,
             "read",
-            "%s: %s; it is read again",
+            "%s: the journal was not read: %s; trying again in %.1f s",
             self._name,
             said(error) or type(error).__name__,
+            wait,
             error=None if is_known else error,
         )
-        wait = self._backoff.next()
         self._read_again = time.monotonic() + wait
         return wait
 
@@ -484,7 +485,7 @@ class Pipeline(Handler[Any], Generic[T]):
             time.sleep(min(wait for wait in due if wait is not None))
         owed = self._acknowledgements
         if owed is not None and owed.owed and owed.last_error is not None:
-            message = "%s: %d records are safe, and stay in the journal: %s"
+            message = "%s: %d delivered records stay in the journal: %s"
             self._log.write(_LOGGER, logging.WARNING, "owed", message, self._name, owed.owed, owed.last_error.reason)
         if self._on_tick is not None:
             self._on_tick()

@@ -390,8 +390,8 @@ class TraceAssembly(Generic[T]):
         try:
             self._observer.observe(span, decision)  # type: ignore[union-attr] # there is one
         except Exception as error:  # noqa: BLE001 - metrics and logs; the span is sent all the same
-            message = "a span is not in the metrics or logs"
-            self._log.write(_LOGGER, logging.ERROR, "observe", message, error=error)
+            message = "the span %s of execution %s is not in the metrics or logs"
+            self._log.write(_LOGGER, logging.ERROR, "observe", message, span.name, span.execution_id, error=error)
         return self._as_item(span)
 
     def _remember_unsafe(self, execution: Execution, receipt: Receipt) -> None:
