@@ -27,10 +27,10 @@ def seen(watermark: Watermark, timestamps: Sequence[int], size: int = 1_000) -> 
     times = []
     for first in range(0, len(timestamps), size):
         events = [ExecutionStarted(UUID(int=1), "d", timestamp_ns) for timestamp_ns in timestamps[first : first + size]]
-        for part, offsets in watermark.parts_of(batch(events, first=first)):
-            assert [event.timestamp_ns for event in part] == [timestamps[offset] for offset in offsets]
+        for part, offsets, times_of_part in watermark.parts_of(batch(events, first=first)):
+            assert [event.timestamp_ns for event in part] == [timestamps[offset] for offset in offsets] == times_of_part
             before = watermark.now_ns
-            is_looked_at = watermark.see(part)
+            is_looked_at = watermark.see(times_of_part)
             assert is_looked_at or watermark.now_ns == before
             times.append(watermark.now_ns)
     return times

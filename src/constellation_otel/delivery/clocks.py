@@ -37,18 +37,19 @@ class Watermark:
         self._earliest_ns = _NEVER
         self._left = _BLOCK
 
-    def parts_of(self, batch: Batch) -> Iterator[tuple[Sequence[Event], Sequence[int]]]:
-        """Cuts a batch where it becomes later: events and offsets, which :meth:`see` is to be called with next."""
+    def parts_of(self, batch: Batch) -> Iterator[tuple[Sequence[Event], Sequence[int], list[int]]]:
+        """Cuts a batch where it becomes later: events, offsets, timestamps; :meth:`see` is called with these next."""
         start = 0
         while start < len(batch.events):
             stop = start + self._left
-            yield batch.events[start:stop], batch.offsets[start:stop]
+            events = batch.events[start:stop]
+            yield events, batch.offsets[start:stop], [*map(_TIMESTAMP_NS, events)]
             start = stop
 
-    def see(self, events: Sequence[Event]) -> bool:
+    def see(self, timestamps: Sequence[int]) -> bool:
         """Takes note of records; whether it may be later now."""
-        self._left -= len(events)
-        self._earliest_ns = min(self._earliest_ns, *map(_TIMESTAMP_NS, events))
+        self._left -= len(timestamps)
+        self._earliest_ns = min(self._earliest_ns, *timestamps)
         if self._left:
             return False
         self.now_ns = max(self.now_ns, self._earliest_ns)

@@ -10,7 +10,6 @@ import logging
 from collections import OrderedDict
 from functools import partial
 from itertools import repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from constellation_otel._support.log import RateLimitedLog
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Outbox", "PassThrough", "TraceAssembly", "Transform"]
 
 _LOGGER: Final = logging.getLogger(__name__)
-
-_TIMESTAMP_NS: Final = attrgetter("timestamp_ns")
 
 T = TypeVar("T")
 """Event or Span."""
@@ -207,23 +204,28 @@ class TraceAssembly(Generic[T]):
     def add(self, batch: Batch, out: Outbox[T]) -> None:
         watermark = self._watermark
         if watermark is None:
-            self._add(batch.events, batch.offsets, batch.origin, self._clock(), out)
+            self._add(batch.events, batch.offsets, batch.origin, repeat(self._clock()), out)
             return
         # time passes after a number of records, so that how they came in batches does not matter
-        for events, offsets in watermark.parts_of(batch):
-            self._add(events, offsets, batch.origin, watermark.now_ns, out)
-            if watermark.see(events):
+        for events, offsets, timestamps in watermark.parts_of(batch):
+            # a replay is many records behind: what waits there does so from the event's own time on
+            now_ns, times_ns = watermark.now_ns, timestamps
+            if min(timestamps) < now_ns:
+                times_ns = [max(timestamp_ns, now_ns) for timestamp_ns in timestamps]
+            self._add(events, offsets, batch.origin, times_ns, out)
+            if watermark.see(timestamps):
                 self._advance(watermark.now_ns, out)
 
     def _add(
-        self, events: Sequence[Event], offsets: Sequence[int], origin: Hashable, now_ns: int, out: Outbox[T]
+        self,
+        events: Sequence[Event],
+        offsets: Sequence[int],
+        origin: Hashable,
+        times_ns: Iterable[int],
+        out: Outbox[T],
     ) -> None:
         assembler, tracks = self._assembler, self.tracks
         take, max_open = assembler.take, assembler.max_open
-        times_ns: Iterable[int] = repeat(now_ns)
-        if self._watermark is not None:
-            # on a replay, which is many records behind, what waits does so from the event's own time on
-            times_ns = map(max, map(_TIMESTAMP_NS, events), times_ns)
         assembler.count(len(events))
         self._open_records += len(events)
         for event, offset, at_ns in zip(events, offsets, times_ns, strict=False):
