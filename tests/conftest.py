@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pkgutil
 import sys
@@ -99,7 +100,11 @@ def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
         for module in pkgutil.walk_packages(constellation_otel.__path__, "constellation_otel."):
             import_module(module.name)
     with unwatched():
-        return (yield)
+        collected = yield
+    # what is there now is there to the end: it need not be looked through for garbage again and again
+    gc.collect()
+    gc.freeze()
+    return collected
 
 
 @pytest.hookimpl(wrapper=True)

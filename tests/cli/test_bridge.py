@@ -20,7 +20,7 @@ from constellation_otel.cli.replay import run_replay
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.events import encode_json
 from engine_stand_in import EngineStandIn, recorded
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +69,7 @@ def written_key(folder: Path) -> Path:
     return key
 
 
+@UNWATCHED
 def test_failures_become_log_records_if_opted_in(receiver: Receiver) -> None:
     with (
         EngineStandIn() as engine,
@@ -97,6 +98,7 @@ def test_what_is_piped_in_is_bridged_as_it_comes(receiver: Receiver) -> None:
     assert process.returncode == 0
 
 
+@UNWATCHED
 def test_a_bridge_without_an_endpoint_ends_in_time(receiver: Receiver, tmp_path: Path) -> None:
     """It says that it has to be run again."""
     source = written(tmp_path / "events.jsonl", events_of(1))
@@ -130,6 +132,7 @@ def test_a_bridge_between_event_transports_sends_no_telemetry(tmp_path: Path) ->
     assert (tmp_path / "copy.jsonl").read_bytes() == (tmp_path / "events.jsonl").read_bytes()
 
 
+@UNWATCHED
 def test_a_bridge_from_an_engine_says_what_it_has_lost(receiver: Receiver) -> None:
     """The engine sends nothing twice."""
     endpoint = otlp(receiver)

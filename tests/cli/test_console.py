@@ -28,7 +28,7 @@ from constellation_otel.errors import UnavailableError
 from constellation_otel.receiver import Receiver, Refuse
 from constellation_otel.transports.journal import Journal
 from deliveries import ListSink, ListSource, records
-from support import DEADLINE
+from support import DEADLINE, UNWATCHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +104,7 @@ def test_on_a_terminal_a_replay_has_a_progress_bar(receiver: Receiver, tmp_path:
     assert len(receiver.spans) == 1_000
 
 
+@UNWATCHED
 @pytest.mark.parametrize(
     ("first", "second"),
     [

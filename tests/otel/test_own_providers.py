@@ -21,7 +21,7 @@ from constellation_otel.otel.own_providers import _THEIR_LOGGERS as THEIR_LOGGER
 from constellation_otel.receiver import Delay, Refuse
 from otel.signals import RESOURCE, observe
 from programs import ROOT
-from support import DEADLINE, eventually
+from support import DEADLINE, UNWATCHED, eventually
 from telemetry import BOTH, OPT_IN, Wire, endpoint_of, our_threads
 
 if TYPE_CHECKING:
@@ -321,6 +321,7 @@ def started(text: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@UNWATCHED
 def test_the_interpreters_exit_sends_what_is_held(receiver: Receiver) -> None:
     with started("observe(signals)", receiver.grpc_endpoint, "grpc") as program:
         assert program.wait(DEADLINE) == 0
@@ -384,6 +385,7 @@ def test_what_a_forked_child_cannot_build_is_logged_once(receiver: Receiver) -> 
     assert "ZeroDivisionError" in logged
 
 
+@UNWATCHED
 def test_signals_that_are_forgotten_are_let_go_of(receiver: Receiver, make: Callable[..., PrivateSignals]) -> None:
     """The exit's hook does not keep them, and finds nothing to do."""
     text = "del signals"
