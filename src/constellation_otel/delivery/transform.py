@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from constellation_otel._support.log import RateLimitedLog
@@ -19,7 +18,7 @@ from constellation_otel.events import ExecutionStarted
 from constellation_otel.traces import NOT_TRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from uuid import UUID
 
     from constellation_otel.delivery.contract import Batch, Position, SpanObserver
@@ -204,7 +203,7 @@ class TraceAssembly(Generic[T]):
     def add(self, batch: Batch, out: Outbox[T]) -> None:
         watermark = self._watermark
         if watermark is None:
-            self._add(batch.events, batch.offsets, batch.origin, repeat(self._clock()), out)
+            self._add(batch.events, batch.offsets, batch.origin, [self._clock()] * len(batch.events), out)
             return
         # time passes after a number of records, so that how they came in batches does not matter
         for events, offsets, timestamps in watermark.parts_of(batch):
@@ -221,14 +220,14 @@ class TraceAssembly(Generic[T]):
         events: Sequence[Event],
         offsets: Sequence[int],
         origin: Hashable,
-        times_ns: Iterable[int],
+        times_ns: Sequence[int],
         out: Outbox[T],
     ) -> None:
         assembler, tracks = self._assembler, self.tracks
         take, max_open = assembler.take, assembler.max_open
         assembler.count(len(events))
         self._open_records += len(events)
-        for event, offset, at_ns in zip(events, offsets, times_ns, strict=False):
+        for event, offset, at_ns in zip(events, offsets, times_ns, strict=True):
             try:
                 spans = take(event, at_ns, offset)
             except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
