@@ -25,10 +25,10 @@ from constellation_otel.events.model import (
     duration_ns_of,
 )
 from constellation_otel.events.reading import MAX_NS, MS, NOT_JSON, Reading, fields_of, needed, ns_of_ms, unreadable
-from constellation_otel.events.validation import are_valid
+from constellation_otel.events.validation import CHECKS_OF_VALUES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["decode_json", "encode_json", "plain_events", "read_json"]
 
@@ -102,7 +102,7 @@ def read_json(data: bytes | str) -> Reading:
     return Reading(read(record, data, corrected), tuple(corrected) if corrected else ())
 
 
-def plain_events(records: Iterable[bytes]) -> list[Event] | None:
+def plain_events(records: Sequence[bytes]) -> list[Event] | None:
     """The events of records in which there is nothing to be said about any; several times as fast as one by one.
 
     Args:
@@ -114,10 +114,15 @@ def plain_events(records: Iterable[bytes]) -> list[Event] | None:
     """
     corrected: list[str] = []
     try:
-        events = [_READERS[record.event_type](record, b"", corrected) for record in map(_DECODER.decode, records)]
+        # one pass: an event that cannot stay as it is is missing
+        events = [
+            event
+            for record in map(_DECODER.decode, records)
+            if CHECKS_OF_VALUES[type(event := _READERS[record.event_type](record, b"", corrected))](event)
+        ]
     except (*NOT_JSON, DecodeError, KeyError):
         return None
-    return None if corrected or not are_valid(events) else events
+    return None if corrected or len(events) < len(records) else events
 
 
 def _write_dag_name(record: _Json, name: str) -> None:

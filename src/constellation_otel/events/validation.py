@@ -31,9 +31,9 @@ from constellation_otel.events.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["MAX_TIMESTAMP_NS", "Validated", "are_valid", "is_valid", "said", "shown", "validated"]
+__all__ = ["CHECKS_OF_VALUES", "MAX_TIMESTAMP_NS", "Validated", "is_valid", "said", "shown", "validated"]
 
 MAX_TIMESTAMP_NS: Final = 2**63
 """Epoch nanoseconds are below this, since SQL and most backends hold a signed integer."""
@@ -66,11 +66,6 @@ def is_valid(event: object) -> bool:
     """
     check = _CHECKS.get(type(event))
     return check is not None and check(event)
-
-
-def are_valid(events: Iterable[Event]) -> bool:
-    """Whether :func:`is_valid` holds for all of some events, whose fields are known to be of the types declared."""
-    return False not in [_CHECKS_OF_VALUES[type(event)](event) for event in events]
 
 
 def validated(event: object) -> Validated:
@@ -310,4 +305,5 @@ _TYPES: Final[dict[tuple[object, ...], str]] = {
 }
 _TESTS: Final = {kinds: f"({test} and {_VALUES[kinds]})" if _VALUES[kinds] else test for kinds, test in _TYPES.items()}
 _CHECKS: Final = {cls: _check_of(fields, _TESTS) for cls, fields in _EVENTS.items()}
-_CHECKS_OF_VALUES: Final = {cls: _check_of(fields, _VALUES) for cls, fields in _EVENTS.items()}
+CHECKS_OF_VALUES: Final = {cls: _check_of(fields, _VALUES) for cls, fields in _EVENTS.items()}
+"""Whether :func:`is_valid` holds for an event whose fields are known to be of the types declared."""
