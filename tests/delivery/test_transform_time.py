@@ -97,6 +97,18 @@ def test_on_a_replay_a_span_waits_for_what_happened_shortly_before_it() -> None:
     assert (counters.late, counters.incomplete_modules) == (0, 0)
 
 
+def test_what_is_behind_the_time_of_a_replay_waits_from_that_time_on() -> None:
+    """As an engine's events do whose clock is ten minutes behind the others'."""
+    transform = assembly(watermark=Watermark(), idle_timeout=60, settle=1)
+    others = [execution(number, start_ns=T0 + 600_000 * MS) for number in range(2, 42)]
+    out = added(transform, batch([event for each in others for event in each]))
+    start, started, completed, end = execution(1)
+    added(transform, batch([start, completed, end, started]), out=out)
+    transform.finish(out, abandon=False)
+    counters = transform.counters
+    assert (counters.executions, counters.late, counters.abandoned, counters.incomplete_modules) == (41, 0, 0, 0)
+
+
 def test_an_event_from_the_future_hides_nothing_that_is_silent() -> None:
     """Nor what is open for too long."""
     for idle_timeout, max_age in ((60, 1e9), (1e9, 60)):
