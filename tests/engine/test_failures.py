@@ -28,7 +28,7 @@ from engine_support import (
     returns_a_coroutine,
     two,
 )
-from support import DEADLINE, UNWATCHED
+from support import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,14 +161,14 @@ KINDS = (MemoryError, KeyboardInterrupt, SystemExit)
     ("modules", "run", "make_executor"),
     [
         pytest.param([one, two], runs, nullcontext, id="run"),
-        pytest.param([one, two], runs_async, nullcontext, marks=UNWATCHED, id="run_async"),
-        pytest.param([one, raises, raises_too], runs, nullcontext, marks=UNWATCHED, id="failing modules"),
-        pytest.param([one, returns_a_coroutine], runs, nullcontext, marks=UNWATCHED, id="a plain module's coroutine"),
+        pytest.param([one, two], runs_async, nullcontext, id="run_async"),
+        pytest.param([one, raises, raises_too], runs, nullcontext, id="failing modules"),
+        pytest.param([one, returns_a_coroutine], runs, nullcontext, id="a plain module's coroutine"),
         pytest.param([one, two], cancels, nullcontext, id="cancellation"),
-        pytest.param([one], nests, one_thread, marks=UNWATCHED, id="nested executions"),
-        pytest.param([one, two], runs, Elsewhere, marks=UNWATCHED, id="elsewhere"),
-        pytest.param([one, two], cancels, Elsewhere, marks=UNWATCHED, id="cancellation elsewhere"),
-        pytest.param([one, last], runs, AtOnce, marks=UNWATCHED, id="at once"),
+        pytest.param([one], nests, one_thread, id="nested executions"),
+        pytest.param([one, two], runs, Elsewhere, id="elsewhere"),
+        pytest.param([one, two], cancels, Elsewhere, id="cancellation elsewhere"),
+        pytest.param([one, last], runs, AtOnce, id="at once"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")

@@ -137,7 +137,7 @@ def test_what_is_too_large_for_the_client_is_rejected(cluster: Cluster, make_sin
 
 def test_what_is_safe_beside_a_refusal_is_not_sent_again(cluster: Cluster, make_sink: MakeSink) -> None:
     cluster.create("two", 2)
-    sink = make_sink("two", **{"linger.ms": 100})
+    sink = make_sink("two", **{"linger.ms": 500})
     events = [module_started("Trim", UUID(int=number)) for number in range(20)]
     assert sink.send(events, SENDING) == []
     cluster.answer_with(PRODUCE, KafkaError.INVALID_RECORD)
