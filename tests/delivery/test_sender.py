@@ -56,6 +56,23 @@ def test_events_of_several_batches_are_sent_together_if_small() -> None:
     assert (sink.items, sink.calls, settled(sender)) == (execution(1), [4], [0, 1, 2, 3])
 
 
+@pytest.mark.parametrize(("max_batch", "full"), [(8, 8), (1_000_000, 2_048)])
+def test_while_more_is_about_to_come_only_what_is_full_is_sent(max_batch: int, full: int) -> None:
+    """However much the sink would take at once."""
+    sink = ListSink(max_batch=max_batch)
+    sender = event_sender(sink)
+    for number in range(full // 4):
+        assert sink.calls == []
+        sender.add(batch(execution(number), first=4 * number))
+        sender.tick(more=True)
+    assert sink.calls == [full]
+    sender.add(batch(execution(full), first=full))
+    sender.tick(more=True)
+    assert sink.calls == [full]
+    sender.tick()
+    assert sink.calls == [full, 4]
+
+
 def test_an_execution_is_settled_with_the_last_of_its_spans() -> None:
     sink = ListSink(takes="spans")
     sender = span_sender(sink)

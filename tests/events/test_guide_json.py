@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from constellation_otel.events import EVENT_TYPES, decode_json, encode_json, engine_frames, guide_json
+from constellation_otel.events import (
+    EVENT_TYPES,
+    decode_json,
+    encode_json,
+    engine_frames,
+    guide_json,
+    plain_events,
+    read_json,
+)
 from constellation_otel.events.model import (
     MAX_MESSAGE,
     ErrorInfo,
@@ -122,6 +130,34 @@ def test_null_fields_may_be_absent(event_type: str) -> None:
     event, text = JSON_OF_THE_GUIDE[event_type]
     present = {name: value for name, value in json.loads(text).items() if value is not None}
     assert decode_json(json.dumps(present)) == event
+
+
+PLAIN = [text.encode() for texts in (JSON_WITH_EXTENSIONS, JSON_OF_THE_GUIDE) for _, text in texts.values()]
+ODD = [
+    b"",
+    b"[]",
+    b"{}",
+    PLAIN[0][:-1],
+    PLAIN[0].replace(b"started", b"paused"),
+    PLAIN[0].replace(b"my-pipeline", b"\\u0000"),
+    PLAIN[0].replace(b"my-pipeline", b"\xff"),
+    PLAIN[0].replace(b'"my-pipeline"', b'""'),
+    PLAIN[0].replace(b"vendor=value", b"\\u00e9"),
+    PLAIN[0].replace(b'Ns":1795465363577', b'Ns":1795465363578'),
+    PLAIN[2].replace(b'Ns":2345678', b'Ns":-1'),
+    PLAIN[3].replace(b"boom", b"\\u0000"),
+    JSON_OF_THE_GUIDE["module.completed"][1].encode().replace(b'Ms":2', b'Ms":-2'),
+]
+
+
+@given(st.lists(st.sampled_from(PLAIN)), st.data())
+def test_records_are_read_together_where_there_is_nothing_to_be_said_about_any(
+    records: list[bytes], data: st.DataObject
+) -> None:
+    """As one by one; and not at all where there is."""
+    assert plain_events(records) == [read_json(record).event for record in records]
+    records.insert(data.draw(st.integers(0, len(records))), data.draw(st.sampled_from(ODD)))
+    assert plain_events(records) is None
 
 
 def test_a_timestamp_may_have_a_fraction() -> None:

@@ -544,7 +544,7 @@ class Assembler:
 
     def _modules_that_waited(self, execution: Execution) -> list[Span]:
         """The modules whose end came before the execution's start."""
-        return self._emit_modules(execution, [item for item in execution.left() if item[1].end is not None])
+        return self._emit_modules(execution, [item for item in execution.not_emitted() if item[1].end is not None])
 
     def _emit_modules(self, execution: Execution, ended: list[tuple[int, Module]]) -> list[Span]:
         """Modules that have ended become spans; what stays is that they were emitted, and how they failed."""
@@ -607,7 +607,7 @@ class Assembler:
         key = execution.key
         del self._open[key]
         del self._touched[key]
-        left = execution.left()
+        left = execution.not_emitted()
         self.held -= 1 + len(left) + len(execution.anonymous)
         for _, module in left:
             self._running -= module.end is None

@@ -161,7 +161,7 @@ class Execution(Struct):
     is_scheduled: bool = False
     note: Any = None
 
-    def left(self) -> list[tuple[int, Module]]:
+    def not_emitted(self) -> list[tuple[int, Module]]:
         """The modules whose span was not emitted, with their ids' numbers."""
         return [item for item in self.modules.items() if item[1] is not EMITTED]
 
@@ -253,15 +253,15 @@ class Rendering:
         spans: list[Span] = []
         for key, module in modules:
             start, end = module.start, module.end
-            known = start or end
-            name = _UNKNOWN if known is None else known.module_name
+            known: ModuleStarted | ModuleEnd = start or end  # type: ignore[assignment] # one of the two is known
+            name = known.module_name
             status, description = _UNSET, None
             events: tuple[SpanEvent, ...] = ()
             if are_anonymous:
                 attributes: dict[str, AttributeValue] = {**common, MODULE_NAME: name}
             else:
                 # some seven times as fast as the UUID's own str()
-                module_id = to_builtins(known.module_id)  # type: ignore[union-attr] # one of the two is known
+                module_id = to_builtins(known.module_id)
                 attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
             if type(end) is ModuleCompleted:
                 attributes[OUTCOME] = "success"

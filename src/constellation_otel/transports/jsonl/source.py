@@ -178,8 +178,8 @@ class JsonlSource(Source):
         is_late = False
         while not (self._closed.is_set() or self._has_ended):
             if self._rest.lines:
-                lines, self._rest = self._rest.cut(_MAX_ITEMS)
-                items = _items_of(lines)
+                cut, self._rest = self._rest.cut(_MAX_ITEMS)
+                items = _items_of(cut)
                 if items:
                     return items
                 continue
@@ -231,14 +231,14 @@ class JsonlSource(Source):
         return pipe
 
 
-def _items_of(lines: _Cut) -> list[Batch | Unreadable | Revoked | Restarted]:
+def _items_of(cut: _Cut) -> list[Batch | Unreadable | Revoked | Restarted]:
     """What lines are; a blank one is nothing."""
-    events = None if lines.is_first_too_long else plain_events(lines.lines)
+    is_too_long = cut.is_first_too_long
+    events = None if is_too_long else plain_events(cut.lines)
     if events is not None:
-        return [Batch(events, lines.offsets)]
+        return [Batch(events, cut.offsets)]
     gathered = BatchBuilder()
-    is_too_long = lines.is_first_too_long
-    for offset, data in zip(lines.offsets, lines.lines, strict=True):
+    for offset, data in zip(cut.offsets, cut.lines, strict=True):
         if is_too_long:
             reason = f"the line is longer than {_MAX_LINE} bytes"
             gathered.put(Unreadable(data, reason, Position(None, offset)))
