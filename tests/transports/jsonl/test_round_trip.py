@@ -14,20 +14,14 @@ from hypothesis import strategies as st
 
 from constellation_otel.delivery import Unreadable
 from constellation_otel.events import (
-    ErrorInfo,
     Event,
-    ExecutionCancelled,
-    ExecutionCompleted,
-    ExecutionStarted,
-    ModuleCompleted,
-    ModuleFailed,
-    ModuleStarted,
     clean_message,
     clean_name,
     encode_json,
 )
 from constellation_otel.transports.jsonl import JsonlSink, JsonlSource
 from constellation_otel.transports.jsonl.source import _Lines
+from strategies import any_event
 from support import UNWATCHED
 from transports.jsonl.helpers import append, drained, events, events_of, line
 
@@ -40,18 +34,8 @@ pytestmark = UNWATCHED
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 SOME_NAMES = TEXT.map(clean_name)
 HEADERS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=50)
-TIMES_NS = st.integers(0, 2**63 - 1)
 DURATIONS = st.none() | st.integers(0, 2**51).map(lambda duration_ns: duration_ns / 1_000_000)
-MODULE_IDS = st.none() | st.uuids()
-ERRORS = st.builds(ErrorInfo, st.none() | SOME_NAMES, st.none() | TEXT.map(clean_message))
-EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.builds(ExecutionStarted, st.uuids(), SOME_NAMES, TIMES_NS, st.none() | HEADERS, st.none()),
-    st.builds(ModuleStarted, st.uuids(), MODULE_IDS, SOME_NAMES, TIMES_NS),
-    st.builds(ModuleCompleted, st.uuids(), MODULE_IDS, SOME_NAMES, DURATIONS, TIMES_NS),
-    st.builds(ModuleFailed, st.uuids(), MODULE_IDS, SOME_NAMES, ERRORS, TIMES_NS),
-    st.builds(ExecutionCompleted, st.uuids(), SOME_NAMES, st.booleans(), DURATIONS, TIMES_NS),
-    st.builds(ExecutionCancelled, st.uuids(), SOME_NAMES, TIMES_NS),
-)
+EVENTS = any_event(SOME_NAMES, DURATIONS, messages=TEXT.map(clean_message), traceparents=HEADERS)
 JUNK = st.one_of(
     # junk that is a line of its own, and an event that was torn
     st.binary(max_size=50).filter(lambda data: b"\n" not in data),

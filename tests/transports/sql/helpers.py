@@ -12,18 +12,13 @@ from hypothesis import strategies as st
 
 from constellation_otel.delivery import Record, SourceItem, Unreadable
 from constellation_otel.events import (
-    ErrorInfo,
     Event,
-    ExecutionCancelled,
-    ExecutionCompleted,
     ExecutionStarted,
-    ModuleCompleted,
-    ModuleFailed,
-    ModuleStarted,
 )
 from constellation_otel.transports.sql import SqlSink, SqlSource
 from deliveries import flat
-from sql_events import NS, TRACEPARENT
+from sql_events import NS
+from strategies import any_event
 from support import DEADLINE
 
 if TYPE_CHECKING:
@@ -106,25 +101,10 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 texts = st.text(max_size=250)
 
 
-ids = st.uuids()
-
-
-times = st.integers(0, 2**63 - 1)
-
-
 lengths = st.none() | st.floats(min_value=0, max_value=1e12, allow_nan=False) | st.just(float("nan"))
 
 
-events: st.SearchStrategy[Event] = st.one_of(
-    st.builds(ExecutionStarted, ids, texts, times, st.none() | st.just(TRACEPARENT), st.none() | st.just("a=1,b=2")),
-    st.builds(ModuleStarted, ids, st.none() | ids, texts, times),
-    st.builds(ModuleCompleted, ids, st.none() | ids, texts, lengths, times),
-    st.builds(
-        ModuleFailed, ids, st.none() | ids, texts, st.builds(ErrorInfo, st.none() | texts, st.none() | texts), times
-    ),
-    st.builds(ExecutionCompleted, ids, texts, st.booleans(), lengths, times),
-    st.builds(ExecutionCancelled, ids, texts, times),
-)
+events = any_event(texts, lengths, tracestates=st.just("a=1,b=2"))
 
 
 def run(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
