@@ -37,9 +37,9 @@ def any_event(
     """
     ids, times = st.uuids(), st.integers(0, 2**63 - 1)
     module_ids = st.none() | ids
-    headers = st.none() | (traceparents or st.just(TRACEPARENT))
+    headers = st.none() | (st.just(TRACEPARENT) if traceparents is None else traceparents)
     states = st.none() if tracestates is None else st.none() | tracestates
-    errors = st.builds(ErrorInfo, st.none() | names, st.none() | (messages or names))
+    errors = st.builds(ErrorInfo, st.none() | names, st.none() | (names if messages is None else messages))
     return st.one_of(
         st.builds(ExecutionStarted, ids, names, times, headers, states),
         st.builds(ModuleStarted, ids, module_ids, names, times),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from constellation_otel.errors import (
     MisconfiguredError,
     UnavailableError,
@@ -13,10 +15,9 @@ from support import DEADLINE
 from transports.otlp.helpers import BOTH, SPANS, Certificates, Wire, raised_by, raw_server, read, tls_server
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
-
-    import pytest
 
     from constellation_otel.transports.otlp import OtlpSink
 
@@ -82,7 +83,16 @@ def test_spans_are_held_while_a_certificate_is_not_there(
         assert sink.send(SPANS, DEADLINE) == []
 
 
-def test_eof_in_the_tls_handshake_is_not_a_matter_of_trust(make_sink: Callable[..., OtlpSink]) -> None:
-    with raw_server(lambda connection: connection.recv(65_536)) as endpoint:
+@pytest.mark.parametrize("last_words", [b"", b"\x15\x03\x03\x00\x02\x01\x00"], ids=["nothing", "close_notify"])
+def test_eof_in_the_tls_handshake_is_not_a_matter_of_trust(
+    last_words: bytes, make_sink: Callable[..., OtlpSink]
+) -> None:
+    """Whether or not it is announced."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(last_words)
+
+    with raw_server(serve) as endpoint:
         error = raised_by(make_sink(endpoint.replace("http", "https"), protocol="http/protobuf"))
     assert type(error) is UnavailableError

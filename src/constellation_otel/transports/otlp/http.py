@@ -149,7 +149,7 @@ def _connection_error(far_side: FarSide, error: Exception) -> UnavailableError:
     if _PROXY_REFUSAL in message:
         return MisconfiguredError(f"{message}; {LOOK_AT_PROXY}")
     # EOF is a problem of the connection and not of a certificate, during the TLS handshake too
-    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return MisconfiguredError(f"{message}; {LOOK_AT_CERTIFICATES}")
     return UnavailableError(message)
 
