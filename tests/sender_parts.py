@@ -13,12 +13,13 @@ from constellation_otel.delivery.transform import Outbox, PassThrough
 from constellation_otel.traces import Assembler, Sampling, decide, exported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from constellation_otel.delivery import SpanObserver, Watermark
     from constellation_otel.delivery.receipt import Receipt
     from constellation_otel.events import Event
     from constellation_otel.traces import Span
+    from constellation_otel.traces.assembler import Taken
     from deliveries import ListSink
 
 
@@ -48,14 +49,36 @@ def assembly(
 ) -> TraceAssembly[Any]:
     """An assembly of which every span is sent, unless it is told otherwise; ``options`` are the assembler's."""
     sampling = sampling or Sampling(partial(decide, ALWAYS_ON))
+
+    def of_each(spans: Sequence[Span]) -> list[Any]:
+        return [item for item in map(as_item, spans) if item is not None]  # type: ignore[arg-type] # there is one
+
     return TraceAssembly(
         assembler(sampling=sampling, **options),
         sampling,
-        as_item or exported(with_events=True),
+        exported(with_events=True) if as_item is None else of_each,
         observer=observer,
         watermark=watermark,
         tracks=tracks,
     )
+
+
+def raising(bad: Callable[[Event, int | None], bool], *, after: bool = False) -> type[Assembler]:
+    """An assembler that raises for some events: before it takes them in, or after."""
+
+    class Raising(Assembler):
+        def take(
+            self, events: Sequence[Event], times_ns: Sequence[int], positions: Sequence[int | None]
+        ) -> Iterator[Taken]:
+            for index, (event, now_ns, position) in enumerate(zip(events, times_ns, positions, strict=True)):
+                is_bad = bad(event, position)
+                if is_bad and not after:
+                    yield None, index + 1, LookupError("odd")
+                    continue
+                for execution, _, emitted in super().take((event,), (now_ns,), (position,)):
+                    yield execution, index + 1, LookupError("odd") if is_bad else emitted
+
+    return Raising
 
 
 def added(transform: Any, *batches: Batch, out: Outbox[Any] | None = None) -> Outbox[Any]:

@@ -74,18 +74,18 @@ def acknowledgements(
 
 def test_a_receipt_keeps_where_its_part_has_the_records() -> None:
     receipt = Receipt("a", 7, 1, [7])
-    receipt.add("a", 9)
+    receipt.add("a", [9])
     assert (receipt.count, receipt.last, receipt.positions()) == (2, 9, at(7, 9, origin="a"))
 
 
 def test_a_receipt_keeps_what_other_parts_have_beside_it() -> None:
     """Offsets of two parts say nothing about each other: the last one is that of its own part."""
     receipt = Receipt("a", 7, 1, [7])
-    receipt.add("b", 100)
-    receipt.add("c", 1)
-    receipt.add("a", 8)
-    assert (receipt.count, receipt.last) == (4, 8)
-    assert receipt.positions() == [*at(7, 8, origin="a"), Position("b", 100), Position("c", 1)]
+    receipt.add("b", [100, 101])
+    receipt.add("c", [1])
+    receipt.add("a", [8, 9])
+    assert (receipt.count, receipt.last) == (6, 9)
+    assert receipt.positions() == [*at(7, 8, 9, origin="a"), *at(100, 101, origin="b"), Position("c", 1)]
 
 
 def test_a_receipt_without_offsets_has_no_positions_to_tell() -> None:

@@ -12,9 +12,8 @@ from constellation_otel.delivery import DeadLetters, LastError, Position, Reject
 from constellation_otel.delivery.sender import Sender
 from constellation_otel.errors import GoneError, RefusedError, UnavailableError
 from constellation_otel.events import ModuleStarted
-from constellation_otel.traces import Assembler
 from deliveries import T0, ListSink, execution
-from sender_parts import Clock, assembly, batch, counted, event_sender, settled
+from sender_parts import Clock, assembly, batch, counted, event_sender, raising, settled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -276,14 +275,9 @@ def test_what_waits_can_be_taken_out_while_a_fault_is_searched() -> None:
 
 
 def test_an_event_for_which_a_transform_raises_is_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Odd(Assembler):
-        def take(self, event: Any, now_ns: int, position: int | None) -> Any:
-            if position in {1, 2}:
-                raise LookupError("odd")
-            return super().take(event, now_ns, position)
-
+    odd = raising(lambda _, position: position in {1, 2})
     letters = DeadLetters(tmp_path / "dead.jsonl")
-    sender: Sender[Any] = Sender(ListSink(takes="spans"), assembly(Odd), dead_letters=letters)
+    sender: Sender[Any] = Sender(ListSink(takes="spans"), assembly(odd), dead_letters=letters)
     sender.add(batch(execution(1)))
     sender.tick()
     assert settled(sender) == [1, 2, 0, 3]

@@ -15,30 +15,21 @@ from constellation_otel.events import ExecutionCompleted, ExecutionStarted, Modu
 from constellation_otel.traces import Assembler, Sampling, decide
 from constellation_otel.traces.rendering import Rendering
 from deliveries import MS, T0, execution
-from sender_parts import added, assembly, batch, names, safe
+from sender_parts import added, assembly, batch, names, raising, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from opentelemetry.context import Context
 
     from constellation_otel.events import Event
-    from constellation_otel.traces import Decision, Execution, Span
+    from constellation_otel.traces import Decision, Execution, Reason, Span
 
 
 def choosy(*bad: type[Event], after: bool = False) -> Any:
     """An assembler that raises for events of some types: before it takes them in, or after."""
 
-    class Choosy(Assembler):
-        def take(self, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:
-            if isinstance(event, bad) and not after:
-                raise LookupError
-            spans = super().take(event, now_ns, position)
-            if isinstance(event, bad):
-                raise LookupError
-            return spans
-
-    return Choosy
+    return raising(lambda event, _: isinstance(event, bad), after=after)
 
 
 def test_an_event_for_which_the_assembler_raises_costs_itself() -> None:
@@ -84,10 +75,10 @@ def test_an_execution_that_the_assembler_has_lost_is_rejected() -> None:
 class Unfinished(Assembler):
     """Raises for one execution that it is to finish."""
 
-    def finish_one(self, execution: Execution) -> list[Span]:
+    def emit(self, execution: Execution, reason: Reason | None) -> list[Span]:
         if execution.key == 2:
             raise ZeroDivisionError
-        return super().finish_one(execution)
+        return super().emit(execution, reason)
 
 
 def test_an_execution_that_cannot_be_finished_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:

@@ -158,14 +158,14 @@ def test_an_execution_that_cannot_be_finished_costs_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By a defect: nothing that comes in is known to bring it about."""
-    finish_one = Assembler.finish_one
+    emit = Assembler.emit
 
-    def fail_once(assembler: Assembler, execution: Any) -> Any:
+    def fail_once(assembler: Assembler, execution: Any, reason: Any) -> Any:
         if execution.key == 2:
             raise ZeroDivisionError
-        return finish_one(assembler, execution)
+        return emit(assembler, execution, reason)
 
-    monkeypatch.setattr(Assembler, "finish_one", fail_once)
+    monkeypatch.setattr(Assembler, "emit", fail_once)
     listener = make_listener(application.traces)
     for number in (1, 2, 3):
         listener.on_execution_start(UUID(int=number), f"dag-{number}")

@@ -41,7 +41,7 @@ def test_a_span_listener_has_to_say_who_decides_and_observes(cls: Callable[..., 
 def test_a_span_listener_has_to_say_what_its_sink_is_sent() -> None:
     listener = Observes(ListSink(takes="spans"), **LIMITS)
     with pytest.raises(NotImplementedError):
-        listener._as_item(assemble(STORY)[-1])
+        listener._as_items(assemble(STORY))
     assert listener.close(1.0)
 
 

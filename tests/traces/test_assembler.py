@@ -301,6 +301,36 @@ def test_a_long_execution_holds_only_the_modules_that_are_open() -> None:
     assert execution.status_description == "m failed: too many words"
 
 
+def test_of_modules_that_were_emitted_together_the_first_are_forgotten_first() -> None:
+    assembler = Assembler(settle=1, max_settled=2)
+    for module_id in (M1, M2, M3):
+        assembler.add(ModuleStarted(E1, module_id, "m", T0), 0)
+        assembler.add(ModuleCompleted(E1, module_id, "m", 1.0, T0 + MS), 0)
+    assembler.add(STORY[0], 0)
+    assert len(assembler.advance(SECOND)) == 3
+    for module_id in (M1, M2, M3):
+        assembler.add(ModuleStarted(E1, module_id, "m", T0), SECOND)
+    assert (assembler.counters.late, assembler.open_modules) == (2, 1)
+
+
+def test_an_event_that_cannot_be_taken_in_costs_no_other() -> None:
+    """By a defect: nothing that was validated is known to bring it about."""
+    odd: Any = object()
+    start, *others = STORY
+    events = [start, ModuleStarted(E1, odd, "m", T0), ModuleStarted(odd, M1, "m", T0), *others]
+    assembler = Assembler()
+    taken: list[Any] = [*assembler.take(events, [0] * len(events), range(len(events)))]
+    assert [(stop, type(spans)) for _, stop, spans in taken[:3]] == [
+        (1, tuple),
+        (2, AttributeError),
+        (3, AttributeError),
+    ]
+    assert [execution is None for execution, _, _ in taken[:4]] == [False, False, True, False]
+    assert [span for *_, spans in taken[3:] for span in spans] == [TRIM, UPPERCASE, WORD_COUNT, EXECUTION]
+    with pytest.raises(AttributeError):
+        assembler.add(events[2], 0)
+
+
 def test_memory_is_bounded_where_spans_settle_too() -> None:
     assembler = Assembler(settle=1, max_open=100)
     rng = random.Random(11)
@@ -365,12 +395,12 @@ def test_a_discarded_execution_may_be_assembled_again_whole() -> None:
 
 
 def test_open_executions_of_a_restarted_engine_are_abandoned() -> None:
-    """One that has ended is emitted when it has settled."""
     assembler = Assembler(settle=1)
     assembler.add(ExecutionStarted(E1, "my-pipeline", T0), 0)
     assembler.add(ExecutionStarted(E2, "ended", T0), 0)
     assembler.add(ExecutionCancelled(E2, "ended", T0 + MS), 0)
-    (abandoned,) = [span for execution in [*assembler.executions] for span in assembler.abandon(execution)]
+    first, _ = assembler.executions
+    (abandoned,) = assembler.emit(first, "engine_restarted")
     assert abandoned.attributes["constellation.abandoned.reason"] == "engine_restarted"
     assert abandoned.status_description == "abandoned without an end: the engine was restarted"
     assert [span.name for span in assembler.advance(SECOND)] == ["ended"]

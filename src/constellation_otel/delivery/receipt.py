@@ -59,16 +59,15 @@ class Receipt(Struct, eq=False):
     is_settled: bool = False
     after: Receipt | None = None
 
-    def add(self, origin: Hashable, offset: int) -> None:
-        """One more record, whose position is kept."""
-        self.count += 1
+    def add(self, origin: Hashable, offsets: Sequence[int]) -> None:
+        """More records, whose positions are kept."""
+        self.count += len(offsets)
         if origin == self.origin:
-            self.last = offset
-            self.offsets.append(offset)
-        elif self.others is None:
-            self.others = [Position(origin, offset)]
+            self.last = offsets[-1]
+            self.offsets += offsets
         else:
-            self.others.append(Position(origin, offset))
+            positions = [Position(origin, offset) for offset in offsets]
+            self.others = positions if self.others is None else self.others + positions
 
     def positions(self) -> list[Position]:
         """Where the source has its records, as far as that was kept."""

@@ -229,9 +229,8 @@ class Sender(Generic[T]):
         """
         self.transform.advance(self._outbox)
         self._look()
-        if more and self.has_room() and self.waiting < min(self.sink.max_batch, _FULL):
-            return self.transform.wake_in()
-        send_in = self.send_until(self._clock() + self._slice_s)
+        full = min(self.sink.max_batch, _FULL) if more and self.has_room() else 1
+        send_in = self.send_until(self._clock() + self._slice_s, at_least=full)
         while not self.has_room() and not self.waiting:
             # all that is held is open: without this, nothing would ever be taken in again
             if not self.transform.make_room(self._outbox):
@@ -245,16 +244,18 @@ class Sender(Generic[T]):
             send_in = self.send_until(self._clock() + self._slice_s)
         return min((due for due in (send_in, self.transform.wake_in()) if due is not None), default=None)
 
-    def send_until(self, deadline: float) -> float | None:
+    def send_until(self, deadline: float, *, at_least: int = 1) -> float | None:
         """Sends what there is.
 
         Args:
             deadline: Until when, in seconds of the clock.
+            at_least: How many items that were not sent before, so that fewer are left for the next time.
 
         Returns:
-            In how many seconds to go on; ``None`` where nothing is left to be sent.
+            In how many seconds to go on; ``None`` where nothing is left to be sent now.
         """
-        while not self._is_abandoned and (self._again or self._outbox.items or self._bisection is not None):
+        outbox = self._outbox
+        while not self._is_abandoned and (self._again or len(outbox.items) >= at_least or self._bisection is not None):
             now = self._clock()
             if now < self._not_before:
                 return self._not_before - now

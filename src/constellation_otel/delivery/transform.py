@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from constellation_otel._support.log import RateLimitedLog
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery.contract import Batch, Position, SpanObserver
     from constellation_otel.events import Event
-    from constellation_otel.traces import Assembler, Counters, Execution, Sampling, Span
+    from constellation_otel.traces import Assembler, Counters, Execution, Module, Reason, Sampling, Span
 
 __all__ = ["Outbox", "PassThrough", "TraceAssembly", "Transform"]
 
@@ -148,7 +147,8 @@ class TraceAssembly(Generic[T]):
     Args:
         assembler: Owned by this from now on, with ``sampling``.
         sampling: What is decided on each execution.
-        as_item: What the sink is sent for a span; ``None`` where the span is not sent.
+        as_items: What the sink is sent for spans of one execution; called again for each one
+            where it raises.
         observer: Sees every span, sent or not, before it is sent.
         watermark: The time of a replay; a monotonic clock where none is given.
         tracks: Whether positions are kept, for a source that has to be told what is safe.
@@ -160,7 +160,7 @@ class TraceAssembly(Generic[T]):
         self,
         assembler: Assembler,
         sampling: Sampling,
-        as_item: Callable[[Span], T | None],
+        as_items: Callable[[Sequence[Span]], Sequence[T]],
         *,
         observer: SpanObserver | None = None,
         watermark: Watermark | None = None,
@@ -169,7 +169,7 @@ class TraceAssembly(Generic[T]):
         self.tracks = tracks
         self._assembler = assembler
         self._sampling = sampling
-        self._as_item = as_item
+        self._as_items = as_items
         self._observer = observer
         self._watermark = watermark
         self._clock = PausableClock()
@@ -223,30 +223,29 @@ class TraceAssembly(Generic[T]):
         times_ns: Sequence[int],
         out: Outbox[T],
     ) -> None:
-        assembler, tracks = self._assembler, self.tracks
-        take, max_open = assembler.take, assembler.max_open
-        assembler.count(len(events))
+        assembler, tracks, max_open = self._assembler, self.tracks, self._assembler.max_open
         self._open_records += len(events)
-        for event, offset, at_ns in zip(events, offsets, times_ns, strict=True):
-            try:
-                spans = take(event, at_ns, offset)
-            except Exception as error:  # noqa: BLE001 - a defect, which must cost one record and no more
-                self._leave_out(event, origin, offset, out)
-                out.faulty.append((event, origin, offset, error))
-                continue
-            execution = assembler.current
-            if execution is None:
-                self._late(event, origin, offset, out)
+        first = 0
+        for execution, stop, spans in assembler.take(events, times_ns, offsets):
+            if execution is None or isinstance(spans, Exception):
+                # one event
+                if isinstance(spans, Exception):
+                    self._leave_out(execution, origin, offsets[first], out)
+                    out.faulty.append((events[first], origin, offsets[first], spans))
+                else:
+                    self._late(events[first], origin, offsets[first], out)
+                first = stop
                 continue
             receipt: Receipt | None = execution.note
             if receipt is None:
-                execution.note = Receipt(origin, offset, 1, [offset] if tracks else [])
-            elif tracks:
-                receipt.add(origin, offset)
+                receipt = execution.note = Receipt(origin, offsets[first], 0, [])
+            if tracks:
+                receipt.add(origin, offsets[first:stop])
             else:
-                receipt.count += 1
+                receipt.count += stop - first
                 if origin is None or origin == receipt.origin:
-                    receipt.last = offset
+                    receipt.last = offsets[stop - 1]
+            first = stop
             if spans:
                 self._put_out(execution, spans, out)
             while assembler.held > max_open:
@@ -267,21 +266,21 @@ class TraceAssembly(Generic[T]):
         execution = self._assembler.next_to_evict()
         if execution is None:
             return False
-        self._emit(execution, partial(self._assembler.evict_one, execution), out)
+        self._emit(execution, "capacity", out)
         return True
 
     def finish(self, out: Outbox[T], *, abandon: bool) -> None:
         for execution in self._assembler.to_finish(abandon=abandon):
-            self._emit(execution, partial(self._assembler.finish_one, execution), out)
+            self._emit(execution, "closed", out)
 
     def restart(self, at: Position, out: Outbox[T]) -> None:
         after = Receipt(at.origin, at.offset, 0, [at.offset], is_complete=True)
         for execution in list(self._assembler.executions):
             receipt: Receipt = execution.note
             # of an execution in several parts, where it began
-            if receipt.origin != at.origin or receipt.last >= at.offset:
+            if receipt.origin != at.origin or receipt.last >= at.offset or execution.end is not None:
                 continue
-            if not self._emit(execution, partial(self._assembler.abandon, execution), out):
+            if not self._emit(execution, "engine_restarted", out):
                 continue
             receipt.after = after
             after.pending += 1
@@ -306,27 +305,28 @@ class TraceAssembly(Generic[T]):
         return revoked
 
     def _advance(self, now_ns: int, out: Outbox[T]) -> None:
-        for execution, emit in self._assembler.due(now_ns):
-            self._emit(execution, emit, out)
+        for execution, reason, ended in self._assembler.due(now_ns):
+            self._emit(execution, reason, out, ended)
 
-    def _emit(self, execution: Execution, emit: Callable[[], Sequence[Span]], out: Outbox[T]) -> bool:
-        """Puts out what is emitted of an execution; whether there is anything."""
+    def _emit(
+        self, execution: Execution, reason: Reason | None, out: Outbox[T], ended: list[Module] | None = None
+    ) -> bool:
+        """Puts out what is left of an execution, or modules that have ended; whether there is anything."""
+        assembler = self._assembler
         try:
-            spans = emit()
+            spans = assembler.emit(execution, reason) if ended is None else assembler.emit_modules(execution, ended)
         except Exception as error:  # noqa: BLE001 - a defect, which must cost one execution and no more
             message = "no spans can be made of execution %s, and it is left out"
             self._log.write(_LOGGER, logging.ERROR, "emit", message, execution.execution_id, error=error)
             self._give_up(execution, out)
             return False
-        if spans:
-            self._put_out(execution, spans, out)
-        return bool(spans)
+        self._put_out(execution, spans, out)
+        return True
 
-    def _leave_out(self, event: Event, origin: Hashable, offset: int, out: Outbox[T]) -> None:
+    def _leave_out(self, execution: Execution | None, origin: Hashable, offset: int, out: Outbox[T]) -> None:
         """A record for which the assembler raised is none of its execution's."""
         self._open_records -= 1
-        execution = self._assembler.current
-        if execution is None or execution.execution_id != event.execution_id:
+        if execution is None:
             return
         is_first = execution.note is None
         if is_first:
@@ -352,7 +352,7 @@ class TraceAssembly(Generic[T]):
             self._sampling.forget(execution_id)
         _, unsafe = self._unsafe.get(execution_id.int, (None, None))
         if unsafe is not None and unsafe.pending:
-            unsafe.add(origin, offset)
+            unsafe.add(origin, [offset])
         else:
             out.settled.append(Receipt(origin, offset, 1, [offset] if self.tracks else [], is_complete=True))
 
@@ -362,18 +362,12 @@ class TraceAssembly(Generic[T]):
 
     def _put_out(self, execution: Execution, spans: Sequence[Span], out: Outbox[T]) -> None:
         receipt: Receipt = execution.note
-        as_item = self._as_item if self._observer is None else self._observed
-        items: list[T] = []
-        for span in spans:
-            try:
-                item = as_item(span)
-            except Exception as error:  # noqa: BLE001 - a defect, which must cost one span and no more
-                message = "a span of execution %s cannot be sent, and is left out"
-                self._log.write(_LOGGER, logging.ERROR, "item", message, execution.execution_id, error=error)
-                receipt.rejected += 1
-                continue
-            if item is not None:
-                items.append(item)
+        if self._observer is not None:
+            self._observe(self._observer, execution, spans)
+        try:
+            items = self._as_items(spans)
+        except Exception:  # noqa: BLE001 - a defect, which must cost one span and no more
+            items = [item for span in spans for item in self._as_item(span, receipt)]
         receipt.pending += len(items)
         out.items += items
         out.receipts += [receipt] * len(items)
@@ -385,15 +379,24 @@ class TraceAssembly(Generic[T]):
             elif self.tracks:
                 self._remember_unsafe(execution, receipt)
 
-    def _observed(self, span: Span) -> T | None:
-        """What the sink is sent for a span, once the observer has seen it."""
-        decision = self._sampling.recall(span.execution_id) or NOT_TRACED  # type: ignore[arg-type] # the assembler's have one
+    def _as_item(self, span: Span, receipt: Receipt) -> Sequence[T]:
+        """What the sink is sent for a span, where that raised for some of its execution's."""
         try:
-            self._observer.observe(span, decision)  # type: ignore[union-attr] # there is one
-        except Exception as error:  # noqa: BLE001 - metrics and logs; the span is sent all the same
-            message = "the span %s of execution %s is not in the metrics or logs"
-            self._log.write(_LOGGER, logging.ERROR, "observe", message, span.name, span.execution_id, error=error)
-        return self._as_item(span)
+            return self._as_items([span])
+        except Exception as error:  # noqa: BLE001 - for this one
+            message = "a span of execution %s cannot be sent, and is left out"
+            self._log.write(_LOGGER, logging.ERROR, "item", message, span.execution_id, error=error)
+            receipt.rejected += 1
+            return ()
+
+    def _observe(self, observer: SpanObserver, execution: Execution, spans: Sequence[Span]) -> None:
+        decision = self._sampling.recall(execution.execution_id) or NOT_TRACED
+        for span in spans:
+            try:
+                observer.observe(span, decision)
+            except Exception as error:  # noqa: BLE001 - metrics and logs; the span is sent all the same
+                message = "the span %s of execution %s is not in the metrics or logs"
+                self._log.write(_LOGGER, logging.ERROR, "observe", message, span.name, span.execution_id, error=error)
 
     def _remember_unsafe(self, execution: Execution, receipt: Receipt) -> None:
         self._unsafe[execution.key] = (execution.execution_id, receipt)

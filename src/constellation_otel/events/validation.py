@@ -31,15 +31,15 @@ from constellation_otel.events.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-__all__ = ["CHECKS_OF_VALUES", "MAX_TIMESTAMP_NS", "Validated", "is_valid", "said", "shown", "validated"]
+__all__ = ["MAX_HEADER", "MAX_TIMESTAMP_NS", "Validated", "is_valid", "said", "shown", "validated"]
 
 MAX_TIMESTAMP_NS: Final = 2**63
 """Epoch nanoseconds are below this, since SQL and most backends hold a signed integer."""
 
 _MAX_SHOWN: Final = 100
-_MAX_HEADER: Final = 8_192
+MAX_HEADER: Final = 8_192
 """Characters of a traceparent or tracestate; a longer one is none."""
 
 
@@ -194,7 +194,7 @@ def _is_duration(value: float) -> bool:
 
 
 def _is_header(value: str) -> bool:
-    return len(value) <= _MAX_HEADER and value.isascii() and value.isprintable()
+    return len(value) <= MAX_HEADER and value.isascii() and value.isprintable()
 
 
 def _is_clean(clean: Callable[[str], str], value: str) -> bool:
@@ -261,49 +261,35 @@ _ERROR: Final = _fields(ErrorInfo)
 _EVENTS: Final[dict[type, tuple[_Field, ...]]] = {cls: _fields(cls) for cls in EVENT_TYPES}
 
 
-def _check_of(fields: tuple[_Field, ...], tests: Mapping[tuple[object, ...], str]) -> Callable[[Any], bool]:
+def _check_of(fields: tuple[_Field, ...]) -> Callable[[Any], bool]:
     """One expression that looks at all fields of an event, written from the same table.
 
     Walking the table takes five times as long, and every event passes here.
     """
     parts = []
     for field in fields:
-        test = tests[field.kinds if field.name not in _HEADERS else _HEADERS].replace("value", f"event.{field.name}")
-        if test:
-            parts.append(f"(event.{field.name} is None or {test})" if field.is_optional else test)
+        test = _TESTS[field.kinds if field.name not in _HEADERS else _HEADERS].replace("value", f"event.{field.name}")
+        parts.append(f"(event.{field.name} is None or {test})" if field.is_optional else test)
     names = {
         "UUID": UUID,
         "MAX_NAME": MAX_NAME,
         "MAX_NS": MAX_TIMESTAMP_NS,
         "MAX_MS": MAX_DURATION_MS,
-        "MAX": _MAX_HEADER,
+        "MAX": MAX_HEADER,
         "ErrorInfo": ErrorInfo,
     }
     check: Callable[[Any], bool] = eval(f"lambda event: {' and '.join(parts)}", names)  # noqa: S307 - the text is ours
     return check
 
 
-_VALUES: Final[dict[tuple[object, ...], str]] = {
-    (UUID,): "",
-    (int,): "0 <= value < MAX_NS",
-    (float, int): "0 <= value < MAX_MS",
-    (bool,): "",
-    (str,): "0 < len(value) <= MAX_NAME and value.isprintable()",
-    _HEADERS: "len(value) <= MAX and value.isascii() and value.isprintable()",
+_TESTS: Final[dict[tuple[object, ...], str]] = {
+    (UUID,): "type(value) is UUID",
+    (int,): "(type(value) is int and 0 <= value < MAX_NS)",
+    (float, int): "((type(value) is float or type(value) is int) and 0 <= value < MAX_MS)",
+    (bool,): "type(value) is bool",
+    (str,): "(type(value) is str and 0 < len(value) <= MAX_NAME and value.isprintable())",
+    _HEADERS: "(type(value) is str and len(value) <= MAX and value.isascii() and value.isprintable())",
     # rare, and not worth an expression
     (ErrorInfo,): "False",
 }
-"""What a value of the right type has to be, too."""
-_TYPES: Final[dict[tuple[object, ...], str]] = {
-    (UUID,): "type(value) is UUID",
-    (int,): "type(value) is int",
-    (float, int): "(type(value) is float or type(value) is int)",
-    (bool,): "type(value) is bool",
-    (str,): "type(value) is str",
-    _HEADERS: "type(value) is str",
-    (ErrorInfo,): "type(value) is ErrorInfo",
-}
-_TESTS: Final = {kinds: f"({test} and {_VALUES[kinds]})" if _VALUES[kinds] else test for kinds, test in _TYPES.items()}
-_CHECKS: Final = {cls: _check_of(fields, _TESTS) for cls, fields in _EVENTS.items()}
-CHECKS_OF_VALUES: Final = {cls: _check_of(fields, _VALUES) for cls, fields in _EVENTS.items()}
-"""Whether :func:`is_valid` holds for an event whose fields are known to be of the types declared."""
+_CHECKS: Final = {cls: _check_of(fields) for cls, fields in _EVENTS.items()}

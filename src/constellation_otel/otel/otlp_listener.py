@@ -20,7 +20,7 @@ from constellation_otel.traces import Span, decide, exported, sampler_of_environ
 from constellation_otel.transports.otlp import OtlpSink, make_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
     from opentelemetry.context import Context
@@ -144,8 +144,8 @@ class OtlpListener(SpanListener[Span]):
     def _decider(self) -> Callable[[UUID, str, Context], Decision]:
         return self._decide_by
 
-    def _as_item(self, span: Span) -> Span | None:
-        return self._exported(span)
+    def _as_items(self, spans: Sequence[Span]) -> Sequence[Span]:
+        return self._exported(spans)
 
     def _observer(self) -> PrivateSignals:
         return self._signals

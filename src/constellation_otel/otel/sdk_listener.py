@@ -22,7 +22,7 @@ from constellation_otel.otel.sdk_spans import PlainTraces, Recorded, SdkSink, Sd
 from constellation_otel.otel.span_listener import SpanListener
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
     from opentelemetry._logs import LoggerProvider
@@ -114,9 +114,10 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         self._tracing_known = self._metrics_known = self._is_active = False
         return None
 
-    def _as_item(self, span: Span) -> Recorded | None:
-        decision = None if span.execution_id is None else self._sampling.recall(span.execution_id)
-        return Recorded(span, decision) if decision is not None and decision.is_recorded else None
+    def _as_items(self, spans: Sequence[Span]) -> Sequence[Recorded]:
+        execution_id = spans[0].execution_id
+        decision = None if execution_id is None else self._sampling.recall(execution_id)
+        return [Recorded(span, decision) for span in spans] if decision is not None and decision.is_recorded else ()
 
     def _observer(self) -> OpenTelemetryListener:
         return self

@@ -15,7 +15,7 @@ from constellation_otel.events import ModuleCompleted, ModuleStarted, started_no
 from constellation_otel.traces import Assembler, Sampling, span_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.context import Context
 
@@ -40,7 +40,7 @@ class SpanListener(BufferedListener[T]):
     what its modules do. Where the sampler raises, the execution is not traced, and that is logged.
 
     Args:
-        sink: Takes what :meth:`_as_item` makes of spans.
+        sink: Takes what :meth:`_as_items` makes of spans.
         settle: Seconds that spans wait for events still on their way.
         max_open: Executions and modules held open at most.
         idle_timeout: Seconds without an event after which an execution is abandoned.
@@ -69,8 +69,8 @@ class SpanListener(BufferedListener[T]):
         """What decides on executions; ``None`` while nothing does."""
         raise NotImplementedError
 
-    def _as_item(self, span: Span) -> T | None:
-        """What the sink is sent for a span; ``None`` where it is not sent."""
+    def _as_items(self, spans: Sequence[Span]) -> Sequence[T]:
+        """What the sink is sent for spans of one execution that were made together."""
         raise NotImplementedError
 
     def _observer(self) -> SpanObserver:
@@ -84,7 +84,7 @@ class SpanListener(BufferedListener[T]):
         self._assembly_of = TraceAssembly(
             self._assembler(self._sampling),
             self._sampling,
-            self._as_item,
+            self._as_items,
             observer=self._observer(),
             tracks=self._tracks,
         )

@@ -9,7 +9,7 @@ from constellation_otel._support.door import door
 if TYPE_CHECKING:
     from constellation_otel.traces.assembler import Assembler, Counters
     from constellation_otel.traces.ids import span_id_of, trace_id_of
-    from constellation_otel.traces.rendering import Execution
+    from constellation_otel.traces.rendering import Execution, Module, Reason
     from constellation_otel.traces.sampling import (
         NOT_TRACED,
         Decision,
@@ -36,7 +36,7 @@ else:
         __name__,
         {
             "assembler": ("Assembler", "Counters"),
-            "rendering": ("Execution",),
+            "rendering": ("Execution", "Module", "Reason"),
             "ids": ("span_id_of", "trace_id_of"),
             "sampling": ("NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment"),
             "span": (
@@ -69,6 +69,8 @@ __all__ = [
     "Counters",
     "Decision",
     "Execution",
+    "Module",
+    "Reason",
     "Sampling",
     "Span",
     "SpanEvent",

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import OrderedDict, deque
-from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import islice, repeat
+from itertools import islice
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -38,13 +38,15 @@ if TYPE_CHECKING:
     from constellation_otel.traces.sampling import Sampling
     from constellation_otel.traces.span import Span
 
-__all__ = ["Assembler", "Counters"]
+__all__ = ["Assembler", "Counters", "Taken"]
 
 _SECOND: Final = 1_000_000_000
 _DUE_SLACK: Final = 768
 _LOOK_MASK: Final = 0xFF
 """Which of what is scheduled looks whether most of that is of no use any more: every 256th."""
 _LOOKED_AT: Final = 256
+_KEY: Final = attrgetter("key")
+_DUE: Final = attrgetter("due_ns", "key")
 _START_PATIENCE: Final = 30
 """How many times ``settle`` an execution that has ended waits for its start."""
 _KIND: Final[dict[type[Event], int]] = {ModuleFailed: 1, ExecutionCancelled: 1}
@@ -52,7 +54,14 @@ _KIND: Final[dict[type[Event], int]] = {ModuleFailed: 1, ExecutionCancelled: 1}
 
 _E = TypeVar("_E", bound=Event)
 _NOTHING: Final[Sequence[Span]] = ()
+_NO_KEY: Final = -1
 
+Taken: TypeAlias = "tuple[Execution | None, int, Sequence[Span] | Exception]"
+"""Events of one execution, one behind the other.
+
+The execution, ``None`` where they are late; the index behind the last of them; the spans that it emits. Or,
+where taking an event in raised, that alone, which is left out, with what was raised.
+"""
 
 _Due: TypeAlias = tuple[int, int, int, bool]
 """When, a number that no other one has, the execution's key, and whether it is its end, or modules that ended."""
@@ -115,7 +124,6 @@ class Assembler:
     Attributes:
         held: Executions and modules that are open.
         max_open: How many may be.
-        current: The execution of the event that was taken in last; ``None`` where that was late.
         soonest_ns: How long after an event time alone may have it emit something, at the soonest.
     """
 
@@ -149,14 +157,14 @@ class Assembler:
         self._open: OrderedDict[int, Execution] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
         self._settled: OrderedDict[int, None] = OrderedDict()
-        # which module of whose modules was emitted, the oldest first
-        self._emitted: deque[tuple[dict[int, Module], int]] = deque()
+        # which modules of whose were emitted, the oldest first, and how many they are
+        self._emitted: deque[tuple[dict[int, Module], list[int]]] = deque()
+        self._remembered = 0
         # what is emitted at which time: mostly in order, since most of it waits for as long as all
         self._due: list[_Due] = []
         self._due_in_order: deque[_Due] = deque()
         # when an execution may be silent or open for too long, at the earliest
         self._evict_at_ns: float = inf
-        self.current: Execution | None = None
         self._position = 0
         self.held = 0
         self._running = 0
@@ -202,65 +210,107 @@ class Assembler:
         Returns:
             The spans that are emitted by it.
         """
-        self.count(1)
-        spans = [*self.take(event, now_ns, position)]
+        spans: list[Span] = []
+        for _, _, emitted in self.take((event,), (now_ns,), (position,)):
+            if isinstance(emitted, Exception):
+                raise emitted
+            spans += emitted
         while self.held > self.max_open:
             spans += self.evict()
         return spans
 
-    # the same in steps, for a caller who keeps something of its own with each execution
+    def take(  # noqa: C901, PLR0912, PLR0915 - the busiest one: a call less for each event
+        self, events: Sequence[Event], times_ns: Sequence[int], positions: Sequence[int | None]
+    ) -> Iterator[Taken]:
+        """Takes events in, for a caller who keeps something of its own with each execution.
 
-    def count(self, events: int) -> None:
-        """So many events are taken in next."""
-        self._counters.events += events
+        It gives nothing up: beyond :attr:`max_open`, the caller does so before it asks for the next.
 
-    def take(self, event: Event, now_ns: int, position: int | None) -> Sequence[Span]:  # noqa: C901, PLR0911, PLR0912 - the busiest one: a call less for what is mostly so
-        """Takes in an event, which was counted, and gives nothing up; :attr:`current` is its execution then."""
-        execution = self._open.get(event.execution_id.int)
+        Args:
+            events: As :meth:`add` takes them, any number.
+            times_ns: The time of each.
+            positions: The position of each.
+
+        Returns:
+            What became of them, in order; all of it has to be asked for.
+        """
+        self._counters.events += len(events)
+        settle_ns, max_open, is_open = self._settle_ns, self.max_open, self._open
+        # that of the events which were not said yet
+        execution: Any = None
+        key, said = _NO_KEY, 0
+        for index, event in enumerate(events):
+            emitted: Sequence[Span] | Exception = _NOTHING
+            try:
+                if event.execution_id.int != key:
+                    if said < index:
+                        execution.touched_ns = times_ns[index - 1]
+                        yield execution, index, _NOTHING
+                        said = index
+                    key = _NO_KEY
+                    found = self._found(event, times_ns[index])
+                    if found is None:
+                        said = index + 1
+                        yield None, said, _NOTHING
+                        continue
+                    execution, key, modules = found, found.key, found.modules
+                kind = type(event)
+                if kind is ModuleStarted:
+                    module_id = event.module_id  # type: ignore[union-attr] # it is one
+                    if module_id is None:
+                        self._add_anonymous(execution, event, positions[index])  # type: ignore[arg-type] # likewise
+                    elif (number := module_id.int) in modules:
+                        self._merge_start(modules[number], event)  # type: ignore[arg-type] # likewise
+                    else:
+                        modules[number] = Module(number, event)  # type: ignore[arg-type] # likewise
+                        self.held += 1
+                        self._running += 1
+                elif kind is ModuleCompleted or kind is ModuleFailed:
+                    module_id = event.module_id  # type: ignore[union-attr] # likewise
+                    module = None if module_id is None else modules.get(module_id.int)
+                    if module is None or module.end is not None or module is EMITTED:
+                        module = self._ended(execution, module, event, positions[index])  # type: ignore[arg-type] # likewise
+                    else:
+                        module.end = event  # type: ignore[assignment] # likewise
+                        self._running -= 1
+                    if module is not None and settle_ns:
+                        due_ns = module.due_ns = times_ns[index] + settle_ns
+                        if execution.is_scheduled and execution.ended[-1].due_ns <= due_ns:
+                            execution.ended.append(module)
+                        else:
+                            self._schedule_module(execution, module)
+                    elif module is not None and execution.start is not None:
+                        emitted = self.emit_modules(execution, [module])
+                else:
+                    emitted = self._merge_own(execution, event, times_ns[index])  # type: ignore[arg-type] # one of the others
+            except Exception as error:  # noqa: BLE001 - a defect, which must cost one event and no more
+                if said < index:
+                    yield execution, index, _NOTHING
+                emitted = error
+                if key != _NO_KEY and event.execution_id != execution.execution_id:
+                    key = _NO_KEY
+            if emitted or self.held > max_open:
+                said = index + 1
+                if key == _NO_KEY:
+                    # it was not found out which execution's it is
+                    yield None, said, emitted
+                    continue
+                execution.touched_ns = times_ns[index]
+                yield execution, said, emitted
+                if is_open.get(key) is not execution:
+                    key = _NO_KEY
+        if said < len(events):
+            execution.touched_ns = times_ns[-1]
+            yield execution, len(events), _NOTHING
+
+    def _found(self, event: Event, now_ns: int) -> Execution | None:
+        """The event's execution, a new one where need be; ``None`` where the event is late."""
+        key = event.execution_id.int
+        execution = self._open.get(key)
         if execution is None:
-            execution = self.current = self._opened(event, now_ns)
-            if execution is None:
-                return _NOTHING
-        else:
-            execution.touched_ns = now_ns
-            if execution is not self.current:
-                self._touched.move_to_end(execution.key)
-                self.current = execution
-        kind = type(event)
-        if kind is ModuleStarted:
-            module_id = event.module_id  # type: ignore[union-attr] # it is one
-            if module_id is None:
-                return self._add_anonymous(execution, event, position)  # type: ignore[arg-type] # likewise
-            key, modules = module_id.int, execution.modules
-            if key in modules:
-                return self._merge_start(modules[key], event)  # type: ignore[arg-type] # likewise
-            modules[key] = Module(event)  # type: ignore[arg-type] # likewise
-            self.held += 1
-            self._running += 1
-            return _NOTHING
-        if kind is ModuleCompleted or kind is ModuleFailed:
-            module_id = event.module_id  # type: ignore[union-attr] # likewise
-            if module_id is None:
-                return self._add_anonymous(execution, event, position)  # type: ignore[arg-type] # likewise
-            key = module_id.int
-            module = execution.modules.get(key)
-            if module is None:
-                module = execution.modules[key] = Module(None, event)  # type: ignore[arg-type] # likewise
-                self.held += 1
-            elif module.end is None and module is not EMITTED:
-                module.end = event  # type: ignore[assignment] # likewise
-                self._running -= 1
-            else:
-                return self._merge_end(module, event)  # type: ignore[arg-type] # likewise
-            if not self._settle_ns:
-                return _NOTHING if execution.start is None else self._emit_modules(execution, [(key, module)])
-            due_ns, ended = now_ns + self._settle_ns, execution.ended
-            if execution.is_scheduled and ended and ended[-1][0] <= due_ns:
-                ended.append((due_ns, key))
-            else:
-                self._schedule_module(due_ns, execution, key)
-            return _NOTHING
-        return self._merge_own(execution, event, now_ns)  # type: ignore[arg-type] # one of the others
+            return self._opened(event, now_ns)
+        self._touched.move_to_end(key)
+        return execution
 
     def _opened(self, event: Event, now_ns: int) -> Execution | None:
         """A new execution; ``None`` where its span was emitted already: the event is late, and counted."""
@@ -274,21 +324,31 @@ class Assembler:
         self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
         return execution
 
-    def _merge_start(self, module: Module, event: ModuleStarted) -> Sequence[Span]:
+    def _merge_start(self, module: Module, event: ModuleStarted) -> None:
         """One more start of a module, or one behind its end, which waits for time or the execution's start."""
         if module is EMITTED:
             self._counters.late += 1
         else:
             module.start = event if module.start is None else self._least(module.start, event)
-        return _NOTHING
 
-    def _merge_end(self, module: Module, event: ModuleCompleted | ModuleFailed) -> Sequence[Span]:
-        """One more end of a module."""
+    def _ended(
+        self, execution: Execution, module: Module | None, event: ModuleCompleted | ModuleFailed, position: int | None
+    ) -> Module | None:
+        """A module that has ended and not started; ``None`` where it has no id, or had ended before."""
+        if event.module_id is None:
+            self._add_anonymous(execution, event, position)
+            return None
+        if module is None:
+            key = event.module_id.int
+            module = execution.modules[key] = Module(key, None, event)
+            execution.lacks_starts = True
+            self.held += 1
+            return module
         if module is EMITTED:
             self._counters.late += 1
         else:
             module.end = self._least(module.end, event)
-        return _NOTHING
+        return None
 
     @property
     def executions(self) -> Collection[Execution]:
@@ -304,34 +364,36 @@ class Assembler:
         Returns:
             The spans that are emitted by it, in the order in which they were due.
         """
-        return [span for _, emit in self.due(now_ns) for span in emit()]
+        return [
+            span
+            for execution, reason, ended in self.due(now_ns)
+            for span in (self.emit(execution, reason) if ended is None else self.emit_modules(execution, ended))
+        ]
 
-    def due(self, now_ns: int) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
+    def due(self, now_ns: int) -> Iterator[tuple[Execution, Reason | None, list[Module] | None]]:
         """Lets time pass, for a caller who keeps something of its own with each execution.
 
         Args:
             now_ns: The time.
 
         Returns:
-            Executions of which something is due, each with what emits that: to be called before the
-            next one is asked for. All of them have to be asked for.
+            Executions of which something is due, each with why it is abandoned, where it is, and with the modules
+            that are due, where it is not due itself: to be emitted before the next one is asked for. All of them
+            have to be asked for.
         """
         yield from self._settled_by(now_ns)
         if now_ns < self._evict_at_ns:
             return
         idle_ns, max_age_ns = self._idle_ns, self._max_age_ns
-        yield from self._silent_for("idle", self._touched, lambda it: it.touched_ns, idle_ns, now_ns)
-        yield from self._silent_for("age", self._open, lambda it: it.opened_ns, max_age_ns, now_ns)
+        for execution in self._silent_for(self._touched, lambda it: it.touched_ns, idle_ns, now_ns):
+            yield execution, "idle", None
+        for execution in self._silent_for(self._open, lambda it: it.opened_ns, max_age_ns, now_ns):
+            yield execution, "age", None
         self._evict_at_ns = min(self._next_eviction_ns(), now_ns + min(idle_ns, max_age_ns)) if self._open else inf
 
     def _silent_for(
-        self,
-        reason: Reason,
-        keys: OrderedDict[int, Any],
-        since_ns: Callable[[Execution], int],
-        patience_ns: int,
-        now_ns: int,
-    ) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
+        self, keys: OrderedDict[int, Any], since_ns: Callable[[Execution], int], patience_ns: int, now_ns: int
+    ) -> Iterator[Execution]:
         """Of what stands first in an order, what has been so for too long."""
         from_future = 0
         while keys:
@@ -339,7 +401,7 @@ class Assembler:
             execution = self._open[key]
             since = since_ns(execution)
             if since + patience_ns <= now_ns:
-                yield execution, partial(self._emit, execution, reason)
+                yield execution
             elif since > now_ns + patience_ns and from_future < _LOOKED_AT:
                 # an event from the future: it hides nothing that stands behind it
                 keys.move_to_end(key)
@@ -372,23 +434,11 @@ class Assembler:
         Returns:
             The spans: executions without an end are abandoned.
         """
-        return [span for execution in self.to_finish(abandon=abandon) for span in self.finish_one(execution)]
+        return [span for execution in self.to_finish(abandon=abandon) for span in self.emit(execution, "closed")]
 
     def to_finish(self, *, abandon: bool) -> list[Execution]:
         """What :meth:`finish` emits, for a caller who does so one at a time."""
         return [it for it in self._open.values() if abandon or it.end is not None]
-
-    def finish_one(self, execution: Execution) -> list[Span]:
-        """Emits one open execution, as :meth:`finish` does; its spans."""
-        return self._emit(execution, "closed")
-
-    def abandon(self, execution: Execution) -> list[Span]:
-        """Emits an open execution that can never end, since its engine was restarted.
-
-        Returns:
-            Its spans; none of one that has an end, which is emitted in its own time.
-        """
-        return self._emit(execution, "engine_restarted") if execution.end is None else []
 
     def evict(self) -> list[Span]:
         """Emits an execution, to make room: one that has ended, or that was silent longest.
@@ -397,21 +447,15 @@ class Assembler:
             Its spans; none where nothing is open.
         """
         execution = self.next_to_evict()
-        return [] if execution is None else self.evict_one(execution)
-
-    # the same in two steps
+        return [] if execution is None else self.emit(execution, "capacity")
 
     def next_to_evict(self) -> Execution | None:
-        """What makes room."""
+        """What makes room, for a caller who emits it."""
         if not self._touched:
             return None
         # of those that were silent longest only, so that it costs little
         ended = (key for key in islice(self._touched, _LOOKED_AT) if self._open[key].end is not None)
         return self._open[next(ended, next(iter(self._touched)))]
-
-    def evict_one(self, execution: Execution) -> list[Span]:
-        """Emits one open execution, to make room; its spans."""
-        return self._emit(execution, "capacity")
 
     def unsettle(self, execution_id: UUID) -> None:
         """Forgets that an execution was emitted, so that its events, read once more, make the same spans again."""
@@ -440,7 +484,7 @@ class Assembler:
             was_known = execution.end is not None
             execution.end = self._least(execution.end, event)
             if not self._settle_ns:
-                return self._emit(execution, None)
+                return self.emit(execution, None)
             if not was_known:
                 self._schedule_end(execution, now_ns)
         return []
@@ -454,7 +498,7 @@ class Assembler:
 
     def _add_anonymous(
         self, execution: Execution, event: ModuleStarted | ModuleCompleted | ModuleFailed, position: int | None
-    ) -> Sequence[Span]:
+    ) -> None:
         if position is None:
             position = self._position
             self._position += 1
@@ -464,9 +508,8 @@ class Assembler:
         else:
             self.held += 1
             execution.anonymous[at] = event
-        return _NOTHING
 
-    def _settled_by(self, now_ns: int) -> Iterator[tuple[Execution, Callable[[], list[Span]]]]:
+    def _settled_by(self, now_ns: int) -> Iterator[tuple[Execution, None, list[Module] | None]]:
         """What has waited for long enough after its end."""
         in_order, others, is_open = self._due_in_order, self._due, self._open
         while in_order or others:
@@ -479,13 +522,29 @@ class Assembler:
             if execution is None:
                 continue
             if not is_end:
-                yield execution, partial(self._emit_ended, execution, now_ns)
+                ended = self._settled_of(execution, now_ns)
+                if ended:
+                    yield execution, None, ended
             elif execution.end is not None:
                 patience_ends_ns = execution.touched_ns + self._settle_ns * _START_PATIENCE
                 if execution.start is not None or now_ns >= patience_ends_ns:
-                    yield execution, partial(self._emit, execution, None)
+                    yield execution, None, None
                 else:
                     self._schedule_at(patience_ends_ns, execution, is_end=True)
+
+    def _settled_of(self, execution: Execution, now_ns: int) -> list[Module]:
+        """Those of an execution's modules that ended long enough ago, once its start is known."""
+        execution.is_scheduled = False
+        due: list[Module] = []
+        if execution.start is None:
+            return due
+        ended = execution.ended
+        while ended and ended[0].due_ns <= now_ns:
+            due.append(ended.popleft())
+        if ended:
+            execution.is_scheduled = True
+            self._schedule_at(ended[0].due_ns, execution, is_end=False)
+        return due
 
     def _schedule_end(self, execution: Execution, now_ns: int) -> None:
         """Sees to it that an execution that has ended is emitted; one without a start is waited for longer."""
@@ -500,17 +559,17 @@ class Assembler:
             execution.is_scheduled = True
             self._schedule_at(now_ns + self._settle_ns, execution, is_end=False)
 
-    def _schedule_module(self, due_ns: int, execution: Execution, key: int) -> None:
+    def _schedule_module(self, execution: Execution, module: Module) -> None:
         """Sees to it that a module that has ended is emitted, with others of its execution that are due then."""
         ended = execution.ended
-        if not ended or ended[-1][0] <= due_ns:
-            ended.append((due_ns, key))
+        if not ended or ended[-1].due_ns <= module.due_ns:
+            ended.append(module)
         else:
             # on a replay only, and before one from the future, too
-            insort(ended, (due_ns, key))
-        if not execution.is_scheduled or ended[0] == (due_ns, key):
+            insort(ended, module, key=_DUE)
+        if not execution.is_scheduled or ended[0] is module:
             execution.is_scheduled = True
-            self._schedule_at(due_ns, execution, is_end=False)
+            self._schedule_at(module.due_ns, execution, is_end=False)
 
     def _schedule_at(self, due_ns: int, execution: Execution, *, is_end: bool) -> None:
         number = self._position = self._position + 1
@@ -527,45 +586,51 @@ class Assembler:
             self._due[:] = [due for due in self._due if due[2] in self._open]
             heapify(self._due)
 
-    def _emit_ended(self, execution: Execution, now_ns: int) -> list[Span]:
-        """Those of an execution's modules that ended long enough ago, once its start is known."""
-        execution.is_scheduled = False
-        if execution.start is None:
-            return []
-        ended, modules = execution.ended, execution.modules
-        due: list[tuple[int, Module]] = []
-        while ended and ended[0][0] <= now_ns:
-            _, key = ended.popleft()
-            due.append((key, modules[key]))
-        if ended:
-            execution.is_scheduled = True
-            self._schedule_at(ended[0][0], execution, is_end=False)
-        return self._emit_modules(execution, due)
-
     def _modules_that_waited(self, execution: Execution) -> list[Span]:
         """The modules whose end came before the execution's start."""
-        return self._emit_modules(execution, [item for item in execution.not_emitted() if item[1].end is not None])
+        return self.emit_modules(execution, [it for it in execution.not_emitted() if it.end is not None])
 
-    def _emit_modules(self, execution: Execution, ended: list[tuple[int, Module]]) -> list[Span]:
+    def emit_modules(self, execution: Execution, ended: list[Module]) -> list[Span]:
         """Modules that have ended become spans; what stays is that they were emitted, and how they failed."""
-        modules, emitted = execution.modules, self._emitted
         spans = self._rendering.module_spans(execution, ended)
-        keys = [key for key, _ in ended]
-        modules.update(dict.fromkeys(keys, EMITTED))
-        emitted.extend(zip(repeat(modules), keys, strict=False))
+        keys = [module.key for module in ended]
+        execution.modules.update(dict.fromkeys(keys, EMITTED))
         execution.has_emitted = True
         self.held -= len(ended)
         self._counters.spans += len(ended)
-        while len(emitted) > self._max_settled:
-            forgotten, oldest = emitted.popleft()
-            forgotten.pop(oldest, None)
-        for span in spans:
-            if MISSING in span.attributes:
-                self._count_incomplete(span, is_loss=True)
+        self._emitted.append((execution.modules, keys))
+        self._remembered += len(keys)
+        self._forget_oldest()
+        if execution.lacks_starts:
+            for span in spans:
+                if MISSING in span.attributes:
+                    self._count_incomplete(span, is_loss=True)
         return spans
 
-    def _emit(self, execution: Execution, reason: Reason | None) -> list[Span]:
-        """What is left of an execution becomes spans, its own the last."""
+    def _forget_oldest(self) -> None:
+        """Forgets which modules were emitted, of executions that are over, and beyond what is remembered."""
+        emitted = self._emitted
+        while True:
+            # what was emitted last is never forgotten as a whole
+            modules, keys = emitted[0]
+            too_many = self._remembered - self._max_settled
+            if not modules or too_many >= len(keys):
+                emitted.popleft()
+            elif too_many > 0:
+                keys, emitted[0] = keys[:too_many], (modules, keys[too_many:])
+            else:
+                return
+            self._remembered -= len(keys)
+            for key in keys if modules else ():
+                modules.pop(key, None)
+
+    def emit(self, execution: Execution, reason: Reason | None) -> list[Span]:
+        """What is left of an open execution becomes spans, its own the last.
+
+        Args:
+            execution: One that is open.
+            reason: Why it is abandoned, where it has no end.
+        """
         left = self._close(execution)
         self._settled[execution.key] = None
         if len(self._settled) > self._max_settled:
@@ -573,11 +638,13 @@ class Assembler:
         counters = self._counters
         counters.abandoned += execution.end is None
         succeeded = isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded
-        left.sort()
-        spans = self._rendering.module_spans(execution, left)
-        for (_, module), span in zip(left, spans, strict=True):
-            if MISSING in span.attributes:
-                self._count_incomplete(span, is_loss=module.start is None or succeeded)
+        spans: list[Span] = []
+        if left:
+            left.sort(key=_KEY)
+            spans = self._rendering.module_spans(execution, left)
+            for module, span in zip(left, spans, strict=True):
+                if MISSING in span.attributes:
+                    self._count_incomplete(span, is_loss=module.start is None or succeeded)
         if execution.anonymous:
             for span in self._rendering.anonymous_spans(execution):
                 spans.append(span)
@@ -602,14 +669,14 @@ class Assembler:
         if is_loss and self._on_loss is not None:
             self._on_loss(span)
 
-    def _close(self, execution: Execution) -> list[tuple[int, Module]]:
+    def _close(self, execution: Execution) -> list[Module]:
         """An execution is not open any more; its modules whose span was not emitted."""
         key = execution.key
         del self._open[key]
         del self._touched[key]
         left = execution.not_emitted()
         self.held -= 1 + len(left) + len(execution.anonymous)
-        for _, module in left:
+        for module in left:
             self._running -= module.end is None
         if not self._open:
             self._due.clear()

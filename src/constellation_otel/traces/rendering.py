@@ -70,17 +70,27 @@ _REASONS: Final[dict[Reason, str]] = {
 _UNKNOWN: Final = clean_name("")
 # looked up once: an enum's member costs as much as a small function
 _INTERNAL: Final = SpanKind.INTERNAL
+_SERVER: Final = SpanKind.SERVER
 _UNSET: Final = StatusCode.UNSET
 
 
 class Module(Struct, gc=False):
-    """What is known of a module whose span was not emitted."""
+    """What is known of a module whose span was not emitted.
 
+    Attributes:
+        key: Its id, as a number.
+        start: The earliest start event.
+        end: The least end event.
+        due_ns: Until when it waits for what may still come, once it has ended.
+    """
+
+    key: int
     start: ModuleStarted | None = None
     end: ModuleEnd | None = None
+    due_ns: int = 0
 
 
-EMITTED: Final = Module()
+EMITTED: Final = Module(-1)
 """Stands among an execution's modules for each whose span was emitted."""
 
 
@@ -140,8 +150,9 @@ class Execution(Struct):
         anonymous: Module events without an id, by (timestamp, position).
         failure: The first failed module, of those whose spans were made.
         has_emitted: Whether a span of a module was emitted.
+        lacks_starts: Whether a module's end came before its start.
         constants: What its spans have in common.
-        ended: Modules that wait for what may still come: when each is due, and its id's number, in order.
+        ended: Modules that wait for what may still come, in the order in which they are due.
         is_scheduled: Whether the first of them will be looked at when it is due.
         note: Whatever the owner of the assembler keeps with it.
     """
@@ -156,14 +167,15 @@ class Execution(Struct):
     anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = field(default_factory=dict)
     failure: _Failure | None = None
     has_emitted: bool = False
+    lacks_starts: bool = False
     constants: _Constants | None = None
-    ended: deque[tuple[int, int]] = field(default_factory=deque)
+    ended: deque[Module] = field(default_factory=deque)
     is_scheduled: bool = False
     note: Any = None
 
-    def not_emitted(self) -> list[tuple[int, Module]]:
-        """The modules whose span was not emitted, with their ids' numbers."""
-        return [item for item in self.modules.items() if item[1] is not EMITTED]
+    def not_emitted(self) -> list[Module]:
+        """The modules whose span was not emitted."""
+        return [module for module in self.modules.values() if module is not EMITTED]
 
 
 class Rendering:
@@ -212,7 +224,8 @@ class Rendering:
                     attributes[ERROR_TYPE] = failure.error_type
                     description = failure.said
         attributes[OUTCOME] = outcome
-        _put_missing(attributes, start, end)
+        if start is None or end is None:
+            _put_missing(attributes, start, end)
         start_ns, end_ns = self._times(start, end, end.duration_ms if isinstance(end, ExecutionCompleted) else None)
         if start is None and end is None:
             start_ns = end_ns = min(_timestamps(execution), default=0)
@@ -223,11 +236,11 @@ class Rendering:
             constants.trace_state,
             constants.trace_flags,
             constants.dag_name,
-            SpanKind.SERVER if constants.parent_span_id is None else SpanKind.INTERNAL,
+            _SERVER if constants.parent_span_id is None else _INTERNAL,
             start_ns,
             end_ns,
             attributes,
-            StatusCode.UNSET if description is None else StatusCode.ERROR,
+            _UNSET if description is None else StatusCode.ERROR,
             description,
             (),
             execution.execution_id,
@@ -235,7 +248,7 @@ class Rendering:
         )
 
     def module_spans(
-        self, execution: Execution, modules: Iterable[tuple[int, Module]], *, are_anonymous: bool = False
+        self, execution: Execution, modules: Iterable[Module], *, are_anonymous: bool = False
     ) -> list[Span]:
         """The spans of modules, as far as they are known.
 
@@ -243,15 +256,15 @@ class Rendering:
 
         Args:
             execution: The modules'.
-            modules: The number of each one's id, and what is known of it.
+            modules: What is known of each; some.
             are_anonymous: Whether the ids are computed, and none that somebody else knows.
         """
         constants = self._constants(execution)
-        common, of_module, times = constants.attributes, constants.ids.of_module, self._times
+        common, span_id_of, times = constants.attributes, constants.ids.of_module, self._times
         trace_id, parent_id = constants.trace_id, constants.ids.execution
         state, flags, execution_id = constants.trace_state, constants.trace_flags, execution.execution_id
         spans: list[Span] = []
-        for key, module in modules:
+        for module in modules:
             start, end = module.start, module.end
             known: ModuleStarted | ModuleEnd = start or end  # type: ignore[assignment] # one of the two is known
             name = known.module_name
@@ -265,7 +278,9 @@ class Rendering:
                 attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
             if type(end) is ModuleCompleted:
                 attributes[OUTCOME] = "success"
-                start_ns, end_ns = times(start, end, end.duration_ms)
+                end_ns, duration_ms = end.timestamp_ns, end.duration_ms
+                if duration_ms is None or (start_ns := end_ns - ns_of(duration_ms)) < 0:
+                    start_ns, end_ns = times(start, end, duration_ms)
             else:
                 if end is None:
                     attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
@@ -275,7 +290,7 @@ class Rendering:
                     attributes[OUTCOME] = "failure"
                     status, description = StatusCode.ERROR, _said(error) or "failed"
                     events = (_exception_event(error, end.timestamp_ns),)
-                    failure = _Failure(end.timestamp_ns, key, error_type, _described(name, error))
+                    failure = _Failure(end.timestamp_ns, module.key, error_type, _described(name, error))
                     execution.failure = failure if execution.failure is None else min(execution.failure, failure)
                 start_ns, end_ns = times(start, end, None)
             if start is None or end is None:
@@ -283,7 +298,7 @@ class Rendering:
             spans.append(
                 Span(
                     trace_id,
-                    of_module(key),
+                    span_id_of(module.key),
                     parent_id,
                     state,
                     flags,
@@ -304,17 +319,18 @@ class Rendering:
         """The spans of modules without ids: identified by name and occurrence, in order of time."""
         occurrences: dict[str, int] = {}
         open_ones: dict[str, deque[Module]] = {}
-        modules: list[tuple[int, Module]] = []
+        modules: list[Module] = []
         for _, event in sorted(execution.anonymous.items(), key=lambda item: item[0]):
             name = event.module_name
             waiting = open_ones.setdefault(name, deque())
             if not isinstance(event, ModuleStarted) and waiting:
                 waiting.popleft().end = event
                 continue
-            module = Module(start=event) if isinstance(event, ModuleStarted) else Module(end=event)
             occurrence = occurrences.get(name, 0)
             occurrences[name] = occurrence + 1
-            modules.append((anonymous_module_id(execution.execution_id, name, occurrence).int, module))
+            key = anonymous_module_id(execution.execution_id, name, occurrence).int
+            module = Module(key, start=event) if isinstance(event, ModuleStarted) else Module(key, end=event)
+            modules.append(module)
             if module.start is not None:
                 waiting.append(module)
         return self.module_spans(execution, modules, are_anonymous=True)
@@ -331,6 +347,7 @@ class Rendering:
             parent = remote_parent(start.traceparent, start.tracestate)
             self.corrected += parent is None
         trace_id, parent_span_id, flags, state = None, None, RANDOM_TRACE_ID, ""
+        ids = None if constants is None else constants.ids
         if parent is not None:
             caller = trace.get_current_span(parent).get_span_context()
             trace_id, parent_span_id = caller.trace_id, caller.span_id
@@ -339,6 +356,7 @@ class Rendering:
         if self._sampling is not None:
             decision = self._sampling.decision_on(execution_id, name, parent or Context())
             flags, state, extra = decision.trace_flags, decision.trace_state, decision.attributes
+            ids = ids or decision.ids
             if trace_id is None and decision.span_context is not None:
                 trace_id = decision.span_context.trace_id
         execution.constants = _Constants(
@@ -348,7 +366,7 @@ class Rendering:
             parent_span_id,
             flags,
             state,
-            SpanIds(execution_id) if constants is None else constants.ids,
+            ids or SpanIds(execution_id),
             {EXECUTION_ID: to_builtins(execution_id), DAG_NAME: name},
             extra,
         )
@@ -386,9 +404,7 @@ def _timestamps(execution: Execution) -> Iterable[int]:
 
 
 def _put_missing(attributes: dict[str, AttributeValue], start: object, end: object) -> None:
-    missing = tuple(name for name, fact in (("start", start), ("end", end)) if fact is None)
-    if missing:
-        attributes[MISSING] = missing
+    attributes[MISSING] = tuple(name for name, fact in (("start", start), ("end", end)) if fact is None)
 
 
 def _said(error: ErrorInfo) -> str | None:

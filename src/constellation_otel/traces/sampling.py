@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field, to_builtins
@@ -18,14 +18,13 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from constellation_otel._support.environment import configured
-from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.events import clean_name
-from constellation_otel.traces.ids import RANDOM_TRACE_ID, span_id_of, trace_id_of
+from constellation_otel.traces.ids import RANDOM_TRACE_ID, SpanIds, trace_id_of
 from constellation_otel.traces.span import DAG_NAME, EXECUTION_ID, AttributeValue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from constellation_otel.traces.span import Span
@@ -34,6 +33,11 @@ __all__ = ["NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SAMPLED: Final = int(TraceFlags.SAMPLED)
+# looked up once: an enum's member costs as much as a small function
+_INTERNAL: Final = SpanKind.INTERNAL
+_SERVER: Final = SpanKind.SERVER
+_SAMPLE: Final = Answer.RECORD_AND_SAMPLE
+_DROP: Final = Answer.DROP
 _FLAGS: Final = {flags: TraceFlags(flags) for flags in range(_SAMPLED + RANDOM_TRACE_ID + 1)}
 _CURRENT_SPAN: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 """What a context knows its current span by: the API has no name for it, and this costs a third of its function."""
@@ -50,6 +54,7 @@ class Decision(Struct, frozen=True):
         trace_flags: The spans' W3C flags.
         trace_state: Their tracestate header.
         attributes: What the sampler adds to the execution's span.
+        ids: The execution's span ids, where they were computed for this.
     """
 
     caller: Context
@@ -59,6 +64,7 @@ class Decision(Struct, frozen=True):
     trace_flags: int = 0
     trace_state: str = ""
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    ids: SpanIds | None = None
 
     def span_context_of(self, span_id: int) -> SpanContext | None:
         """The context of a span of the execution's trace; ``None`` where that is not known, or not traced."""
@@ -101,39 +107,43 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
         context,
         trace_id,
         name,
-        SpanKind.INTERNAL if has_caller else SpanKind.SERVER,
+        _INTERNAL if has_caller else _SERVER,
         attributes,
         (),
         caller.trace_state if has_caller else None,
     )
-    flags = _SAMPLED if result.decision is Answer.RECORD_AND_SAMPLE else 0
+    flags = _SAMPLED if result.decision is _SAMPLE else 0
     if not has_caller or caller.trace_flags & RANDOM_TRACE_ID:
         flags |= RANDOM_TRACE_ID
-    span_context = SpanContext(trace_id, span_id_of(execution_id), False, _FLAGS[flags], result.trace_state)
+    ids = SpanIds(execution_id)
+    span_context = SpanContext(trace_id, ids.execution, False, _FLAGS[flags], result.trace_state)
     state = span_context.trace_state
     return Decision(
         context,
         span_context,
         result,
-        result.decision is not Answer.DROP,
+        result.decision is not _DROP,
         flags,
         state.to_header() if state else "",
         # the SDK's samplers give back what they were given
-        {key: value for key, value in result.attributes.items() if key not in attributes},
+        {key: value for key, value in result.attributes.items() if key not in attributes}
+        if result.attributes != attributes
+        else {},
+        ids,
     )
 
 
-def exported(*, with_events: bool) -> Callable[[Span], Span | None]:
-    """What is exported of a span: the span, where it is sampled.
+def exported(*, with_events: bool) -> Callable[[Sequence[Span]], Sequence[Span]]:
+    """What is exported of spans of one execution that were made together: all of them, where it is sampled.
 
     Args:
-        with_events: Whether its events stay on it.
+        with_events: Whether their events stay on them.
     """
 
-    def of(span: Span) -> Span | None:
-        if not span.trace_flags & _SAMPLED:
-            return None
-        return span if with_events or not span.events else replace(span, events=())
+    def of(spans: Sequence[Span]) -> Sequence[Span]:
+        if not spans[0].trace_flags & _SAMPLED:
+            return ()
+        return spans if with_events else [replace(span, events=()) if span.events else span for span in spans]
 
     return of
 
@@ -152,15 +162,14 @@ class Sampling:
             again when a span of its execution is made.
     """
 
-    # callbacks remember, in any thread, while a worker goes by it
-    _lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
-
     def __init__(
         self, decider: Callable[[UUID, str, Context], Decision] | None, *, max_remembered: int = 100_000
     ) -> None:
         self.decider = decider
         self._max_remembered = max_remembered
         self._log = RateLimitedLog()
+        # callbacks remember, in any thread, while a worker goes by it: each step is one call in C, with keys that
+        # are numbers, so that no other thread comes between
         self._decisions: OrderedDict[int, Decision] = OrderedDict()
 
     def decide(self, execution_id: UUID, dag_name: str, context: Context) -> bool:
@@ -204,14 +213,14 @@ class Sampling:
 
     def forget(self, execution_id: UUID) -> None:
         """For an execution whose own span was made, or of which no span will come."""
-        with self._lock:
-            self._decisions.pop(execution_id.int, None)
+        self._decisions.pop(execution_id.int, None)
 
     def _remembered(self, key: int, decision: Decision) -> Decision:
         """What is remembered from now on: another thread may have been faster."""
-        with self._lock:
-            known = self._decisions.setdefault(key, decision)
-            if len(self._decisions) > self._max_remembered:
+        known = self._decisions.setdefault(key, decision)
+        if len(self._decisions) > self._max_remembered:
+            # unless all were forgotten since
+            with suppress(KeyError):
                 self._decisions.popitem(last=False)
         return known
 

@@ -101,7 +101,7 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
                     execution_id, of_execution = value, _key_value(b"\x4a", key, value)
                 parts.append(of_execution)
             # a subclass of str may have another idea of being equal
-            elif value.__class__ is not str:
+            elif type(value) is not str:
                 parts.append(_key_value(b"\x4a", key, value))
             elif key is MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
                 parts.append(_MODULE_ID + value.encode())
