@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextvars
 import encodings.idna  # noqa: F401 - the first look-up would: a fork during that leaves it half made in the child
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -32,7 +31,8 @@ __all__ = ["Handler", "QueueCounters", "Worker"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _EXIT_TIMEOUT: Final = 5.0
-_NEVER: Final = sys.maxsize
+_NEVER: Final = 2**30 - 1
+"""More than a queue is ever long; a number of one digit of CPython's, which compares faster."""
 _TURN: Final = 32
 """Items after which other threads have their turn: a thread that wakes up waits for the interpreter, 5 ms at worst."""
 _PAUSE: Final = 2e-5
@@ -121,6 +121,9 @@ class Worker(Generic[T]):
         tick_again: Seconds after which a tick that raised is called again.
     """
 
+    # what :meth:`put` reads, which is where a callback spends its time
+    __slots__ = ("__dict__", "__weakref__", "_queue", "_room", "_wake_from")
+
     _condition = PerProcess(lambda: threading.Condition(threading.Lock()))
 
     def __init__(
@@ -153,11 +156,13 @@ class Worker(Generic[T]):
     def _start_afresh(self, *, closed: bool = False) -> None:
         self._queue: deque[T] = deque()
         self._thread: threading.Thread | None = None
-        # how long the queue must be for an append to wake the worker
-        self._wake_from = 1
+        # how long the queue must have been for an append to wake the worker
+        self._wake_from = 0
         self._hurry = False
         self._nudged = False
         self._closed = closed
+        # how long the queue may get: none that is closed takes anything
+        self._room = 0 if closed else self._max_queue
         # the worker has had its last look at the queue; and then, it has finished
         self._drained = closed
         self._finished = closed
@@ -193,11 +198,15 @@ class Worker(Generic[T]):
             Whether it was taken; otherwise it is dropped and counted.
         """
         queue = self._queue
-        if len(queue) >= self._max_queue or self._closed:
+        length = len(queue)
+        if length >= self._room:
             self._drop()
             return False
         queue.append(item)
-        return len(queue) < self._wake_from or self._wake(item)
+        # first the item, then the look at the mark, which the worker sets before its own look at the queue
+        if length < self._wake_from:
+            return True
+        return self._wake(item)
 
     def nudge(self) -> None:
         """Has ``tick`` called soon, whether or not there are items."""
@@ -215,7 +224,7 @@ class Worker(Generic[T]):
     def end_soon(self) -> None:
         """Takes nothing more, deals with what is held, and ends; does not wait for that, as :meth:`close` does."""
         with self._condition:
-            self._closed = True
+            self._closed, self._room = True, 0
             self._condition.notify_all()
         if not self._finished:
             self._start()
@@ -266,7 +275,7 @@ class Worker(Generic[T]):
             the process ends.
         """
         with self._condition:
-            self._closed = True
+            self._closed, self._room = True, 0
             if threading.current_thread() is self._thread:
                 return self._finished
             if self._thread is None and not self._queue:
@@ -290,7 +299,7 @@ class Worker(Generic[T]):
     def _close_at_exit(self) -> None:
         """Closes in the thread that ends the process, where no other can be had any more (Python 3.12.0 to 3.12.2)."""
         with self._condition:
-            self._closed = True
+            self._closed, self._room = True, 0
             is_idle = self._thread is None and not self._queue
         if not is_idle:
             self._start()
@@ -361,7 +370,7 @@ class Worker(Generic[T]):
             # the interpreter is going down, or the machine has no threads left
             with self._condition:
                 self._thread = None
-                self._wake_from = 1
+                self._wake_from = 0
             self._log.write(_LOGGER, logging.ERROR, "thread", "%s: no worker thread: %s", self._name, error)
             return
         # not only sooner: what was registered before the first item, an SDK's shutdown for one, runs after us
@@ -389,13 +398,13 @@ class Worker(Generic[T]):
         is_ready = self._is_ready()
         with self._condition:
             # first the mark, then the look: an item that comes between them finds the mark set
-            self._wake_from = 1 if is_ready else _NEVER
+            self._wake_from = 0 if is_ready else _NEVER
             self._wait_for(
                 lambda: (is_ready and self._queue) or self._nudged or self._closed,
                 max(0.0, wake_at - time.monotonic()),
             )
             if is_ready and 0 < len(self._queue) < self._max_batch:
-                self._wake_from = self._enough
+                self._wake_from = self._enough - 1
                 self._wait_for(lambda: len(self._queue) >= self._enough or self._closed or self._hurry, self._linger)
             self._nudged = False
             takes = min(len(self._queue), self._max_batch) if is_ready or self._closed else 0

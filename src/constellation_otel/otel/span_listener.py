@@ -125,15 +125,18 @@ class SpanListener(BufferedListener[T]):
         if not self._put(event) and has_decided:
             self._sampling.forget(execution_id)
 
-    # The two that fire most are written out: two calls less each.
+    # The two that fire most are written out: two calls less each. An attribute that is called is no method,
+    # and found more slowly than one that is read.
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         if self._is_active:
-            self._put(ModuleStarted(execution_id, module_id, module_name, _time_ns()))
+            put = self._put
+            put(ModuleStarted(execution_id, module_id, module_name, _time_ns()))
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
         if self._is_active:
-            self._put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, _time_ns()))
+            put = self._put
+            put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, _time_ns()))
 
     def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
         if self._is_active:
