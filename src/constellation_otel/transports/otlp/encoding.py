@@ -64,31 +64,32 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
     (names, the attributes' texts, lengths) is looked up as bytes.
     """
     encoded: list[bytes] = []
-    texts, names, lengths = _TEXTS, _NAMES, _LENGTHS
-    times, two_ids = _TIMES.pack, _TWO_IDS.pack
+    texts, names, lengths, times = _TEXTS, _NAMES, _LENGTHS, _TIMES.pack
     trace_id, trace = -1, b""
+    parent_id: int | None = -1
+    parent = b""
     execution_id: AttributeValue = _NO_TEXT
     of_execution = b""
     for span in spans:
+        # modules of one execution mostly come together
         if span.trace_id != trace_id:
             trace_id = span.trace_id
             trace = b"\x0a\x10" + trace_id.to_bytes(16) + b"\x12\x08"
-        parent, name, start_ns, end_ns = span.parent_span_id, span.name, span.start_ns, span.end_ns
-        if parent is None:
-            ids = trace + span.span_id.to_bytes(8) + _text(b"\x1a", span.trace_state)
-        elif span.trace_state:
-            ids = trace + span.span_id.to_bytes(8) + _text(b"\x1a", span.trace_state) + b"\x22\x08" + parent.to_bytes(8)
-        else:
-            ids = trace + two_ids(span.span_id, b"\x22\x08", parent)
+        if span.parent_span_id != parent_id:
+            parent_id = span.parent_span_id
+            parent = b"" if parent_id is None else b"\x22\x08" + parent_id.to_bytes(8)
+        name, state, start_ns, end_ns = span.name, span.trace_state, span.start_ns, span.end_ns
         # an execution's parent is its caller's span, and nothing says where that was
         flags = span.trace_flags & _TRACE_FLAGS
-        if parent is None or not span.is_execution:
+        if parent_id is None or not span.is_execution:
             flags |= _IS_REMOTE_KNOWN
         # an enum's member is hashed by a function in Python
         kind = _INTERNAL_KIND if span.kind is _INTERNAL else _KINDS[span.kind]
         parts = [
-            ids,
-            names.get(name) or _remember(names, name, _text(b"\x2a", name)),
+            trace,
+            span.span_id.to_bytes(8),
+            _text(b"\x1a", state) + parent if state else parent,
+            names[name] if name in names else _remember(names, name, _text(b"\x2a", name)),
             times(kind, start_ns, b"\x41", end_ns)
             if start_ns and end_ns
             else kind[:2] + _fixed64(b"\x39", start_ns) + _fixed64(b"\x41", end_ns),
@@ -104,12 +105,13 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
             elif type(value) is not str:
                 parts.append(_key_value(b"\x4a", key, value))
             elif key is MODULE_ID and len(value) == _ID_LENGTH and value.isascii():
-                parts.append(_MODULE_ID + value.encode())
+                parts.append(_MODULE_ID)
+                parts.append(value.encode())
             else:
                 try:
                     parts.append(texts[key][value])
                 except KeyError:
-                    parts.append(_remember(texts, key, _Texts(b"\x4a", key))[value])
+                    parts.append(_text_attribute(texts, b"\x4a", key, value))
         if span.events:
             parts += [_field(b"\x5a", _event(event)) for event in span.events]
         if span.status is not _UNSET:
@@ -118,7 +120,7 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
             parts.append(_FLAGS[flags])
         message = b"".join(parts)
         length = len(message)
-        encoded.append(lengths.get(length) or _remember(lengths, length, b"\x12" + _varint(length)))
+        encoded.append(lengths[length] if length < _MANY else b"\x12" + _varint(length))
         encoded.append(message)
     return encoded
 
@@ -126,9 +128,11 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
 def _event(event: SpanEvent) -> bytes:
     parts = [_fixed64(b"\x09", event.timestamp_ns), _text(b"\x12", event.name)]
     for key, value in event.attributes.items():
-        if value.__class__ is str:
-            texts = _EVENT_TEXTS.get(key) or _remember(_EVENT_TEXTS, key, _Texts(b"\x1a", key))
-            parts.append(texts[value])
+        if type(value) is str:
+            try:
+                parts.append(_EVENT_TEXTS[key][value])
+            except KeyError:
+                parts.append(_text_attribute(_EVENT_TEXTS, b"\x1a", key, value))
         else:
             parts.append(_key_value(b"\x1a", key, value))
     return b"".join(parts)
@@ -215,51 +219,28 @@ def _remember(known: dict[K, V], key: K, value: V) -> V:
     return value
 
 
-class _Texts(dict[str, bytes]):
-    """An attribute's KeyValue messages, by the attribute's text.
-
-    Names and outcomes come again and again and are remembered, and so is what stands before a
-    text of a length. An id, which does not, is not.
-
-    Args:
-        tag: The field that they are.
-        key: The attribute's key.
-    """
-
-    def __init__(self, tag: bytes, key: str) -> None:
-        self._tag = tag
-        self._key = key
-        self._heads: dict[int, bytes] = {}
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __missing__(self, text: str) -> bytes:
-        data = _utf8(text)
-        length = len(data)
-        head = self._heads.get(length)
-        if head is None:
-            whole = _key_value(self._tag, self._key, text)
-            head = whole[: len(whole) - length]
-            if length <= _MAX_TEXT:
-                self._heads[length] = head
-        made = head + data
-        if length <= _MAX_TEXT and length != _ID_LENGTH and len(self) < _MAX_REMEMBERED:
-            self[text] = made
-        return made
+def _text_attribute(known: dict[str, dict[str, bytes]], tag: bytes, key: str, text: str) -> bytes:
+    """A KeyValue message with a text: names and outcomes come again and again, and are remembered; ids do not."""
+    made = _key_value(tag, key, text)
+    if len(text) <= _MAX_TEXT and len(text) != _ID_LENGTH:
+        texts = known.get(key)
+        _remember(_remember(known, key, {}) if texts is None else texts, text, made)
+    return made
 
 
 _MAX_REMEMBERED: Final = 1024
 _MAX_TEXT: Final = 128
-"""Bytes of an attribute's text, at most, for it to be remembered."""
+"""Characters of an attribute's text, at most, for it to be remembered."""
 _ID_LENGTH: Final = 36
 """Of a UUID's text."""
+
+_MANY: Final = 1024
+"""Bytes; most span messages have fewer."""
 
 _ONE_BYTE: Final = [bytes([number]) for number in range(0x80)]
 _FIXED64: Final = struct.Struct("<cQ")
 _DOUBLE: Final = struct.Struct("<cd")
 _TIMES: Final = struct.Struct("<3sQcQ")
-_TWO_IDS: Final = struct.Struct(">Q2sQ")
 
 _UNSET: Final = StatusCode.UNSET
 # the protocol's numbers of the kinds are the API's and one; behind it stands the tag of the start time
@@ -268,9 +249,12 @@ _INTERNAL: Final = SpanKind.INTERNAL
 _INTERNAL_KIND: Final = _KINDS[_INTERNAL]
 _FLAGS: Final = {flags: struct.pack("<2sI", b"\x85\x01", flags) for flags in range(0x200)}
 _NAMES: Final[dict[str, bytes]] = {}
-_LENGTHS: Final[dict[int, bytes]] = {}
-_TEXTS: Final[dict[str, _Texts]] = {}
-_EVENT_TEXTS: Final[dict[str, _Texts]] = {}
+_LENGTHS: Final = [b"\x12" + _varint(length) for length in range(_MANY)]
+"""What stands before a span message of a length."""
+_TEXTS: Final[dict[str, dict[str, bytes]]] = {}
+"""The attributes of spans that are remembered, by key and text."""
+_EVENT_TEXTS: Final[dict[str, dict[str, bytes]]] = {}
+"""Those of their events."""
 
 _NO_TEXT: Final = "no span has this very one"
 _MODULE_ID: Final = _key_value(b"\x4a", MODULE_ID, "0" * _ID_LENGTH)[:-_ID_LENGTH]
