@@ -125,10 +125,9 @@ def test_a_bridge_between_event_transports_sends_no_telemetry(tmp_path: Path) ->
         while not (tmp_path / "copy.jsonl").exists() and time.monotonic() < end:
             select.select([], [], [], 0.02)
         code, logged = ended(process)
-    assert (code, [entry["message"] for entry in logged]) == (
-        0,
-        [f"bridging from {source} to jsonl", "4 events bridged"],
-    )
+    # one that is stopped at once may say that it delivers what it holds
+    said = [entry["message"] for entry in logged if not entry["message"].startswith("stopped;")]
+    assert (code, said) == (0, [f"bridging from {source} to jsonl", "4 events bridged"])
     assert (tmp_path / "copy.jsonl").read_bytes() == (tmp_path / "events.jsonl").read_bytes()
 
 

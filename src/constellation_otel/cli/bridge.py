@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from constellation_otel import otel
 from constellation_otel._support.log import log
 from constellation_otel.cli.console import (
     collecting_rarely,
@@ -22,9 +23,8 @@ from constellation_otel.cli.health import Health
 from constellation_otel.delivery import Bridge, DeadLetters, ExecutionFilter, sink_names
 from constellation_otel.delivery.journal import Journal
 from constellation_otel.errors import ConfigurationError
-from constellation_otel.otel import PrivateSignals
 from constellation_otel.traces import sampler_of_environment
-from constellation_otel.transports import places_of, sink_of, source_of
+from constellation_otel.transports import refuse_loop, sink_of, source_of
 from constellation_otel.transports.otlp import OtlpSink, make_resource
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery import Sink
 
-__all__ = ["refuse_loop", "run_bridge"]
+__all__ = ["run_bridge"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _TELEMETRY_TIMEOUT_S: Final = 5.0
@@ -146,22 +146,12 @@ def run_bridge(
         return exit_code(report)
 
 
-def refuse_loop(source_url: str, sink_urls: Sequence[str]) -> None:
-    """Refuses a sink that is also the source: the bridge would read what it writes, until the disk is full."""
-    if source_url == "jsonl:-":
-        return
-    source = places_of(source_url)
-    for number, sink_url in enumerate(sink_urls, 1):
-        if source & places_of(sink_url):
-            message = f"sink {number} is also the source: the bridge would loop; name another one"
-            raise ConfigurationError(message)
-
-
-def _telemetry_of(sinks: Sequence[Sink[Any]], resource: Resource) -> PrivateSignals | None:
+def _telemetry_of(sinks: Sequence[Sink[Any]], resource: Resource) -> otel.PrivateSignals | None:
     """Metrics and failure logs go to the endpoint of the traces: the first OTLP sink."""
     for sink in sinks:
         if isinstance(sink, OtlpSink):
             # raises what Bridge would, before there are metrics that would be sent at the exit
             sampler_of_environment()
-            return PrivateSignals(resource, endpoint=sink.endpoint, protocol=sink.protocol)
+            # found now: without an OTLP sink, the SDK's metrics and gRPC are not imported
+            return otel.PrivateSignals(resource, endpoint=sink.endpoint, protocol=sink.protocol)
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from constellation_otel.cli.bridge import refuse_loop
 from constellation_otel.cli.console import (
     NOT_DELIVERED,
     collecting_rarely,
@@ -18,7 +17,7 @@ from constellation_otel.cli.console import (
 )
 from constellation_otel.delivery import Bridge, DeadLetters, ExecutionFilter
 from constellation_otel.errors import ConfigurationError
-from constellation_otel.transports import check_sink, sink_of, source_of
+from constellation_otel.transports import check_sink, refuse_loop, sink_of, source_of
 from constellation_otel.transports.otlp import make_resource
 
 if TYPE_CHECKING:

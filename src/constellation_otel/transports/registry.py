@@ -15,13 +15,14 @@ from constellation_otel.errors import ConfigurationError
 from constellation_otel.transports.url import SinkOptions, SourceOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
     from opentelemetry.sdk.resources import Resource
 
     from constellation_otel.delivery import Sink, Source
 
-__all__ = ["check_sink", "places_of", "sink_of", "source_of"]
+__all__ = ["check_sink", "places_of", "refuse_loop", "sink_of", "source_of"]
 
 
 class _Transport(Struct, frozen=True):
@@ -146,6 +147,21 @@ def places_of(url: str) -> set[tuple[object, ...]]:
         return {(url,)}
     places: set[tuple[object, ...]] = _imported(transport).places_of(url)
     return places
+
+
+def refuse_loop(source_url: str, sink_urls: Sequence[str]) -> None:
+    """Refuses a sink that is also the source: a bridge would read what it writes, until the disk is full.
+
+    Raises:
+        ConfigurationError: One is.
+    """
+    if source_url == "jsonl:-":
+        return
+    source = places_of(source_url)
+    for number, sink_url in enumerate(sink_urls, 1):
+        if source & places_of(sink_url):
+            message = f"sink {number} is also the source: the bridge would loop; name another one"
+            raise ConfigurationError(message)
 
 
 def _transport_of(url: str) -> _Transport | None:
