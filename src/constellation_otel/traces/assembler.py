@@ -157,7 +157,7 @@ class Assembler:
         self._open: OrderedDict[int, Execution] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
         self._settled: OrderedDict[int, None] = OrderedDict()
-        # which modules of whose were emitted, the oldest first, and how many they are
+        # which modules of whose were emitted, the oldest emission first, its first module last; and how many they are
         self._emitted: deque[tuple[dict[int, Module], list[int]]] = deque()
         self._remembered = 0
         # what is emitted at which time: mostly in order, since most of it waits for as long as all
@@ -588,12 +588,14 @@ class Assembler:
 
     def _modules_that_waited(self, execution: Execution) -> list[Span]:
         """The modules whose end came before the execution's start."""
-        return self.emit_modules(execution, [it for it in execution.not_emitted() if it.end is not None])
+        waited = [module for module in execution.not_emitted() if module.end is not None]
+        return self.emit_modules(execution, waited) if waited else []
 
     def emit_modules(self, execution: Execution, ended: list[Module]) -> list[Span]:
         """Modules that have ended become spans; what stays is that they were emitted, and how they failed."""
         spans = self._rendering.module_spans(execution, ended)
-        keys = [module.key for module in ended]
+        # the first one last, so that it can be taken off
+        keys = [module.key for module in reversed(ended)]
         execution.modules.update(dict.fromkeys(keys, EMITTED))
         execution.has_emitted = True
         self.held -= len(ended)
@@ -613,16 +615,15 @@ class Assembler:
         while True:
             # what was emitted last is never forgotten as a whole
             modules, keys = emitted[0]
-            too_many = self._remembered - self._max_settled
-            if not modules or too_many >= len(keys):
-                emitted.popleft()
-            elif too_many > 0:
-                keys, emitted[0] = keys[:too_many], (modules, keys[too_many:])
-            else:
+            if not modules:
+                self._remembered -= len(keys)
+                keys.clear()
+            while keys and self._remembered > self._max_settled:
+                modules.pop(keys.pop(), None)
+                self._remembered -= 1
+            if keys:
                 return
-            self._remembered -= len(keys)
-            for key in keys if modules else ():
-                modules.pop(key, None)
+            emitted.popleft()
 
     def emit(self, execution: Execution, reason: Reason | None) -> list[Span]:
         """What is left of an open execution becomes spans, its own the last.
