@@ -134,9 +134,12 @@ def test_the_python_of_a_page_is_a_program_that_prints_what_the_page_says(
 
 
 def check_make(words: list[str]) -> None:
-    """Its target is there; what it does is run by whoever runs the tests, or takes servers."""
-    (target,) = words
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    """Its target and variables are there; what it does is run by whoever runs the tests, or takes servers."""
+    target, *variables = words
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    for variable in variables:
+        assert re.search(rf"^{variable.partition('=')[0]} :?=", makefile, re.MULTILINE)
 
 
 def check_activation(words: list[str]) -> None:
