@@ -222,6 +222,14 @@ def test_a_restart_waits_for_no_execution_that_is_not_sampled() -> None:
     assert (of_execution.pending, after.pending) == (0, 1)
 
 
+def test_a_batch_without_an_offset_for_each_event_is_refused() -> None:
+    """Before anything is counted."""
+    transform = assembly()
+    with pytest.raises(ValueError, match="a batch has 2 events and 1 offsets"):
+        transform.add(Batch(execution(1)[:2], [0]), Outbox())
+    assert (transform.open_records, transform.counters.events) == (0, 0)
+
+
 # --- what is sent of a span ---------------------------------------------------------------
 
 

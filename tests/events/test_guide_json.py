@@ -15,7 +15,7 @@ from constellation_otel.events import (
     engine_frames,
     guide_json,
     plain_events,
-    read_json,
+    validated,
 )
 from constellation_otel.events.model import (
     MAX_MESSAGE,
@@ -133,6 +133,11 @@ def test_null_fields_may_be_absent(event_type: str) -> None:
 
 
 PLAIN = [text.encode() for texts in (JSON_WITH_EXTENSIONS, JSON_OF_THE_GUIDE) for _, text in texts.values()]
+PLAIN += [
+    PLAIN[0].replace(b"my-pipeline", "\N{MAN}\N{ZERO WIDTH JOINER}\N{ROCKET}".encode()),
+    PLAIN[0].replace(b'"timestamp":1795465363577,', b""),
+    PLAIN[6].replace(b"1795465363577", b"1795465363577.25"),
+]
 ODD = [
     b"",
     b"[]",
@@ -145,6 +150,10 @@ ODD = [
     PLAIN[0].replace(b"vendor=value", b"\\u00e9"),
     PLAIN[0].replace(b'Ns":1795465363577', b'Ns":1795465363578'),
     PLAIN[2].replace(b'Ns":2345678', b'Ns":-1'),
+    # which is a float that is too large
+    PLAIN[2].replace(b'Ns":2345678', b'Ns":9223372036854775807'),
+    # a field that an event of its type does not have
+    PLAIN[0].replace(b'"durationMs":null', b'"durationMs":"abc"'),
     PLAIN[3].replace(b"boom", b"\\u0000"),
     JSON_OF_THE_GUIDE["module.completed"][1].encode().replace(b'Ms":2', b'Ms":-2'),
 ]
@@ -154,8 +163,9 @@ ODD = [
 def test_records_are_read_together_where_there_is_nothing_to_be_said_about_any(
     records: list[bytes], data: st.DataObject
 ) -> None:
-    """As one by one; and not at all where there is."""
-    assert plain_events(records) == [read_json(record).event for record in records]
+    """As they are closely; and not at all where there is."""
+    assert plain_events(records) == [validated(guide_json.read_closely(record).event).event for record in records]
+    assert [record for record in records if guide_json.read_closely(record).corrected] == []
     records.insert(data.draw(st.integers(0, len(records))), data.draw(st.sampled_from(ODD)))
     assert plain_events(records) is None
 

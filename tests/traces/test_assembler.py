@@ -394,6 +394,15 @@ def test_a_discarded_execution_may_be_assembled_again_whole() -> None:
     assert assembler.counters.late == 0
 
 
+def test_of_two_starts_before_any_span_the_earlier_one_counts() -> None:
+    assembler = Assembler()
+    assembler.add(ModuleStarted(E1, M1, "m", T0), 0)
+    for at, name in ((5, "later"), (3, "earlier")):
+        assembler.add(ExecutionStarted(E1, name, at), 0)
+    (*_, span) = assembler.add(ExecutionCompleted(E1, "earlier", True, None, T0), 0)
+    assert (span.name, span.start_ns, assembler.counters.late, assembler.counters.duplicate) == ("earlier", 3, 0, 1)
+
+
 def test_open_executions_of_a_restarted_engine_are_abandoned() -> None:
     assembler = Assembler(settle=1)
     assembler.add(ExecutionStarted(E1, "my-pipeline", T0), 0)

@@ -152,6 +152,6 @@ def _telemetry_of(sinks: Sequence[Sink[Any]], resource: Resource) -> otel.Privat
         if isinstance(sink, OtlpSink):
             # raises what Bridge would, before there are metrics that would be sent at the exit
             sampler_of_environment()
-            # found now: without an OTLP sink, the SDK's metrics and gRPC are not imported
+            # found now: without an OTLP sink, the SDK's metrics are not imported
             return otel.PrivateSignals(resource, endpoint=sink.endpoint, protocol=sink.protocol)
     return None

@@ -66,8 +66,9 @@ class Receipt(Struct, eq=False):
             self.last = offsets[-1]
             self.offsets += offsets
         else:
-            positions = [Position(origin, offset) for offset in offsets]
-            self.others = positions if self.others is None else self.others + positions
+            if self.others is None:
+                self.others = []
+            self.others += [Position(origin, offset) for offset in offsets]
 
     def positions(self) -> list[Position]:
         """Where the source has its records, as far as that was kept."""

@@ -229,7 +229,7 @@ class Sender(Generic[T]):
         """
         self.transform.advance(self._outbox)
         self._look()
-        full = min(self.sink.max_batch, _FULL) if more and self.has_room() else 1
+        full = max(1, min(self.sink.max_batch, _FULL)) if more and self.has_room() else 1
         send_in = self.send_until(self._clock() + self._slice_s, at_least=full)
         while not self.has_room() and not self.waiting:
             # all that is held is open: without this, nothing would ever be taken in again

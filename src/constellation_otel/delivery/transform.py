@@ -224,6 +224,9 @@ class TraceAssembly(Generic[T]):
         out: Outbox[T],
     ) -> None:
         assembler, tracks, max_open = self._assembler, self.tracks, self._assembler.max_open
+        if len(offsets) != len(events):
+            message = f"a batch has {len(events)} events and {len(offsets)} offsets; a source has to give one for each"
+            raise ValueError(message)
         self._open_records += len(events)
         first = 0
         for execution, stop, spans in assembler.take(events, times_ns, offsets):

@@ -412,8 +412,8 @@ class Worker(Generic[T]):
             self._taken += len(batch)
             self._hurry = self._hurry and bool(self._queue)
             self._drained = self._closed and not batch
-            if not self._drained:
-                self._wake_from = _NEVER
+            # what comes when it is too late is to find that out
+            self._wake_from = 0 if self._drained else _NEVER
             return batch
 
     def _is_ready(self) -> bool:

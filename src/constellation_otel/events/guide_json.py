@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias, 
 from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
+from msgspec import NODEFAULT, UNSET, Meta, Struct, UnsetType, defstruct, structs
 
 from constellation_otel.errors import DecodeError
 from constellation_otel.events.model import (
@@ -99,8 +99,15 @@ def read_json(data: bytes | str) -> Reading:
         DecodeError: As :func:`decode_json` does.
     """
     events = plain_events((data,))
-    if events is not None:
-        return Reading(events[0], ())
+    return Reading(events[0], ()) if events is not None else read_closely(data)
+
+
+def read_closely(data: bytes | str) -> Reading:
+    """Reads any record as :func:`read_json` does, which asks this one where a record is not plain.
+
+    Raises:
+        DecodeError: As :func:`decode_json` does.
+    """
     record, corrected = fields_of(data, _Json, _DECODER)
     kind = _KINDS.get(record.event_type)
     if kind is None:
@@ -198,7 +205,8 @@ class _Field(NamedTuple):
         write: Puts it into a record; ``None`` where every record has it.
         read: What it is in a record that has to be looked at closely.
         plain: What has to be so of a plain record, and what the field is then, both as an expression.
-        of_plain: The types of a plain record's fields that it is read from; msgspec sees to it that they are.
+        of_plain: The types of a plain record's fields that it is read from, where they are narrower than
+            those of any record; msgspec sees to it that they are.
     """
 
     write: Callable[[_Json, Any], None] | None
@@ -210,6 +218,7 @@ class _Field(NamedTuple):
 _Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 _Ns: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_NS - 1)]
 _Header: TypeAlias = Annotated[str, Meta(max_length=MAX_HEADER)]
+_IS_NAME: Final = "(value.isprintable() or clean_name(value) == value)"
 _IS_HEADER: Final = "(value is None or value.isascii() and value.isprintable())"
 
 _BY_FIELD: Final[dict[str, _Field]] = {
@@ -220,15 +229,18 @@ _BY_FIELD: Final[dict[str, _Field]] = {
         None,
         _timestamp_ns,
         (
-            "(record.timestamp_ns is None or 0 <= record.timestamp_ns - record.timestamp * MS < MS)",
+            (
+                "(record.timestamp_ns is None or record.timestamp is None"
+                " or type(record.timestamp) is int and 0 <= record.timestamp_ns - record.timestamp * MS < MS)"
+            ),
             "record.timestamp_ns if record.timestamp_ns is not None else ns_of_ms(record.timestamp, b'')",
         ),
-        {"timestamp": int, "timestamp_ns": _Ns | None},
+        {"timestamp_ns": _Ns | None},
     ),
     "dag_name": _Field(
         _write_dag_name,
         lambda record, data, corrected: record.dag_name or needed(record.dag_name, "dagName", data, corrected),
-        ("record.dag_name.isprintable()", "record.dag_name"),
+        (_IS_NAME.replace("value", "record.dag_name"), "record.dag_name"),
         {"dag_name": _Name},
     ),
     "module_id": _Field(
@@ -240,7 +252,7 @@ _BY_FIELD: Final[dict[str, _Field]] = {
     "module_name": _Field(
         _write_module_name,
         lambda record, data, corrected: needed(record.module_name, "moduleName", data, corrected),
-        ("record.module_name.isprintable()", "record.module_name"),
+        (_IS_NAME.replace("value", "record.module_name"), "record.module_name"),
         {"module_name": _Name},
     ),
     "duration_ms": _Field(
@@ -249,7 +261,8 @@ _BY_FIELD: Final[dict[str, _Field]] = {
         ("", "record.duration_ns / MS if record.duration_ns is not None else record.duration_ms"),
         {
             "duration_ms": Annotated[float, Meta(ge=0, lt=MAX_DURATION_MS)] | None,
-            "duration_ns": _Ns | None,
+            # the largest become a float that is too large
+            "duration_ns": Annotated[int, Meta(ge=0, le=MAX_NS - 2_048)] | None,
         },
     ),
     "succeeded": _Field(
@@ -286,9 +299,14 @@ _KINDS: Final = {kind.kind: kind for kind in EVENT_TYPES}
 
 
 def _plain_record_of(kind: type[Event]) -> type[Struct]:
-    """What a record of an event is like in which there is nothing to be said about any field."""
-    types = {name: of for field in kind.__struct_fields__ for name, of in _BY_FIELD[field].of_plain.items()}
-    fields = [(name, of, None) if NoneType in get_args(of) else (name, of) for name, of in types.items()]
+    """What a record of an event is like in which there is nothing to be said about any field, its own or another."""
+    types = {field.name: (field.type, field.default) for field in structs.fields(_Json) if field.name != "event_type"}
+    for name in kind.__struct_fields__:
+        for field, of in _BY_FIELD[name].of_plain.items():
+            types[field] = (of, None if NoneType in get_args(of) else NODEFAULT)
+    fields: list[Any] = [
+        (name, of) if default is NODEFAULT else (name, of, default) for name, (of, default) in types.items()
+    ]
     # what is required comes first
     fields.sort(key=len)
     return defstruct(f"_Plain{kind.__name__}", fields, rename="camel", gc=False, tag_field="eventType", tag=kind.kind)
@@ -303,6 +321,7 @@ def _plain_event_of(kind: type[Event]) -> Callable[[Any], Event | None]:
         "kind": kind,
         "ErrorInfo": ErrorInfo,
         "MS": MS,
+        "clean_name": clean_name,
         "ns_of_ms": ns_of_ms,
         "validated": validated,
     }

@@ -285,6 +285,7 @@ class Assembler:
                     emitted = self._merge_own(execution, event, times_ns[index])  # type: ignore[arg-type] # one of the others
             except Exception as error:  # noqa: BLE001 - a defect, which must cost one event and no more
                 if said < index:
+                    execution.touched_ns = times_ns[index - 1]
                     yield execution, index, _NOTHING
                 emitted = error
                 if key != _NO_KEY and event.execution_id != execution.execution_id:
