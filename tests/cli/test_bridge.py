@@ -144,8 +144,10 @@ def test_a_bridge_from_an_engine_says_what_it_has_lost(receiver: Receiver) -> No
     ):  # fmt: skip
         engine.play(recorded("engine-frames.jsonl")[:40])
         assert process.stderr is not None
-        while "are held" not in process.stderr.readline():
-            pass
+        said = process.stderr.readline()
+        while "are held" not in said:
+            said = process.stderr.readline()
+            assert said, "it has ended"
         code, logged = ended(process)
     assert (code, logged[-1]["report"]["lost"]) == (LOST, 40)
 

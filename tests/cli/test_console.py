@@ -104,6 +104,15 @@ def test_on_a_terminal_a_replay_has_a_progress_bar(receiver: Receiver, tmp_path:
     assert len(receiver.spans) == 1_000
 
 
+def until(process: subprocess.Popen[str], said: str) -> None:
+    """Waits for a line of a process's log; one that ends without it fails."""
+    assert process.stderr is not None
+    lines = [""]
+    while said not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1], f"it has ended with {process.wait(DEADLINE)}, and has said {lines}"
+
+
 @UNWATCHED
 @pytest.mark.parametrize(
     ("first", "second"),
@@ -120,12 +129,9 @@ def test_the_second_signal_ends_a_bridge_at_once(first: int, second: int, receiv
     endpoint = otlp(receiver)
     receiver.stop()
     with running("bridge", source, "--to", endpoint, "--close-timeout", "600") as process:
-        assert process.stderr is not None
-        process.stderr.readline()
-        process.stderr.readline()
+        until(process, "are held, the next try is in")
         process.send_signal(first)
-        while "what is held is delivered now" not in process.stderr.readline():
-            pass
+        until(process, "what is held is delivered now")
         process.send_signal(second)
         assert process.wait(DEADLINE) == -second
 
