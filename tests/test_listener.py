@@ -73,7 +73,7 @@ class Providing(ExecutionListener):
 
 class FailingProvider(ExecutionListener):
     def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
-        raise BOOM
+        raise ValueError("boom")
 
 
 # --- the listener that does nothing ---------------------------------------------------
@@ -122,7 +122,9 @@ def test_a_listener_that_raises_stops_nobody_and_is_logged_under_its_name(
     callback: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    composite = ExecutionListener.composite(Recorder(calls, "first"), Raiser(BOOM), Recorder(calls, "last"))
+    # one of its own: each raise adds to an error's traceback
+    error = ValueError("boom")
+    composite = ExecutionListener.composite(Recorder(calls, "first"), Raiser(error), Recorder(calls, "last"))
     fire(composite, callback)
     assert isinstance(composite, CompositeListener)
     assert calls == [("first", callback, *ARGUMENTS[callback]), ("last", callback, *ARGUMENTS[callback])]
@@ -134,7 +136,7 @@ def test_a_listener_that_raises_stops_nobody_and_is_logged_under_its_name(
             f"Raiser.{callback} raised for execution {EXECUTION}; the pipeline and the other listeners go on",
         )
     ]
-    assert caplog.records[0].exc_info == (ValueError, BOOM, BOOM.__traceback__)
+    assert caplog.records[0].exc_info == (ValueError, error, error.__traceback__)
     assert "in _record\n    raise self.error\nValueError: boom" in caplog.text
 
 
@@ -158,7 +160,7 @@ def test_a_composites_log_is_limited_for_each_listener_and_callback_and_all_are_
     now = 100.0
     limited = constellation_otel._support.log.RateLimitedLog
     monkeypatch.setattr(spi_module, "RateLimitedLog", lambda: limited(clock=lambda: now))
-    composite = ExecutionListener.composite(Raiser(BOOM))
+    composite = ExecutionListener.composite(Raiser(ValueError("boom")))
     for _ in range(3):
         fire(composite, "on_module_start")
     fire(composite, "on_module_failed")
