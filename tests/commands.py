@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from contextlib import contextmanager
 from functools import cache
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from constellation_otel.events import Event
     from constellation_otel.receiver import Receiver
 
-__all__ = ["HOSTILE", "command", "ended", "environment", "events_of", "line", "otlp", "running", "written"]
+__all__ = ["HOSTILE", "command", "ended", "environment", "events_of", "line", "otlp", "running", "until", "written"]
 
 HOSTILE = "a\x1b[2J\x9b5n\u202e[red]b[/]"
 """Text with control characters, a change of direction, and markup."""
@@ -113,6 +114,22 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=DEADLINE)
     return process.returncode, [json.loads(logged) for logged in stderr.splitlines()]
+
+
+def until(process: subprocess.Popen[str], said: str) -> str:
+    """Waits for a line of a process's log, which is returned; one that ends, or does not say it in time, fails."""
+    assert process.stderr is not None
+    lines = [""]
+    # so that the log ends
+    watchdog = threading.Timer(DEADLINE, process.kill)
+    watchdog.start()
+    try:
+        while said not in lines[-1]:
+            lines.append(process.stderr.readline())
+            assert lines[-1], f"it has ended with {process.wait(DEADLINE)}, and has logged {lines}"
+    finally:
+        watchdog.cancel()
+    return lines[-1]
 
 
 def otlp(receiver: Receiver) -> str:

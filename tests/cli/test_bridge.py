@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from commands import command, ended, environment, events_of, line, otlp, running, written
+from commands import command, ended, environment, events_of, line, otlp, running, until, written
 from constellation_otel.cli.console import LOST, NOT_DELIVERED
 from constellation_otel.cli.replay import run_replay
 from constellation_otel.errors import ConfigurationError
@@ -105,12 +105,10 @@ def test_a_bridge_without_an_endpoint_ends_in_time(receiver: Receiver, tmp_path:
     endpoint = otlp(receiver)
     receiver.stop()
     with running("bridge", source, "--to", endpoint, "--close-timeout", "0.5", OTEL_METRICS_EXPORTER="none") as process:
-        assert process.stderr is not None
-        assert json.loads(process.stderr.readline())["message"] == f"bridging from {source} to otlp"
-        first = json.loads(process.stderr.readline())
+        assert json.loads(until(process, "bridging"))["message"] == f"bridging from {source} to otlp"
+        until(process, "are held, the next try is in")
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=DEADLINE)
-    assert "are held, the next try is in" in first["message"]
     assert process.returncode == NOT_DELIVERED
     last = json.loads(stderr.splitlines()[-1])["report"]
     assert (last["is_delivered"], last["sinks"]["otlp"]["held"]) == (False, 4)
@@ -143,11 +141,7 @@ def test_a_bridge_from_an_engine_says_what_it_has_lost(receiver: Receiver) -> No
         ) as process,
     ):  # fmt: skip
         engine.play(recorded("engine-frames.jsonl")[:40])
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        while "are held" not in said:
-            said = process.stderr.readline()
-            assert said, "it has ended"
+        until(process, "are held")
         code, logged = ended(process)
     assert (code, logged[-1]["report"]["lost"]) == (LOST, 40)
 

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from commands import HOSTILE, environment, events_of, line, otlp, running, written
+from commands import HOSTILE, environment, events_of, line, otlp, running, until, written
 from constellation_otel.cli.console import LOST, NOT_DELIVERED, _status, log_handler, make_console, say
 from constellation_otel.cli.replay import run_replay
 from constellation_otel.cli.show import show
@@ -102,15 +102,6 @@ def test_on_a_terminal_a_replay_has_a_progress_bar(receiver: Receiver, tmp_path:
     finally:
         os.close(ours)
     assert len(receiver.spans) == 1_000
-
-
-def until(process: subprocess.Popen[str], said: str) -> None:
-    """Waits for a line of a process's log; one that ends without it fails."""
-    assert process.stderr is not None
-    lines = [""]
-    while said not in lines[-1]:
-        lines.append(process.stderr.readline())
-        assert lines[-1], f"it has ended with {process.wait(DEADLINE)}, and has said {lines}"
 
 
 @UNWATCHED
