@@ -17,7 +17,7 @@ from grpc import StatusCode
 
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.otel import PrivateSignals
-from constellation_otel.otel.own_providers import _THEIR_LOGGERS as THEIR_LOGGERS
+from constellation_otel.otel._sdk_internals import THEIR_LOGGERS
 from constellation_otel.receiver import Delay, Refuse
 from otel.signals import RESOURCE, observe
 from programs import ROOT

@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 
 from constellation_otel._support.scope import SCHEMA_URL
 from constellation_otel.otel import _sdk_internals as internals
-from constellation_otel.otel.own_providers import _THEIR_LOGGERS as THEIR_LOGGERS
+from constellation_otel.otel._sdk_internals import THEIR_LOGGERS
 from constellation_otel.otel.own_providers import _Reader
 from constellation_otel.traces.ids import RANDOM_TRACE_ID
 from otel.helpers import SINCE, VERSION

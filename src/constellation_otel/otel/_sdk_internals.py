@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TraceFlags
 
 __all__ = [
+    "THEIR_LOGGERS",
     "NoThreadAfterFork",
     "Recorder",
     "emit_log",
@@ -45,6 +46,14 @@ __all__ = [
     "shut_down",
 ]
 
+THEIR_LOGGERS: Final = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.metrics._internal.export",
+)
+"""What repeats the answers of an endpoint in the log."""
 _PASSING_ON: Final = (SynchronousMultiSpanProcessor, ConcurrentMultiSpanProcessor)
 _EMPTY: Final = [
     getattr(processor, name, None)

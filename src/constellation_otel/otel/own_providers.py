@@ -55,14 +55,6 @@ _EXIT_TIMEOUT: Final = 1.0
 _OWN_CONNECTION: Final[Any] = ("grpc.use_local_subchannel_pool", 1)
 """Of gRPC's channels: a shared connection would be the parent's in a forked child."""
 _MAX_INTERVAL: Final = 86_400_000
-_THEIR_LOGGERS: Final = (
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-    "opentelemetry.exporter.otlp.proto.http._log_exporter",
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "opentelemetry.sdk._shared_internal",
-    "opentelemetry.sdk.metrics._internal.export",
-)
-"""They repeat what an endpoint has answered."""
 
 
 class PrivateSignals:
@@ -106,7 +98,7 @@ class PrivateSignals:
         self.with_events, with_logs = exception_signals()
         self._resource = resource
         self._exporters = Exporters(endpoint, protocol, headers)
-        clean(*_THEIR_LOGGERS)
+        clean(*internals.THEIR_LOGGERS)
         self._has_metrics = _is_wanted("OTEL_METRICS_EXPORTER")
         self._has_logs = with_logs and _is_wanted("OTEL_LOGS_EXPORTER")
         self._observed: weakref.WeakSet[Observed] = weakref.WeakSet()
