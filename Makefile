@@ -20,8 +20,7 @@ demo: $(STAMP)
 	@$(BIN)/constellation-otel demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=6 --dist=worksteal \
-	  $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=100)
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=6 --dist=worksteal$(if $(COVERAGE), --cov --cov-report=term --cov-fail-under=100)
 
 # The same with every dependency at the lower bound that pyproject.toml gives it.
 test-oldest:
