@@ -12,11 +12,12 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 
 from constellation_otel.errors import ConfigurationError, JournalError
-from constellation_otel.transports import check_sink, places_of, sink_of, source_of
+from constellation_otel.transports import check_sink, sink_of, source_of
 from constellation_otel.transports.journal import DEFAULT_SINK, Journal, JournalSink, JournalSource, forget
 from constellation_otel.transports.jsonl import JsonlSink, JsonlSource
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 from constellation_otel.transports.otlp import OtlpSink
+from constellation_otel.transports.registry import places_of
 from constellation_otel.transports.sql import SqlSink, SqlSource
 from constellation_otel.transports.url import Secrets
 from constellation_otel.transports.websocket import WebSocketSource
@@ -291,7 +292,7 @@ import sys
 sys.modules.update(dict.fromkeys({missing!r}))
 from opentelemetry.sdk.resources import Resource
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.transports import check_sink, places_of, sink_of, source_of
+from constellation_otel.transports import sink_of, source_of
 for make in (lambda: source_of({url!r}, follow=True), lambda: sink_of({url!r}, resource=Resource({{}}))):
     try:
         made = make()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from constellation_otel.transports.registry import check_sink, places_of, refuse_loop, sink_of, source_of
+from constellation_otel.transports.registry import check_sink, refuse_loop, sink_of, source_of
 
 __all__ = [
     "check_sink",
-    "places_of",
     "refuse_loop",
     "sink_of",
     "source_of",
