@@ -73,14 +73,6 @@ def test_while_more_is_about_to_come_only_what_is_full_is_sent(max_batch: int, f
     assert sink.calls == [full, 4]
 
 
-def test_a_sink_that_would_take_nothing_at_once_is_sent_one_by_one() -> None:
-    sink = ListSink(max_batch=0)
-    sender = event_sender(sink)
-    sender.add(batch(execution(1)))
-    sender.tick(more=True)
-    assert sink.calls == [1, 1, 1, 1]
-
-
 def test_an_execution_is_settled_with_the_last_of_its_spans() -> None:
     sink = ListSink(takes="spans")
     sender = span_sender(sink)

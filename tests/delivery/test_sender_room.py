@@ -318,3 +318,11 @@ def test_the_end_puts_out_of_what_is_open_what_it_is_told(abandon_open: bool | N
     way.give(batch([execution(1)[0], execution(1)[3], execution(2)[0]]))
     assert way.close(DEADLINE, abandon_open=abandon_open)
     assert ([span.name for span in sink.items], sink.closed) == (names, 1)
+
+
+def test_a_sink_that_would_take_nothing_at_once_is_sent_one_by_one() -> None:
+    sink = ListSink(max_batch=0)
+    sender = event_sender(sink)
+    sender.add(batch(execution(1)))
+    sender.tick(more=True)
+    assert sink.calls == [1, 1, 1, 1]

@@ -18,7 +18,7 @@ from deliveries import MS, T0, execution
 from sender_parts import added, assembly, batch, names, raising, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry.context import Context
 
@@ -146,6 +146,26 @@ def test_a_span_that_cannot_be_made_an_item_costs_no_other(
     assert (receipt.rejected, receipt.pending, receipt.is_complete, receipt.count) == (1, 1, True, last)
     assert transform.open_records == 0
     assert caplog.messages == [f"a span of execution {UUID(int=2)} cannot be sent, and is left out"]
+    assert caplog.records[0].exc_info is not None
+
+
+def test_spans_that_raise_together_only_are_all_sent_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    transform = assembly(as_item=lambda span: span)
+    as_items = transform._as_items
+
+    def alone(spans: Sequence[Span]) -> Sequence[Any]:
+        if len(spans) > 1:
+            raise ZeroDivisionError
+        return as_items(spans)
+
+    transform._as_items = alone
+    start, *_, end = execution(1)
+    modules = [replace(execution(1)[1], module_id=UUID(int=number)) for number in (1, 2)]
+    out = added(transform, batch([start, *modules, end]))
+    assert (names(out), out.receipts[0].rejected) == (["trim", "trim", "dag-1"], 0)
+    assert caplog.messages == [
+        f"spans of execution {UUID(int=1)} were made ready one by one, which failed for all together"
+    ]
     assert caplog.records[0].exc_info is not None
 
 

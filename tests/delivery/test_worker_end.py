@@ -155,7 +155,7 @@ def test_an_item_that_comes_while_it_finishes_is_taken_back() -> None:
     assert worker.counters == QueueCounters(received=2, delivered=1, dropped=1, rejected=0, held=0)
 
 
-def test_an_item_that_comes_too_late_for_a_handler_without_room_is_taken_back() -> None:
+def test_an_item_too_late_for_a_full_handler_is_taken_back() -> None:
     worker = Worker[int](Doing(is_ready=lambda: False), name="full", linger=0)
     worker._queue = Late(before=lambda: worker.close(DEADLINE))
     assert not worker.put(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from math import inf
 from typing import Any
 from uuid import UUID
 
@@ -301,7 +300,7 @@ def test_a_long_execution_holds_only_the_modules_that_are_open() -> None:
     assert execution.status_description == "m failed: too many words"
 
 
-def test_of_modules_that_were_emitted_together_the_first_are_forgotten_first() -> None:
+def test_modules_emitted_together_are_forgotten_in_order() -> None:
     assembler = Assembler(settle=1, max_settled=2)
     for module_id in (M1, M2, M3):
         assembler.add(ModuleStarted(E1, module_id, "m", T0), 0)
@@ -370,16 +369,6 @@ def test_the_deadline_is_the_first_of_settling_idleness_and_age() -> None:
     for event in STORY:
         assembler.add(event, 0)
     assert assembler.deadline_ns == SECOND
-
-
-def test_what_may_be_due_is_never_later_than_the_deadline() -> None:
-    """Nor is it later than what is due in truth: it may only be looked at in vain."""
-    assembler = Assembler(settle=1, idle_timeout=2, max_age=4)
-    assert assembler.due_ns == inf
-    for now, event in enumerate(STORY):
-        assembler.add(event, now)
-        assert assembler.due_ns <= (assembler.deadline_ns or 0)
-    assert assembler.advance(SECOND + len(STORY))
 
 
 def test_a_discarded_execution_may_be_assembled_again_whole() -> None:

@@ -223,36 +223,38 @@ class TraceAssembly(Generic[T]):
         times_ns: Sequence[int],
         out: Outbox[T],
     ) -> None:
-        assembler, tracks, max_open = self._assembler, self.tracks, self._assembler.max_open
+        assembler, max_open = self._assembler, self._assembler.max_open
         if len(offsets) != len(events):
             message = f"a batch has {len(events)} events and {len(offsets)} offsets; a source has to give one for each"
             raise ValueError(message)
         self._open_records += len(events)
         first = 0
         for execution, stop, spans in assembler.take(events, times_ns, offsets):
-            if execution is None or isinstance(spans, Exception):
-                # one event
-                if isinstance(spans, Exception):
-                    self._leave_out(execution, origin, offsets[first], out)
-                    out.faulty.append((events[first], origin, offsets[first], spans))
-                else:
-                    self._late(events[first], origin, offsets[first], out)
-                first = stop
-                continue
-            receipt: Receipt | None = execution.note
-            if receipt is None:
-                receipt = execution.note = Receipt(origin, offsets[first], 0, [])
-            if tracks:
-                receipt.add(origin, offsets[first:stop])
+            # what raised, or is late, is one event
+            if isinstance(spans, Exception):
+                self._leave_out(execution, origin, offsets[first], out)
+                out.faulty.append((events[first], origin, offsets[first], spans))
+            elif execution is None:
+                self._late(events[first], origin, offsets[first], out)
             else:
-                receipt.count += stop - first
-                if origin is None or origin == receipt.origin:
-                    receipt.last = offsets[stop - 1]
+                self._note(execution, origin, offsets[first:stop])
+                if spans:
+                    self._put_out(execution, spans, out)
+                while assembler.held > max_open:
+                    self.make_room(out)
             first = stop
-            if spans:
-                self._put_out(execution, spans, out)
-            while assembler.held > max_open:
-                self.make_room(out)
+
+    def _note(self, execution: Execution, origin: Hashable, offsets: Sequence[int]) -> None:
+        """These records are of the execution."""
+        receipt: Receipt | None = execution.note
+        if receipt is None:
+            receipt = execution.note = Receipt(origin, offsets[0], 0, [])
+        if self.tracks:
+            receipt.add(origin, offsets)
+        else:
+            receipt.count += len(offsets)
+            if origin is None or origin == receipt.origin:
+                receipt.last = offsets[-1]
 
     def advance(self, out: Outbox[T]) -> None:
         if self._watermark is None:
@@ -369,8 +371,8 @@ class TraceAssembly(Generic[T]):
             self._observe(self._observer, execution, spans)
         try:
             items = self._as_items(spans)
-        except Exception:  # noqa: BLE001 - a defect, which must cost one span and no more
-            items = [item for span in spans for item in self._as_item(span, receipt)]
+        except Exception as error:  # noqa: BLE001 - a defect, which must cost one span and no more
+            items = self._one_by_one(spans, receipt, error)
         receipt.pending += len(items)
         out.items += items
         out.receipts += [receipt] * len(items)
@@ -382,15 +384,21 @@ class TraceAssembly(Generic[T]):
             elif self.tracks:
                 self._remember_unsafe(execution, receipt)
 
-    def _as_item(self, span: Span, receipt: Receipt) -> Sequence[T]:
-        """What the sink is sent for a span, where that raised for some of its execution's."""
-        try:
-            return self._as_items([span])
-        except Exception as error:  # noqa: BLE001 - for this one
-            message = "a span of execution %s cannot be sent, and is left out"
-            self._log.write(_LOGGER, logging.ERROR, "item", message, span.execution_id, error=error)
-            receipt.rejected += 1
-            return ()
+    def _one_by_one(self, spans: Sequence[Span], receipt: Receipt, error: Exception) -> list[T]:
+        """What the sink is sent for each of some spans, which raised for all together."""
+        items: list[T] = []
+        message, is_found = "a span of execution %s cannot be sent, and is left out", False
+        for span in spans:
+            try:
+                items += self._as_items([span])
+            except Exception as raised:  # noqa: BLE001 - for this one
+                self._log.write(_LOGGER, logging.ERROR, "item", message, span.execution_id, error=raised)
+                receipt.rejected += 1
+                is_found = True
+        if not is_found:
+            message = "spans of execution %s were made ready one by one, which failed for all together"
+            self._log.write(_LOGGER, logging.ERROR, "items", message, spans[0].execution_id, error=error)
+        return items
 
     def _observe(self, observer: SpanObserver, execution: Execution, spans: Sequence[Span]) -> None:
         decision = self._sampling.recall(execution.execution_id) or NOT_TRACED

@@ -161,7 +161,7 @@ class Worker(Generic[T]):
         self._hurry = False
         self._nudged = False
         self._closed = closed
-        # how long the queue may get: none that is closed takes anything
+        # how long the queue may get; 0 once it is closed
         self._room = 0 if closed else self._max_queue
         # the worker has had its last look at the queue; and then, it has finished
         self._drained = closed
@@ -412,7 +412,7 @@ class Worker(Generic[T]):
             self._taken += len(batch)
             self._hurry = self._hurry and bool(self._queue)
             self._drained = self._closed and not batch
-            # what comes when it is too late is to find that out
+            # an item that comes too late finds that out by a wake
             self._wake_from = 0 if self._drained else _NEVER
             return batch
 

@@ -125,8 +125,8 @@ class SpanListener(BufferedListener[T]):
         if not self._put(event) and has_decided:
             self._sampling.forget(execution_id)
 
-    # The two that fire most are written out: two calls less each. An attribute that is called is no method,
-    # and found more slowly than one that is read.
+    # The two that fire most are written out: two calls less each. CPython looks for a method first where an
+    # attribute is called, so it is read before.
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         if self._is_active:

@@ -124,7 +124,6 @@ class Assembler:
     Attributes:
         held: Executions and modules that are open.
         max_open: How many may be.
-        soonest_ns: How long after an event time alone may have it emit something, at the soonest.
     """
 
     def __init__(
@@ -152,7 +151,6 @@ class Assembler:
         self._idle_ns = round(idle_timeout * _SECOND)
         self._max_age_ns = round(max_age * _SECOND)
         self._max_settled = max_settled
-        self.soonest_ns = min(self._settle_ns or self._idle_ns, self._idle_ns, self._max_age_ns)
         # by the ids' numbers: a UUID's own hash is a function in Python
         self._open: OrderedDict[int, Execution] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
@@ -236,22 +234,22 @@ class Assembler:
         """
         self._counters.events += len(events)
         settle_ns, max_open, is_open = self._settle_ns, self.max_open, self._open
-        # that of the events which were not said yet
+        # of the events that were not reported yet
         execution: Any = None
-        key, said = _NO_KEY, 0
+        key, reported = _NO_KEY, 0
         for index, event in enumerate(events):
             emitted: Sequence[Span] | Exception = _NOTHING
             try:
                 if event.execution_id.int != key:
-                    if said < index:
+                    if reported < index:
                         execution.touched_ns = times_ns[index - 1]
                         yield execution, index, _NOTHING
-                        said = index
+                        reported = index
                     key = _NO_KEY
                     found = self._found(event, times_ns[index])
                     if found is None:
-                        said = index + 1
-                        yield None, said, _NOTHING
+                        reported = index + 1
+                        yield None, reported, _NOTHING
                         continue
                     execution, key, modules = found, found.key, found.modules
                 kind = type(event)
@@ -284,23 +282,23 @@ class Assembler:
                 else:
                     emitted = self._merge_own(execution, event, times_ns[index])  # type: ignore[arg-type] # one of the others
             except Exception as error:  # noqa: BLE001 - a defect, which must cost one event and no more
-                if said < index:
+                if reported < index:
                     execution.touched_ns = times_ns[index - 1]
                     yield execution, index, _NOTHING
                 emitted = error
                 if key != _NO_KEY and event.execution_id != execution.execution_id:
                     key = _NO_KEY
             if emitted or self.held > max_open:
-                said = index + 1
+                reported = index + 1
                 if key == _NO_KEY:
                     # it was not found out which execution's it is
-                    yield None, said, emitted
+                    yield None, reported, emitted
                     continue
                 execution.touched_ns = times_ns[index]
-                yield execution, said, emitted
+                yield execution, reported, emitted
                 if is_open.get(key) is not execution:
                     key = _NO_KEY
-        if said < len(events):
+        if reported < len(events):
             execution.touched_ns = times_ns[-1]
             yield execution, len(events), _NOTHING
 
@@ -409,11 +407,6 @@ class Assembler:
                 from_future += 1
             else:
                 return
-
-    @property
-    def due_ns(self) -> float:
-        """When :meth:`advance` may have something to do next, at the earliest; cheaper than :attr:`deadline_ns`."""
-        return min(self._next_due_ns(), self._evict_at_ns)
 
     def _next_due_ns(self) -> float:
         in_order, others = self._due_in_order, self._due
