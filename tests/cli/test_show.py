@@ -53,6 +53,8 @@ def test_an_execution_is_shown_from_any_source(tmp_path: Path, kind: str) -> Non
         ("postgresql://host/db", "execution_audit"),
         ("sqlite:///file?table=mine", "mine"),
         ("postgresql:", "execution_audit"),
+        ("sqlite:?table=mine", "mine"),
+        ("postgresql://[x", "execution_audit"),
     ],
 )
 def test_the_schema_is_printed_for_the_database_of_a_url(url: str, table: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.delivery import Batch, ExecutionFilter, batches_of
@@ -71,7 +71,8 @@ def schema(url: str) -> str:
     """
     from constellation_otel.transports.sql import schema_ddl  # noqa: PLC0415 - needs an extra
 
-    table = parse_qs(urlsplit(url).query).get("table", ["execution_audit"])[-1]
+    # a database's kind, and a table, are enough
+    table = parse_qs(url.partition("?")[2]).get("table", ["execution_audit"])[-1]
     match url.partition(":")[0]:
         case "postgresql":
             return schema_ddl("postgresql", table)
