@@ -15,7 +15,14 @@ import constellation_otel._support.log
 from callbacks import ARGUMENTS, BOOM, EXECUTION, MODULE, every_callback, fire
 from constellation_otel import listener as spi_module
 from constellation_otel._support.spelling import CALLBACKS
-from constellation_otel.listener import CompositeListener, ExecutionListener, LoggingListener, ModuleContextProvider
+from constellation_otel.listener import (
+    CompositeListener,
+    ExecutionJoiner,
+    ExecutionListener,
+    LoggingListener,
+    ModuleContextProvider,
+    ModuleDetailsTaker,
+)
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -205,6 +212,56 @@ def test_a_provider_that_raises_is_passed_over_logged_and_counted(caplog: pytest
             f"FailingProvider.module_context {said}",
         )
     ]
+
+
+class Told(ExecutionListener):
+    """Takes details and joins executions; keeps the calls, or raises."""
+
+    def __init__(self, traceparent: str | None = None, raised: Exception | None = None) -> None:
+        self.calls: list[object] = []
+        self.traceparent = traceparent
+        self.raised = raised
+
+    def _call(self, *call: object) -> None:
+        self.calls.append(call)
+        if self.raised is not None:
+            raise self.raised
+
+    def module_details(self, execution_id: UUID, module_id: UUID, **details: object) -> None:
+        self._call(execution_id, module_id, details)
+
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+        self._call(execution_id, dag_name, traceparent)
+
+    def traceparent_of(self, execution_id: UUID) -> str | None:
+        self._call(execution_id)
+        return self.traceparent
+
+
+def test_a_composite_hands_details_and_joined_executions_on(caplog: pytest.LogCaptureFixture) -> None:
+    failing, last = Told(raised=ValueError("no")), Told()
+    composite = ExecutionListener.composite(failing, Recorder([]), last)
+    assert isinstance(composite, CompositeListener)
+    assert isinstance(composite, ModuleDetailsTaker)
+    assert isinstance(composite, ExecutionJoiner)
+    composite.module_details(EXECUTION, MODULE, attempt=2)
+    composite.join(EXECUTION, "pipeline", "00-1")
+    assert last.calls == [(EXECUTION, MODULE, {"attempt": 2}), (EXECUTION, "pipeline", "00-1")]
+    said = f"raised for execution {EXECUTION}; the pipeline and the other listeners go on"
+    assert [record.message for record in caplog.records] == [f"Told.module_details {said}", f"Told.join {said}"]
+    assert composite.errors == 2
+
+
+def test_a_composite_answers_the_first_traceparent_that_there_is(caplog: pytest.LogCaptureFixture) -> None:
+    failing, unknown, first, last = Told(raised=ValueError("no")), Told(), Told("00-1"), Told("00-2")
+    composite = ExecutionListener.composite(failing, unknown, first, last)
+    assert isinstance(composite, ExecutionJoiner)
+    assert composite.traceparent_of(EXECUTION) == "00-1"
+    assert (len(failing.calls), len(unknown.calls), last.calls) == (1, 1, [])
+    assert [record.message.split()[0] for record in caplog.records] == ["Told.traceparent_of"]
+    nobody = ExecutionListener.composite(Recorder([]), unknown)
+    assert isinstance(nobody, ExecutionJoiner)
+    assert nobody.traceparent_of(EXECUTION) is None
 
 
 def test_only_what_has_the_method_is_a_provider() -> None:

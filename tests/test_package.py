@@ -49,7 +49,8 @@ MAY_IMPORT = {
 """Each room, and which others it may enter: arrows point one way, and ``cli`` knows all."""
 
 DOCUMENTED = {
-    "AsyncListenerAdapter", "Constellation", "Dag", "ExecutionListener", "LoggingListener", "ModuleContextProvider",
+    "AsyncListenerAdapter", "Constellation", "Dag", "ExecutionJoiner", "ExecutionListener", "LoggingListener",
+    "ModuleContextProvider", "ModuleDetailsTaker",
     "Bridge", "BufferedListener", "OpenTelemetryListener", "OtlpListener", "module", "span_id_of", "trace_id_of",
     "ErrorInfo", "Event", "EventListener", "Execution", "ExecutionCancelled", "ExecutionCompleted",
     "ExecutionStarted", "ModuleCompleted", "ModuleFailed", "ModuleStarted",

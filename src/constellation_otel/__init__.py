@@ -42,7 +42,13 @@ if TYPE_CHECKING:
         ModuleFailed,
         ModuleStarted,
     )
-    from constellation_otel.listener import ExecutionListener, LoggingListener, ModuleContextProvider
+    from constellation_otel.listener import (
+        ExecutionJoiner,
+        ExecutionListener,
+        LoggingListener,
+        ModuleContextProvider,
+        ModuleDetailsTaker,
+    )
     from constellation_otel.otel import OpenTelemetryListener, OtlpListener
     from constellation_otel.traces import span_id_of, trace_id_of
 else:
@@ -80,7 +86,13 @@ else:
                 "ModuleFailed",
                 "ModuleStarted",
             ),
-            "listener": ("ExecutionListener", "LoggingListener", "ModuleContextProvider"),
+            "listener": (
+                "ExecutionJoiner",
+                "ExecutionListener",
+                "LoggingListener",
+                "ModuleContextProvider",
+                "ModuleDetailsTaker",
+            ),
             "otel": ("OpenTelemetryListener", "OtlpListener"),
             "traces": ("span_id_of", "trace_id_of"),
         },
@@ -105,6 +117,7 @@ __all__ = [
     "ExecutionCancelledError",
     "ExecutionCompleted",
     "ExecutionFailedError",
+    "ExecutionJoiner",
     "ExecutionListener",
     "ExecutionStarted",
     "JournalError",
@@ -114,6 +127,7 @@ __all__ = [
     "MissingExtraError",
     "ModuleCompleted",
     "ModuleContextProvider",
+    "ModuleDetailsTaker",
     "ModuleFailed",
     "ModuleStarted",
     "OpenTelemetryListener",

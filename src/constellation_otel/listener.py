@@ -13,11 +13,20 @@ from constellation_otel._support.log import RateLimitedLog, log
 from constellation_otel._support.spelling import check_callbacks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from opentelemetry.context import Context
+    from opentelemetry.util.types import AttributeValue
 
-__all__ = ["CompositeListener", "ExecutionListener", "LoggingListener", "ModuleContextProvider"]
+__all__ = [
+    "CompositeListener",
+    "ExecutionJoiner",
+    "ExecutionListener",
+    "LoggingListener",
+    "ModuleContextProvider",
+    "ModuleDetailsTaker",
+]
 
 
 class ExecutionListener:
@@ -136,6 +145,74 @@ class ModuleContextProvider(Protocol):
         """
 
 
+@runtime_checkable
+class ModuleDetailsTaker(Protocol):
+    """What a listener has besides the SPI to be told more of a module than the callbacks can say.
+
+    An engine tells what it knows whenever it knows it, at the latest before the module's last
+    callback. Listeners without this see the six callbacks as ever.
+    """
+
+    def module_details(
+        self,
+        execution_id: UUID,
+        module_id: UUID,
+        *,
+        module_name: str | None = None,
+        parent_id: UUID | None = None,
+        attempt: int = 1,
+        attempt_of: UUID | None = None,
+        outcome: str | None = None,
+        reason: str | None = None,
+        upstream: Sequence[UUID] = (),
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
+        """Tells details of a module; never raises.
+
+        Args:
+            execution_id: The execution.
+            module_id: The module's id in this execution: one run of its body.
+            module_name: The module's name; needed with ``outcome`` only.
+            parent_id: The module that this one is a part of.
+            attempt: Which run of the module this is, from 1.
+            attempt_of: The first attempt's module id, where this is another one.
+            outcome: ``skipped`` or ``cached``, for a module whose body does not run and of which
+                no callback tells.
+            reason: Why it was skipped, or where its output came from.
+            upstream: The modules whose outputs it takes.
+            attributes: Further attributes of its span.
+        """
+
+
+@runtime_checkable
+class ExecutionJoiner(Protocol):
+    """What a listener has besides the SPI for an execution that several processes tell of.
+
+    The process that starts the execution gives :meth:`traceparent_of` to the others, and
+    these :meth:`join` before they tell of modules.
+    """
+
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+        """Says that modules of an execution run here which another process has started; never raises.
+
+        Args:
+            execution_id: The execution.
+            dag_name: Its DAG's name.
+            traceparent: The execution's own span as a W3C header value, whose flag is the
+                sampler's answer; without one, this process's sampler is asked.
+        """
+
+    def traceparent_of(self, execution_id: UUID) -> str | None:
+        """The execution's own span as a W3C header value.
+
+        Args:
+            execution_id: An execution that has started, or was joined.
+
+        Returns:
+            ``None`` where the execution is not known, or not traced at all.
+        """
+
+
 class CompositeListener(ExecutionListener):
     """What :meth:`ExecutionListener.composite` returns.
 
@@ -148,6 +225,8 @@ class CompositeListener(ExecutionListener):
         self.listeners = listeners
         self._log = RateLimitedLog()
         self._providers = tuple(listener for listener in listeners if isinstance(listener, ModuleContextProvider))
+        self._takers = tuple(listener for listener in listeners if isinstance(listener, ModuleDetailsTaker))
+        self._joiners = tuple(listener for listener in listeners if isinstance(listener, ExecutionJoiner))
 
     # written out, since all of them are on the hot path: to look each one up by its name takes several times as long
 
@@ -201,6 +280,34 @@ class CompositeListener(ExecutionListener):
             except Exception as error:  # noqa: BLE001 - the other listeners still run
                 self._failed(provider, "module_context", execution_id, error)
         return context
+
+    def module_details(self, execution_id: UUID, module_id: UUID, **details: Any) -> None:
+        """Hands a module's details to every listener that is a :class:`ModuleDetailsTaker`."""
+        for taker in self._takers:
+            try:
+                taker.module_details(execution_id, module_id, **details)
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
+                self._failed(taker, "module_details", execution_id, error)
+
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+        """Has every listener that is an :class:`ExecutionJoiner` join the execution."""
+        for joiner in self._joiners:
+            try:
+                joiner.join(execution_id, dag_name, traceparent)
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
+                self._failed(joiner, "join", execution_id, error)
+
+    def traceparent_of(self, execution_id: UUID) -> str | None:
+        """What the first listener answers that knows the execution."""
+        for joiner in self._joiners:
+            try:
+                traceparent = joiner.traceparent_of(execution_id)
+            except Exception as error:  # noqa: BLE001 - the other listeners still run
+                self._failed(joiner, "traceparent_of", execution_id, error)
+            else:
+                if traceparent is not None:
+                    return traceparent
+        return None
 
     @property
     def errors(self) -> int:
