@@ -73,13 +73,15 @@ def module_span(name: str, module_id: UUID | None, start_ns: int, end_ns: int, o
         end_ns,
         {**attributes, "constellation.outcome": outcome},
         execution_id=E1,
+        duration_ns=end_ns - start_ns,
     )
 
 
 TRIM = module_span("Trim", M1, T0 + 1 * MS, T0 + 3 * MS)
 
 
-UPPERCASE = module_span("Uppercase", M2, T0 + 3 * MS, T0 + 8 * MS)
+UPPERCASE = module_span("Uppercase", M2, T0 + 2 * MS, T0 + 7 * MS)
+"""Its end event came 1 ms late."""
 
 
 WORD_COUNT = msgspec.structs.replace(
@@ -95,7 +97,9 @@ WORD_COUNT = msgspec.structs.replace(
     status=StatusCode.ERROR,
     status_description="too many words",
     events=(
-        SpanEvent("exception", T0 + 14 * MS, {"exception.type": "app.Boom", "exception.message": "too many words"}),
+        SpanEvent(
+            "exception", T0 + 14 * MS, {"exception.type": "app.Boom", "exception.message": "too many words"}, True
+        ),
     ),
 )
 
@@ -120,6 +124,7 @@ EXECUTION = Span(
     "WordCount failed: too many words",
     execution_id=E1,
     is_execution=True,
+    duration_ns=15 * MS,
 )
 
 

@@ -65,7 +65,7 @@ PIPELINE = [
     span(3, 1, "Uppercase", 250 * MS, 500 * MS, "success"),
     span(4, 3, "GET /words", 300 * MS, 475 * MS),
     span(5, 1, "WordCount", 500 * MS, 1_000 * MS, "failure", error="boom"),
-    span(6, 1, "Report", 600 * MS, 1_000 * MS, "unknown", missing=("end",)),
+    span(6, 1, "Report", 600 * MS, 1_000 * MS, "unknown", missing="end"),
     span(7, 1, "Cleanup", 1_000 * MS, 1_000 * MS, "cancelled"),
 ]
 
@@ -191,7 +191,7 @@ trace 4bf92f3577b34da6a3c…
 def test_a_trace_without_its_root_says_which_span_is_not_there() -> None:
     spans = [
         span(2, 0xF067AA0BA902B7, "my-pipeline", 10, 90, "abandoned", error="abandoned without an end: idle"),
-        span(3, 2, "Trim", 20, 50, "unknown", missing=["start", "end"]),
+        span(3, 2, "Trim", 20, 50, "unknown", missing="start,end"),
         span(4, 0xF067AA0BA902B7, "audit", 90, 90),
     ]
     assert (
@@ -276,7 +276,7 @@ def test_a_long_description_is_wrapped_and_cut_after_three_lines() -> None:
 
 
 def test_an_odd_attribute_of_missing_is_passed_over() -> None:
-    spans = [span(1, None, "dag", 0, 8, "success", missing="start"), span(2, 1, "m", 0, 8, "odd", missing=("x",))]
+    spans = [span(1, None, "dag", 0, 8, "success", missing=3), span(2, 1, "m", 0, 8, "odd", missing=("x",))]
     assert [line[0] for line in drawn(spans, 80).splitlines()[3:]] == ["✓", "·"]
 
 

@@ -19,7 +19,7 @@ from constellation_otel.testing import span_tree
 from demo_traces import PIPELINES, TRACES, linked_traces
 
 from .peers import eventually
-from .traces import received_in
+from .traces import JAEGERS_OWN, received_in
 
 if TYPE_CHECKING:
     from constellation_otel.receiver import Received
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 MS = 1_000_000
 JAEGER_PAGE = "http://jaeger.test"
-JAEGERS_OWN = "@jaeger@warnings"
-"""What Jaeger adds to spans that it finds odd: without length, or outside their parent's."""
 RUNS = ("engine-frames.jsonl", "engine-frames-50.jsonl")
 
 
@@ -66,6 +64,12 @@ def test_every_trace_id_that_was_printed_is_one_that_jaeger_has(
         assert {item.resource.attributes["service.name"] for item in received} == {"constellation-demo"}
 
 
+def test_jaeger_finds_no_span_odd(traces: dict[str, list[Received]]) -> None:
+    """No negative length, and none that sticks out of its parent's."""
+    odd = [item.span for received in traces.values() for item in received if JAEGERS_OWN in item.span.attributes]
+    assert odd == []
+
+
 def test_the_pipelines_traces_are_the_expected_trees(traces: dict[str, list[Received]]) -> None:
     trees = [span_tree(item.span for item in received) for received in traces.values()]
     by_root = {tree.split(" (")[0]: tree for tree in trees}
@@ -95,9 +99,8 @@ def test_the_pipelines_spans_have_the_attributes_and_durations_of_what_ran(
             assert span.attributes["error.type"] == "ValueError"
         if span.name == "wait-for-more":
             expected.add("constellation.missing")
-        else:
-            assert span.end_ns > span.start_ns
-        assert span.attributes.keys() - {JAEGERS_OWN} == expected
+        assert span.end_ns > span.start_ns
+        assert span.attributes.keys() == expected
     (failed,) = [span for span in ours if span.name == "year_of"]
     (event,) = failed.events
     assert event.name == "exception"
@@ -112,7 +115,8 @@ def is_module(span: Span) -> bool:
 def test_the_recorded_executions_are_whole_with_the_engines_own_durations(
     jaeger: Jaeger, printed: str, traces: dict[str, list[Received]]
 ) -> None:
-    ends: dict[tuple[int, int], tuple[int, int]] = {}
+    begins: dict[UUID, int] = {}
+    times: dict[tuple[int, int], tuple[int, int]] = {}
     spans_of: Counter[int] = Counter()
     for run in RUNS:
         for line in files("constellation_otel").joinpath("data", run).read_text().splitlines():
@@ -120,20 +124,25 @@ def test_the_recorded_executions_are_whole_with_the_engines_own_durations(
             execution_id = UUID(frame["executionId"])
             trace_id = trace_id_of(execution_id)
             spans_of[trace_id] += frame["type"] in ("execution:start", "module:start")
-            if "durationMs" in frame:
-                module_id = UUID(frame["moduleId"]) if "moduleId" in frame else None
-                end_ns = frame["timestamp"] * MS
-                start_ns = end_ns - frame["durationMs"] * MS
-                # Jaeger shows a span without length as one of a nanosecond
-                ends[trace_id, span_id_of(execution_id, module_id)] = (start_ns, max(end_ns, start_ns + 1))
+            module_id = UUID(frame["moduleId"]) if "moduleId" in frame else None
+            if frame["type"].endswith(":start"):
+                begins[module_id or execution_id] = frame["timestamp"] * MS
+            elif "durationMs" in frame:
+                start_ns, length_ns = begins[module_id or execution_id], frame["durationMs"] * MS
+                times[trace_id, span_id_of(execution_id, module_id)] = (start_ns, start_ns + max(length_ns, 1))
     found: dict[tuple[int, int], tuple[int, int]] = {}
     for trace_id, expected in spans_of.items():
         answer = jaeger.trace(f"{trace_id:032x}", spans=expected)
         spans = [item.span for item in received_in(answer)]
         assert len({span.span_id for span in spans}) == len(spans) == expected
-        found |= {(span.trace_id, span.span_id): (span.start_ns, span.end_ns) for span in spans}
+        (root,) = [span for span in spans if span.parent_span_id is None]
+        for span in spans:
+            assert JAEGERS_OWN not in span.attributes
+            assert root.start_ns <= span.start_ns < span.end_ns <= root.end_ns
+        found |= {(span.trace_id, span.span_id): (span.start_ns, span.end_ns) for span in spans if span is not root}
     assert len(spans_of) == 67
-    assert {ids: found[ids] for ids in ends} == ends
+    assert found == {ids: times[ids] for ids in found}
+    assert len(found) == 245 - 67
 
 
 def test_the_metrics_arrive_with_exemplars_that_lead_to_the_printed_traces(printed: str, collector: Collector) -> None:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from .peers import Jaeger
 
-__all__ = ["read_back", "received_in", "trace_text", "traces_text"]
+__all__ = ["JAEGERS_OWN", "read_back", "received_in", "trace_text", "traces_text"]
 
 JAEGERS_OWN = "@jaeger@warnings"
-"""What Jaeger adds to spans that it finds odd: without length, or outside their parent's."""
+"""What Jaeger adds to spans that it finds odd: of a negative length, or outside their parent's."""
 ID_FIELDS = {"traceId", "spanId", "parentSpanId"}
 
 
@@ -63,7 +63,7 @@ def traces_text(jaeger: Jaeger, expected: Mapping[int, int]) -> str:
 
 def _line(received: Received) -> str:
     span, resource = received.span, received.resource
-    attributes = {name: value for name, value in sorted(span.attributes.items()) if name != JAEGERS_OWN}
+    attributes = dict(sorted(span.attributes.items()))
     events = [(event.name, event.timestamp_ns, sorted(event.attributes.items())) for event in span.events]
     parent = "" if span.parent_span_id is None else f"{span.parent_span_id:016x}"
     return (

@@ -158,7 +158,7 @@ def test_one_exemplar_a_second_points_at_the_first_of_a_kind(
         ((2_000_000, ALWAYS_OFF), (2_000_000, ALWAYS_ON), (3_000_000, ALWAYS_ON), (2_000_000_000, ALWAYS_ON))
     ):
         execution_id = UUID(int=number)
-        span = replace(EXECUTION, span_id=number + 1, end_ns=EXECUTION.start_ns + length_ns)
+        span = replace(EXECUTION, span_id=number + 1, duration_ns=length_ns)
         instruments.record(span, decide(sampler, execution_id, "d", Context()))
     (point,) = durations(reader)
     assert point.count == 4

@@ -142,7 +142,7 @@ def test_the_next_process_delivers_what_a_killed_one_committed(
     )
     assert cut["cut"].attributes["constellation.abandoned.reason"] == "idle"
     missing = {name: span.attributes.get("constellation.missing") for name, span in cut.items()}
-    assert missing == {"cut": ("end",), "running": ("end",), "done": None}
+    assert missing == {"cut": "end", "running": "end", "done": None}
     assert listener.counters.held == 0
     assert_sum(listener.counters)
 

@@ -180,7 +180,7 @@ def finished() -> tuple[FinishedSpan, Decision]:
 def makes_real_spans(traces: SdkTraces) -> bool:
     """Whether the SDK makes the spans, as is seen by who has its own method called."""
     span, decision = finished()
-    traces.emit(span, decision, with_events=True)
+    traces.emit(span, decision)
     return traces._real is not None
 
 
@@ -201,7 +201,7 @@ def test_a_processor_that_looks_at_spans_before_gets_the_sdks(
     # what it does to the span is on what the others export
     keeps = passing_on(processors, kept := Keeps()) and kept
     span, decision = finished()
-    traces.emit(span, decision, with_events=True)
+    traces.emit(span, decision)
     (seen,) = keeps.spans
     expected = {"seen": "at its start"} if does_something_at_start(processors) else {}
     assert dict(seen.attributes or {}) == dict(span.attributes) | expected

@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
@@ -32,6 +31,7 @@ from support import UNWATCHED
 from telemetry import provider_with
 
 if TYPE_CHECKING:
+    import pytest
     from opentelemetry.sdk.trace import Tracer
 
 RESOURCE = Resource({"service.name": "shop"})
@@ -178,15 +178,13 @@ def finished(draw: st.DrawFn) -> Recorded:
 
 @UNWATCHED
 @settings(max_examples=400)
-@given(finished(), limits_of_providers, st.booleans())
-def test_a_span_made_at_its_end_is_what_the_sdk_would_have_made(
-    recorded: Recorded, limits: SpanLimits, with_events: bool
-) -> None:
+@given(finished(), limits_of_providers)
+def test_a_span_made_at_its_end_is_what_the_sdk_would_have_made(recorded: Recorded, limits: SpanLimits) -> None:
     """Whatever the span, the sampler's answer, the caller and the provider's limits."""
     at_its_end, by_the_sdk = Keeps(), Looks()
     for keeps in (at_its_end, by_the_sdk):
         traces = SdkTraces(tracer_with(keeps, limits))
-        traces.emit(recorded.span, recorded.decision, with_events=with_events)
+        traces.emit(recorded.span, recorded.decision)
         assert isinstance(traces._real, _RealSpans) is (keeps is by_the_sdk)
     (ours,), (theirs,) = at_its_end.spans, by_the_sdk.spans
     assert everything_of(ours) == everything_of(theirs)
@@ -196,12 +194,12 @@ def test_a_span_made_at_its_end_is_what_the_sdk_would_have_made(
 def test_an_execution_that_is_not_traced_makes_no_span() -> None:
     keeps = Keeps()
     traces = SdkTraces(tracer_with(keeps, SpanLimits()))
-    traces.emit(assemble(STORY)[-1], NOT_TRACED, with_events=True)
+    traces.emit(assemble(STORY)[-1], NOT_TRACED)
     assert keeps.spans == []
 
 
 def test_a_sink_that_knows_no_provider_yet_sends_nothing() -> None:
-    sink = SdkSink(with_events=True)
+    sink = SdkSink()
     recorded = Recorded(assemble(STORY)[-1], decide(ALWAYS_ON, E1, "d", Context()))
     assert sink.send([recorded], 1.0) == ()
     assert (sink.name, sink.takes, sink.failed) == ("opentelemetry", "spans", 0)
@@ -217,7 +215,7 @@ def test_plain_spans_that_wait_for_their_executions_are_bounded(caplog: pytest.L
     def emit(event: Any) -> None:
         for span in assembler.add(event, 0):
             decision = traces.decide(UUID(int=0), "dag", Context())
-            traces.emit(span, decision, with_events=True)
+            traces.emit(span, decision)
 
     with caplog.at_level(logging.WARNING):
         for number in range(1, 101):
@@ -238,13 +236,12 @@ def test_plain_spans_that_wait_for_their_executions_are_bounded(caplog: pytest.L
     provider.shutdown()
 
 
-@pytest.mark.parametrize("with_events", [True, False])
-def test_plain_spans_have_events_only_where_they_are_wanted(with_events: bool) -> None:
+def test_plain_spans_have_their_events() -> None:
     provider, exporter = provider_with(ALWAYS_ON)
     traces = PlainTraces(provider.get_tracer("plain"))
     for span in assemble(STORY):
-        traces.emit(span, Decision(Context(), is_recorded=True), with_events=with_events)
+        traces.emit(span, Decision(Context(), is_recorded=True))
     *modules, whole = exporter.get_finished_spans()
-    assert [len(span.events) for span in modules] == [0, 0, int(with_events)]
+    assert [len(span.events) for span in modules] == [0, 0, 1]
     assert whole.status.description == "WordCount failed: too many words"
     provider.shutdown()

@@ -186,13 +186,14 @@ def test_an_execution_without_an_end_is_abandoned_with_a_reason(
     assert trim.attributes["constellation.outcome"] == "unknown"
     assert execution == msgspec.structs.replace(
         EXECUTION,
-        end_ns=T0,
+        end_ns=T0 + MS,
+        duration_ns=None,
         attributes={
             "constellation.execution.id": str(E1),
             "constellation.dag.name": "my-pipeline",
             "constellation.abandoned.reason": reason,
             "constellation.outcome": "abandoned",
-            "constellation.missing": ("end",),
+            "constellation.missing": "end",
         },
         status_description=f"abandoned without an end: {said}",
     )

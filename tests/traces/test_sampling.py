@@ -161,7 +161,7 @@ def test_of_an_execution_that_is_not_sampled_nothing_is_exported(answer: Answer)
 
 def test_events_stay_on_a_span_only_where_they_are_wanted() -> None:
     plain, _ = spans_of(EXECUTION, sampling_by(ALWAYS_ON))
-    failed = replace(plain, events=(SpanEvent("exception", 1, {}),))
+    failed = replace(plain, events=(SpanEvent("exception", 1, {}, is_failure=True),))
     assert exported(with_events=True)([failed, plain]) == [failed, plain]
     assert exported(with_events=False)([failed, plain]) == [plain, plain]
 

@@ -238,7 +238,7 @@ class _Drawing:
         outcome = _outcome(span)
         said = [span.status_description or ("" if outcome in {"success", "other"} else outcome)]
         missing = span.attributes.get(MISSING)
-        if isinstance(missing, (list, tuple)):
+        if isinstance(missing, str):
             said += [said_of for which, said_of in _MISSING.items() if which in missing]
         note = Text(self._text("; ".join(filter(None, said)), keep="\n"), style=_STYLES[outcome])
         indent = Text.assemble(" " * _MARK_WIDTH, (row.guide_below, "dim"))

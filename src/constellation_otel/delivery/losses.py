@@ -30,9 +30,9 @@ class LossLog:
     def __call__(self, span: Span) -> None:
         """Names what is missing of a span; never raises."""
         module = span.attributes.get(MODULE_NAME)
-        missing = span.attributes[MISSING]
+        missing = str(span.attributes[MISSING])
         # an execution's end is also missing where an engine does not report every end
-        is_certain = module is not None or "start" in missing  # type: ignore[operator] # names, in a tuple
+        is_certain = module is not None or missing != "end"
         self._log.write(
             _LOGGER,
             logging.WARNING,
@@ -40,7 +40,7 @@ class LossLog:
             "%s loses events%s: the %s of %sexecution %s of DAG %r never came",
             self._source,
             "" if is_certain else ", or does not say when an execution is cancelled or times out",
-            " and the ".join(missing),  # type: ignore[arg-type] # names, in a tuple
+            missing.replace(",", " and the "),
             "" if module is None else f"module {module!r} of ",
             span.attributes[EXECUTION_ID],
             span.attributes[DAG_NAME],

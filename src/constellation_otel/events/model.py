@@ -68,6 +68,7 @@ _MAX_STACKTRACE: Final = 32_768
 _NOT_IN_NAMES: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_MESSAGES: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_OURS: Final = f"{__name__.partition('.')[0]}."
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
@@ -490,6 +491,9 @@ def _redacted(message: str, redact: Callable[[str], object] | None) -> str:
 
 
 def _walk(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
+    """From the module's own frame on: those of our engine that called it say nothing of the error."""
+    while traceback is not None and traceback.tb_next is not None and _is_ours(traceback):
+        traceback = traceback.tb_next
     frames: deque[tuple[str, int, str]] = deque(maxlen=_MAX_FRAMES)
     while traceback is not None:
         code = traceback.tb_frame.f_code
@@ -499,3 +503,7 @@ def _walk(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
         (clean_name(filename), line_number, clean_name(function)[:_MAX_SOURCE])
         for filename, line_number, function in frames
     )
+
+
+def _is_ours(traceback: TracebackType) -> bool:
+    return str(traceback.tb_frame.f_globals.get("__name__")).startswith(_OURS)

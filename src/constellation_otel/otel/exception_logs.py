@@ -45,7 +45,7 @@ def exception_signals() -> tuple[bool, bool]:
 
 
 def log_exceptions(provider: LoggerProvider, span: Span, decision: Decision) -> None:
-    """Emits a log record for each exception of a span.
+    """Emits a log record for the exception that a module failed with.
 
     Args:
         provider: Whose logger emits.
@@ -58,6 +58,8 @@ def log_exceptions(provider: LoggerProvider, span: Span, decision: Decision) -> 
     context = decision.context_of(span.span_id, Context())
     logger = provider.get_logger(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
     for event in span.events:
+        if not event.is_failure:
+            continue
         attributes: dict[str, AttributeValue] = {**span.attributes, **event.attributes}
         internals.emit_log(
             logger,

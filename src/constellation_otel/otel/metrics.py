@@ -19,7 +19,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, NoOpMeter, Observa
 from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.otel._sdk_internals import Recorder
-from constellation_otel.traces import DAG_NAME, ERROR_TYPE, MISSING, MODULE_NAME, OUTCOME
+from constellation_otel.traces import DAG_NAME, ERROR_TYPE, MODULE_NAME, OUTCOME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -139,7 +139,7 @@ class Instruments:
         self._observed[weakref.ref(observed, self._observed.pop)] = None
 
     def record(self, span: Span, decision: Decision) -> None:
-        """Records a span's length, where it has one.
+        """Records the duration of what a span is of, where that is known.
 
         An exemplar that points at the span goes with the first of each second, outcome and
         bucket: a data point keeps one a bucket, and most of the cost would be for the others.
@@ -149,15 +149,15 @@ class Instruments:
             decision: What was decided on its execution.
         """
         attributes = span.attributes
-        missing = attributes.get(MISSING)
-        if missing and ("end" in missing or span.start_ns == span.end_ns):  # type: ignore[operator]
+        duration_ns = span.duration_ns
+        if duration_ns is None:
             return
         get = attributes.get
         key = (get(DAG_NAME), get(MODULE_NAME), get(OUTCOME), get(ERROR_TYPE))
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kind_of(key)
-        duration_s = (span.end_ns - span.start_ns) / 1e9
+        duration_s = duration_ns / 1e9
         context = self._exemplar_of(kind, duration_s, span, decision)
         if context is None:
             kind.recorder.record(duration_s)

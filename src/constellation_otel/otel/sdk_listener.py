@@ -20,6 +20,7 @@ from constellation_otel.otel.exception_logs import exception_signals, log_except
 from constellation_otel.otel.metrics import Instruments
 from constellation_otel.otel.sdk_spans import PlainTraces, Recorded, SdkSink, SdkTraces
 from constellation_otel.otel.span_listener import SpanListener
+from constellation_otel.traces import without_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +95,7 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         self._logger_provider = logger_provider
         self._max_open = max_open
         self.with_events, self._exceptions_as_logs = exception_signals()
-        self._spans = SdkSink(with_events=self.with_events)
+        self._spans = SdkSink()
         self._providers_log = RateLimitedLog()
         super().__init__(
             self._spans,
@@ -117,7 +118,11 @@ class OpenTelemetryListener(SpanListener[Recorded]):
     def _as_items(self, spans: Sequence[Span]) -> Sequence[Recorded]:
         execution_id = spans[0].execution_id
         decision = None if execution_id is None else self._sampling.recall(execution_id)
-        return [Recorded(span, decision) for span in spans] if decision is not None and decision.is_recorded else ()
+        if decision is None or not decision.is_recorded:
+            return ()
+        if not self.with_events:
+            spans = without_exceptions(spans)
+        return [Recorded(span, decision) for span in spans]
 
     def _observer(self) -> OpenTelemetryListener:
         return self

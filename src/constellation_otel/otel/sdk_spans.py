@@ -59,18 +59,14 @@ class Recorded(NamedTuple):
 class SdkSink(Sink[Recorded]):
     """Hands spans to the application's SDK; what that raises is counted and logged, and costs no other span.
 
-    Args:
-        with_events: Whether the spans' events go with them.
-
     Attributes:
         traces: Where they go; ``None`` while no provider is known.
         failed: Spans for which the application's SDK raised.
     """
 
-    def __init__(self, *, with_events: bool) -> None:
+    def __init__(self) -> None:
         self.traces: SdkTraces | PlainTraces | None = None
         self.failed = 0
-        self._with_events = with_events
         self._log = RateLimitedLog()
 
     @property
@@ -87,7 +83,7 @@ class SdkSink(Sink[Recorded]):
             return ()
         for span, decision in items:
             try:
-                traces.emit(span, decision, with_events=self._with_events)
+                traces.emit(span, decision)
             except Exception as error:  # noqa: BLE001 - the application's processors
                 self.failed += 1
                 message = "the application's OpenTelemetry SDK raised for a span; that span is lost"
@@ -126,13 +122,12 @@ class SdkTraces:
             return NOT_TRACED
         return decide(self._tracer.sampler, execution_id, dag_name, context)
 
-    def emit(self, span: Span, decision: Decision, *, with_events: bool) -> None:
+    def emit(self, span: Span, decision: Decision) -> None:
         """Hands over a span.
 
         Args:
             span: The finished span.
             decision: That of its execution.
-            with_events: Whether the span's events go with it.
 
         Raises:
             Exception: What the application's processors raise.
@@ -145,7 +140,7 @@ class SdkTraces:
             self._processors = processors
             self._real = _RealSpans(self._tracer) if internals.needs_real_spans(self._tracer) else None
         if self._real is not None:
-            self._real.emit(span, decision, execution, result, with_events=with_events)
+            self._real.emit(span, decision, execution, result)
             return
         tracer, limits = self._tracer, self._limits
         parent: SpanContext | None = execution
@@ -158,7 +153,7 @@ class SdkTraces:
             attributes = BoundedAttributes(
                 limits.max_span_attributes, attributes, max_value_len=limits.max_span_attribute_length
             )
-        events = _events(span, limits) if with_events and span.events else ()
+        events = _events(span, limits) if span.events else ()
         tracer.span_processor.on_end(
             ReadableSpan(
                 span.name,
@@ -196,9 +191,7 @@ class _RealSpans:
         self._tracer = self._provider.get_tracer(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
         internals.share_span_metrics(self._tracer, tracer)
 
-    def emit(
-        self, span: Span, decision: Decision, execution: SpanContext, result: SamplingResult, *, with_events: bool
-    ) -> None:
+    def emit(self, span: Span, decision: Decision, execution: SpanContext, result: SamplingResult) -> None:
         # single-threaded by construction: the worker's
         self._ids.trace_id, self._ids.span_id = execution.trace_id, span.span_id
         parent = decision.caller
@@ -207,7 +200,7 @@ class _RealSpans:
         self._sampler.result = SamplingResult(result.decision, _theirs(span.attributes), result.trace_state)
         made = self._tracer.start_span(span.name, parent, span.kind, _theirs(span.attributes), start_time=span.start_ns)
         internals.give_flags(made, execution.trace_flags)
-        _finish(made, span, with_events=with_events)
+        _finish(made, span)
 
 
 class PlainTraces:
@@ -233,7 +226,7 @@ class PlainTraces:
         """Keeps the caller's context; the sampling is the tracer's own business."""
         return Decision(context, is_recorded=True)
 
-    def emit(self, span: Span, decision: Decision, *, with_events: bool) -> None:
+    def emit(self, span: Span, decision: Decision) -> None:
         """Keeps a module's span until its execution's comes, then creates them all.
 
         Raises:
@@ -243,24 +236,24 @@ class PlainTraces:
             self._modules.setdefault(span.execution_id, (decision.caller, []))[1].append(span)
             self._held += 1
             if self._held > self._max_held:
-                self._create_oldest(with_events=with_events)
+                self._create_oldest()
             return
         _, modules = self._modules.pop(span.execution_id, (None, []))
         self._held -= len(modules)
         execution = self._start(span, decision.caller)
         context = trace.set_span_in_context(execution, decision.caller)
         for module in modules:
-            _finish(self._start(module, context), module, with_events=with_events)
-        _finish(execution, span, with_events=with_events)
+            _finish(self._start(module, context), module)
+        _finish(execution, span)
 
-    def _create_oldest(self, *, with_events: bool) -> None:
+    def _create_oldest(self) -> None:
         """Creates the spans that have waited longest, without the execution's that they waited for."""
         message = "more than %d spans of modules wait for their execution's; the oldest execution's are made without it"
         self._log.write(_LOGGER, logging.WARNING, "held", message, self._max_held)
         context, modules = self._modules.pop(next(iter(self._modules)))
         self._held -= len(modules)
         for module in modules:
-            _finish(self._start(module, context), module, with_events=with_events)
+            _finish(self._start(module, context), module)
 
     def _start(self, span: Span, context: Context) -> trace.Span:
         return self._tracer.start_span(
@@ -330,10 +323,9 @@ def _bounded_list(limit: int, events: list[Event]) -> Sequence[Event]:
     return kept  # type: ignore[no-any-return] # the SDK's own list has no types
 
 
-def _finish(made: trace.Span, span: Span, *, with_events: bool) -> None:
+def _finish(made: trace.Span, span: Span) -> None:
     if span.status_description is not None:
         made.set_status(Status(span.status, span.status_description))
-    if with_events:
-        for event in span.events:
-            made.add_event(event.name, _theirs(event.attributes), event.timestamp_ns)
+    for event in span.events:
+        made.add_event(event.name, _theirs(event.attributes), event.timestamp_ns)
     made.end(span.end_ns)

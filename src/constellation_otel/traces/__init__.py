@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         decide,
         exported,
         sampler_of_environment,
+        without_exceptions,
     )
     from constellation_otel.traces.span import (
         DAG_NAME,
@@ -38,7 +39,15 @@ else:
             "assembler": ("Assembler", "Counters"),
             "rendering": ("Execution", "Module", "Reason"),
             "ids": ("span_id_of", "trace_id_of"),
-            "sampling": ("NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment"),
+            "sampling": (
+                "NOT_TRACED",
+                "Decision",
+                "Sampling",
+                "decide",
+                "exported",
+                "sampler_of_environment",
+                "without_exceptions",
+            ),
             "span": (
                 "DAG_NAME",
                 "ERROR_TYPE",
@@ -81,4 +90,5 @@ __all__ = [
     "span_id_of",
     "trace_id_of",
     "tree_of",
+    "without_exceptions",
 ]

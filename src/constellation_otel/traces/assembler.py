@@ -633,25 +633,19 @@ class Assembler:
         counters = self._counters
         counters.abandoned += execution.end is None
         succeeded = isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded
-        spans: list[Span] = []
-        if left:
-            left.sort(key=_KEY)
-            spans = self._rendering.module_spans(execution, left)
-            for module, span in zip(left, spans, strict=True):
-                if MISSING in span.attributes:
-                    self._count_incomplete(span, is_loss=module.start is None or succeeded)
-        if execution.anonymous:
-            for span in self._rendering.anonymous_spans(execution):
-                spans.append(span)
-                if MISSING in span.attributes:
-                    is_loss = "start" in span.attributes[MISSING] or succeeded  # type: ignore[operator] # names
-                    self._count_incomplete(span, is_loss=is_loss)
-        span = self._rendering.execution_span(execution, reason)
-        spans.append(span)
+        left.sort(key=_KEY)
+        spans = self._rendering.last_spans(execution, left, reason)
+        for span in spans:
+            missing = span.attributes.get(MISSING)
+            if missing is None:
+                continue
+            if span.is_execution:
+                is_loss = execution.start is None or reason == "idle"
+            else:
+                is_loss = missing != "end" or succeeded
+            self._count_incomplete(span, is_loss=is_loss)
         # the memory of what was emitted has the same dictionary
         execution.modules.clear()
-        if MISSING in span.attributes:
-            self._count_incomplete(span, is_loss=execution.start is None or reason == "idle")
         counters.executions += 1
         counters.spans += len(spans)
         return spans

@@ -7,6 +7,7 @@ assembler to say.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from constellation_otel.events import (
 from constellation_otel.traces.ids import RANDOM_TRACE_ID, SpanIds, anonymous_module_id, trace_id_of
 from constellation_otel.traces.span import (
     ABANDONED_REASON,
+    CANCELLED_EVENT,
     DAG_NAME,
     ERROR_TYPE,
     EXCEPTION_EVENT,
@@ -43,13 +45,14 @@ from constellation_otel.traces.span import (
     MODULE_NAME,
     OTHER_ERROR,
     OUTCOME,
+    REPORTED_DURATION,
     AttributeValue,
     Span,
     SpanEvent,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from constellation_otel.traces.sampling import Sampling
 
@@ -68,6 +71,8 @@ _REASONS: Final[dict[Reason, str]] = {
     "engine_restarted": "the engine was restarted",
 }
 _UNKNOWN: Final = clean_name("")
+_MAX_NS: Final = 2**63
+"""Epoch nanoseconds are below this, since backends hold them in a signed integer."""
 # looked up once: an enum's member costs as much as a small function
 _INTERNAL: Final = SpanKind.INTERNAL
 _SERVER: Final = SpanKind.SERVER
@@ -149,6 +154,9 @@ class Execution(Struct):
         modules: By the id's number; :data:`EMITTED` for one whose span was emitted.
         anonymous: Module events without an id, by (timestamp, position).
         failure: The first failed module, of those whose spans were made.
+        first_ns: When the first of its modules' spans begins, of those that were made.
+        last_ns: When the last of them ends.
+        heard_ns: When the last of their ends was.
         has_emitted: Whether a span of a module was emitted.
         lacks_starts: Whether a module's end came before its start.
         constants: What its spans have in common.
@@ -166,6 +174,9 @@ class Execution(Struct):
     modules: dict[int, Module] = field(default_factory=dict)
     anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = field(default_factory=dict)
     failure: _Failure | None = None
+    first_ns: float = inf
+    last_ns: float = -inf
+    heard_ns: float = -inf
     has_emitted: bool = False
     lacks_starts: bool = False
     constants: _Constants | None = None
@@ -193,17 +204,40 @@ class Rendering:
         self._sampling = sampling
         self.corrected = 0
 
-    def execution_span(self, execution: Execution, reason: Reason | None) -> Span:
-        """The span of an execution, whose modules' spans were made before.
+    def last_spans(self, execution: Execution, left: Sequence[Module], reason: Reason | None) -> list[Span]:
+        """The spans of an execution that is over: of the modules that are left, and its own, the last.
+
+        A module without an end lasts until its execution's end, and the execution lasts for as long as any of
+        its modules.
 
         Args:
             execution: What is known of it.
+            left: The modules with ids whose spans were not made before.
             reason: Why it is abandoned, where it has no end.
         """
+        spans: list[Span] = []
+        groups = (left, False), (self._anonymous_modules(execution), True)
+        for modules, are_anonymous in groups:
+            ended = [module for module in modules if module.end is not None]
+            if ended:
+                spans += self.module_spans(execution, ended, are_anonymous=are_anonymous)
+        running = [
+            ([module for module in modules if module.end is None], are_anonymous) for modules, are_anonymous in groups
+        ]
+        own = self._execution_span(execution, reason, [module for modules, _ in running for module in modules])
+        for modules, are_anonymous in running:
+            if modules:
+                spans += self.module_spans(execution, modules, are_anonymous=are_anonymous, until_ns=own.end_ns)
+        spans.append(own)
+        return spans
+
+    def _execution_span(self, execution: Execution, reason: Reason | None, running: Sequence[Module]) -> Span:
+        """The span of an execution, the spans of whose modules that have ended were made before."""
         start, end, failure = execution.start, execution.end, execution.failure
         constants = self._constants(execution)
         attributes: dict[str, AttributeValue] = {**constants.extra, **constants.attributes}
         description: str | None = None
+        events: tuple[SpanEvent, ...] = ()
         outcome: _Outcome
         match end:
             case None:
@@ -213,6 +247,7 @@ class Rendering:
                 description = f"abandoned without an end: {_REASONS[why]}"
             case ExecutionCancelled():
                 outcome = "cancelled"
+                events = (SpanEvent(CANCELLED_EVENT, end.timestamp_ns, {}),)
             case ExecutionCompleted() if end.succeeded:
                 outcome = "success"
             case _:
@@ -225,10 +260,21 @@ class Rendering:
                     description = failure.said
         attributes[OUTCOME] = outcome
         if start is None or end is None:
-            _put_missing(attributes, start, end)
-        start_ns, end_ns = self._times(start, end, end.duration_ms if isinstance(end, ExecutionCompleted) else None)
-        if start is None and end is None:
-            start_ns = end_ns = min(_timestamps(execution), default=0)
+            attributes[MISSING] = _missing(start, end)
+        duration_ms = end.duration_ms if isinstance(end, ExecutionCompleted) else None
+        starts = [module.start.timestamp_ns for module in running if module.start is not None]
+        if end is None:
+            first_ns = execution.first_ns if start is None else start.timestamp_ns
+            start_ns, end_ns, duration_ns = first_ns, max(first_ns, execution.heard_ns), None
+            if start is None:
+                start_ns = end_ns = min((first_ns, *starts))
+        else:
+            start_ns, end_ns, duration_ns = self._times(start, end, duration_ms)
+        # it holds its modules, those that begin when it ends included
+        start_ns = int(min((start_ns, execution.first_ns, *starts)))
+        end_ns = int(max((end_ns, execution.last_ns, execution.heard_ns if end is None else 0, *starts, start_ns + 1)))
+        if duration_ms is not None and duration_ns != end_ns - start_ns:
+            attributes[REPORTED_DURATION] = duration_ms
         return Span(
             constants.trace_id,
             constants.ids.execution,
@@ -242,13 +288,14 @@ class Rendering:
             attributes,
             _UNSET if description is None else StatusCode.ERROR,
             description,
-            (),
+            events,
             execution.execution_id,
             True,
+            duration_ns,
         )
 
     def module_spans(
-        self, execution: Execution, modules: Iterable[Module], *, are_anonymous: bool = False
+        self, execution: Execution, modules: Iterable[Module], *, are_anonymous: bool = False, until_ns: int = 0
     ) -> list[Span]:
         """The spans of modules, as far as they are known.
 
@@ -258,11 +305,13 @@ class Rendering:
             execution: The modules'.
             modules: What is known of each; some.
             are_anonymous: Whether the ids are computed, and none that somebody else knows.
+            until_ns: When those end that have no end: when the execution's span does.
         """
         constants = self._constants(execution)
         common, span_id_of, times = constants.attributes, constants.ids.of_module, self._times
         trace_id, parent_id = constants.trace_id, constants.ids.execution
         state, flags, execution_id = constants.trace_state, constants.trace_flags, execution.execution_id
+        first_ns, last_ns, heard_ns = execution.first_ns, execution.last_ns, execution.heard_ns
         spans: list[Span] = []
         for module in modules:
             start, end = module.start, module.end
@@ -270,20 +319,25 @@ class Rendering:
             name = known.module_name
             status, description = _UNSET, None
             events: tuple[SpanEvent, ...] = ()
+            duration_ns: int | None = None
             if are_anonymous:
                 attributes: dict[str, AttributeValue] = {**common, MODULE_NAME: name}
             else:
                 # some seven times as fast as the UUID's own str()
                 module_id = to_builtins(known.module_id)
                 attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
-            if type(end) is ModuleCompleted:
-                attributes[OUTCOME] = "success"
-                end_ns, duration_ms = end.timestamp_ns, end.duration_ms
-                if duration_ms is None or (start_ns := end_ns - ns_of(duration_ms)) < 0:
-                    start_ns, end_ns = times(start, end, duration_ms)
+            if end is None:
+                attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
+                end_ns = until_ns
+                # where it begins when its execution ends, it is of 1 ns before
+                start_ns = min(known.timestamp_ns, end_ns - 1)
             else:
-                if end is None:
-                    attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
+                if type(end) is ModuleCompleted:
+                    attributes[OUTCOME] = "success"
+                    duration_ms = end.duration_ms
+                    start_ns, end_ns, duration_ns = times(start, end, duration_ms)
+                    if duration_ms is not None and duration_ns != end_ns - start_ns:
+                        attributes[REPORTED_DURATION] = duration_ms
                 else:
                     error = end.error  # type: ignore[union-attr] # it failed, as it did not complete
                     error_type = attributes[ERROR_TYPE] = error.type or OTHER_ERROR
@@ -292,9 +346,11 @@ class Rendering:
                     events = (_exception_event(error, end.timestamp_ns),)
                     failure = _Failure(end.timestamp_ns, module.key, error_type, _described(name, error))
                     execution.failure = failure if execution.failure is None else min(execution.failure, failure)
-                start_ns, end_ns = times(start, end, None)
+                    start_ns, end_ns, duration_ns = times(start, end, None)
+                first_ns, last_ns = min(first_ns, start_ns), max(last_ns, end_ns)
+                heard_ns = max(heard_ns, end.timestamp_ns)
             if start is None or end is None:
-                _put_missing(attributes, start, end)
+                attributes[MISSING] = _missing(start, end)
             spans.append(
                 Span(
                     trace_id,
@@ -311,12 +367,15 @@ class Rendering:
                     description,
                     events,
                     execution_id,
+                    False,
+                    duration_ns,
                 )
             )
+        execution.first_ns, execution.last_ns, execution.heard_ns = first_ns, last_ns, heard_ns
         return spans
 
-    def anonymous_spans(self, execution: Execution) -> list[Span]:
-        """The spans of modules without ids: identified by name and occurrence, in order of time."""
+    def _anonymous_modules(self, execution: Execution) -> list[Module]:
+        """Modules without ids: identified by name and occurrence, in order of time."""
         occurrences: dict[str, int] = {}
         open_ones: dict[str, deque[Module]] = {}
         modules: list[Module] = []
@@ -333,7 +392,7 @@ class Rendering:
             modules.append(module)
             if module.start is not None:
                 waiting.append(module)
-        return self.module_spans(execution, modules, are_anonymous=True)
+        return modules
 
     def _constants(self, execution: Execution) -> _Constants:
         constants, start = execution.constants, execution.start
@@ -375,36 +434,34 @@ class Rendering:
     def _times(
         self,
         start: ExecutionStarted | ModuleStarted | None,
-        end: ExecutionEnd | ModuleEnd | None,
+        end: ExecutionEnd | ModuleEnd,
         duration_ms: float | None,
-    ) -> tuple[int, int]:
-        """A span's start and end."""
-        if end is None:
-            # an execution or module of which only the start is known has no length
-            at = start.timestamp_ns if start is not None else 0
-            return at, at
-        end_ns = end.timestamp_ns
+    ) -> tuple[int, int, int | None]:
+        """When a span starts and ends, and its length for metrics, where that is known.
+
+        It is as long as reported, from its start event on, and where that never came, until its end event. Without a
+        report it is from one to the other. Backends take equal times for a negative length: it has 1 ns at least.
+        """
         if duration_ms is not None:
             # within its range, since the event was validated
             duration_ns = ns_of(duration_ms)
-            if duration_ns <= end_ns:
-                return end_ns - duration_ns, end_ns
+            length_ns = duration_ns or 1
+            if start is not None:
+                start_ns = start.timestamp_ns
+                if start_ns + length_ns < _MAX_NS:
+                    return start_ns, start_ns + length_ns, duration_ns
+            elif length_ns <= end.timestamp_ns:
+                return end.timestamp_ns - length_ns, end.timestamp_ns, duration_ns
             self.corrected += 1
-        return (end_ns if start is None else min(start.timestamp_ns, end_ns)), end_ns
+        end_ns = end.timestamp_ns
+        if start is None:
+            return max(end_ns - 1, 0), max(end_ns, 1), None
+        start_ns = min(start.timestamp_ns, end_ns)
+        return start_ns, max(end_ns, start_ns + 1), end_ns - start_ns
 
 
-def _timestamps(execution: Execution) -> Iterable[int]:
-    for at, _ in execution.anonymous:
-        yield at
-    for module in execution.modules.values():
-        if module.start is not None:
-            yield module.start.timestamp_ns
-        if module.end is not None:
-            yield module.end.timestamp_ns
-
-
-def _put_missing(attributes: dict[str, AttributeValue], start: object, end: object) -> None:
-    attributes[MISSING] = tuple(name for name, fact in (("start", start), ("end", end)) if fact is None)
+def _missing(start: object, end: object) -> str:
+    return "end" if start is not None else "start" if end is not None else "start,end"
 
 
 def _said(error: ErrorInfo) -> str | None:
@@ -417,9 +474,11 @@ def _described(module_name: str, error: ErrorInfo) -> str:
 
 
 def _exception_event(error: ErrorInfo, timestamp_ns: int) -> SpanEvent:
-    attributes: dict[str, AttributeValue] = {EXCEPTION_TYPE: error.type or OTHER_ERROR}
+    attributes: dict[str, AttributeValue] = {}
+    if error.type is not None:
+        attributes[EXCEPTION_TYPE] = error.type
     if error.message is not None:
         attributes[EXCEPTION_MESSAGE] = error.message
     if error.stacktrace is not None:
         attributes[EXCEPTION_STACKTRACE] = error.stacktrace
-    return SpanEvent(EXCEPTION_EVENT, timestamp_ns, attributes)
+    return SpanEvent(EXCEPTION_EVENT, timestamp_ns, attributes, is_failure=True)

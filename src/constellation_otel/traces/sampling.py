@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.traces.span import Span
 
-__all__ = ["NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment"]
+__all__ = ["NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment", "without_exceptions"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SAMPLED: Final = int(TraceFlags.SAMPLED)
@@ -137,15 +137,23 @@ def exported(*, with_events: bool) -> Callable[[Sequence[Span]], Sequence[Span]]
     """What is exported of spans of one execution that were made together: all of them, where it is sampled.
 
     Args:
-        with_events: Whether their events stay on them.
+        with_events: Whether the exceptions that modules failed with stay on them as events.
     """
 
     def of(spans: Sequence[Span]) -> Sequence[Span]:
         if not spans[0].trace_flags & _SAMPLED:
             return ()
-        return spans if with_events else [replace(span, events=()) if span.events else span for span in spans]
+        return spans if with_events else without_exceptions(spans)
 
     return of
+
+
+def without_exceptions(spans: Sequence[Span]) -> Sequence[Span]:
+    """The same spans without the exceptions that modules failed with, which go elsewhere."""
+    return [
+        replace(span, events=tuple(event for event in span.events if not event.is_failure)) if span.events else span
+        for span in spans
+    ]
 
 
 class Sampling:

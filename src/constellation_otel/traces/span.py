@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 __all__ = [
     "ABANDONED_REASON",
+    "CANCELLED_EVENT",
     "DAG_NAME",
     "ERROR_TYPE",
     "EXCEPTION_EVENT",
@@ -34,6 +35,7 @@ __all__ = [
     "MODULE_NAME",
     "OTHER_ERROR",
     "OUTCOME",
+    "REPORTED_DURATION",
     "AttributeValue",
     "Span",
     "SpanEvent",
@@ -46,12 +48,15 @@ MODULE_NAME: Final = "constellation.module.name"
 OUTCOME: Final = "constellation.outcome"
 """``success``, ``failure``, ``cancelled``; ``abandoned`` (an execution), ``unknown`` (a module)."""
 MISSING: Final = "constellation.missing"
-"""Which of the span's events never came: ``start``, ``end``."""
+"""Which of the span's events never came: ``start``, ``end``, or ``start,end``."""
+REPORTED_DURATION: Final = "constellation.reported_duration_ms"
+"""What was reported, where the span is not as long as that."""
 ABANDONED_REASON: Final = "constellation.abandoned.reason"
 
 OTHER_ERROR: Final = ErrorTypeValues.OTHER.value
 """The conventions' value of ``error.type`` where the class is unknown."""
 EXCEPTION_EVENT: Final = "exception"
+CANCELLED_EVENT: Final = "cancelled"
 
 AttributeValue: TypeAlias = (
     str | bool | int | float | bytes | Sequence["AttributeValue"] | Mapping[str, "AttributeValue"] | None
@@ -65,11 +70,13 @@ class SpanEvent(Struct, frozen=True):
         name: The event's name.
         timestamp_ns: Epoch nanoseconds.
         attributes: By name.
+        is_failure: Whether it is the exception that a module failed with.
     """
 
     name: str
     timestamp_ns: int
     attributes: dict[str, AttributeValue]
+    is_failure: bool = False
 
 
 class Span(Struct, frozen=True):
@@ -85,13 +92,15 @@ class Span(Struct, frozen=True):
         name: The span's name, never empty.
         kind: The span's kind.
         start_ns: Epoch nanoseconds.
-        end_ns: Epoch nanoseconds, not before ``start_ns``.
+        end_ns: Epoch nanoseconds, after ``start_ns``.
         attributes: By name.
         status: Unset or error.
         status_description: What went wrong; ``None`` unless the status is error.
         events: In the order of their timestamps.
         execution_id: The execution that it belongs to; ``None`` where a span of another program was read.
         is_execution: Whether it is the execution's own span, and not a module's.
+        duration_ns: What was reported, or else what is between the start and the end event; ``None`` where
+            neither is known. For metrics: the span may be longer.
     """
 
     trace_id: int
@@ -109,3 +118,4 @@ class Span(Struct, frozen=True):
     events: tuple[SpanEvent, ...] = ()
     execution_id: UUID | None = None
     is_execution: bool = False
+    duration_ns: int | None = None
