@@ -264,7 +264,7 @@ def test_the_readme_has_every_metric() -> None:
 
 ATTRIBUTES = sorted([
     spans.EXECUTION_ID, spans.DAG_NAME, spans.MODULE_ID, spans.MODULE_NAME, spans.OUTCOME, spans.MISSING,
-    spans.ABANDONED_REASON, spans.ERROR_TYPE,
+    spans.REPORTED_DURATION, spans.ABANDONED_REASON, spans.ERROR_TYPE,
 ])  # fmt: skip
 
 

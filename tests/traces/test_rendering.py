@@ -101,7 +101,7 @@ def test_an_end_before_its_start_gives_no_negative_length() -> None:
 
 def test_an_execution_holds_its_modules_however_late_it_is_told() -> None:
     """The engine sends its completion late under load; the report stays to be seen."""
-    events = [
+    events: list[Event] = [
         ModuleStarted(E1, M1, "Trim", T0 - 2 * MS),
         ExecutionStarted(E1, "my-pipeline", T0),
         ModuleCompleted(E1, M1, "Trim", 30.0, T0 + 29 * MS),
