@@ -11,6 +11,7 @@ import msgspec
 from callbacks import ARGUMENTS, EXECUTION, MODULE, listener_class
 from constellation_otel._support.spelling import CALLBACKS
 from constellation_otel.events import ErrorInfo, Event, EventListener
+from constellation_otel.events.model import CallbackEvent
 from constellation_otel.listener import CompositeListener, ExecutionListener, LoggingListener
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def drift_from(spi: type[ExecutionListener], followers: tuple[type[ExecutionList
             elif signature_of(own) != signature_of(function):
                 drift.append(f"{follower.__name__}.{name} has other parameters")
     notified = {}
-    for event_type in get_args(Event):
+    for event_type in get_args(CallbackEvent):
         spy = Spy()
         sample_of(event_type).notify(spy)
         notified[event_type] = spy.called

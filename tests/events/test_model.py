@@ -17,12 +17,12 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from constellation_otel.errors import RemoteError
+from constellation_otel.events import EventListener
 from constellation_otel.events.model import (
     MAX_MESSAGE,
     MAX_NAME,
     ErrorInfo,
     Event,
-    EventListener,
     ExecutionCancelled,
     ExecutionCompleted,
     ExecutionStarted,

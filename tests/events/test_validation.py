@@ -15,10 +15,12 @@ from constellation_otel import OtlpListener
 from constellation_otel.delivery import Batch, batches_of
 from constellation_otel.delivery.journal.rows import Gathered, row_of
 from constellation_otel.events import (
+    BodyRecord,
     ErrorInfo,
     Event,
     ExecutionCancelled,
     ModuleCompleted,
+    ModuleDetails,
     ModuleFailed,
     encode_frame,
     encode_json,
@@ -71,7 +73,7 @@ def try_all(event: Event) -> Validated | None:
     gathered.add(1, row_of([passed.event]).data)
     assert gathered.items == [Batch([passed.event], [1])]
     types = {type(value) for value in structs.astuple(passed.event)}
-    assert types <= {UUID, str, int, float, bool, ErrorInfo, type(None)}
+    assert types <= {UUID, str, int, float, bool, dict, ErrorInfo, ModuleDetails, BodyRecord, type(None)}
     return passed
 
 

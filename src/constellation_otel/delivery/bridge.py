@@ -15,7 +15,16 @@ from msgspec.structs import replace
 from constellation_otel._support.deadline import deadline_of, seconds_left
 from constellation_otel._support.log import RateLimitedLog, log
 from constellation_otel.delivery.clocks import Watermark
-from constellation_otel.delivery.contract import Batch, Position, Restarted, Revoked, Unreadable, as_source, batches_of
+from constellation_otel.delivery.contract import (
+    Batch,
+    Position,
+    Restarted,
+    Revoked,
+    Unreadable,
+    as_source,
+    batches_of,
+    kinds_for,
+)
 from constellation_otel.delivery.counters import AssemblyCounters, JournalCounters, SinkCounters
 from constellation_otel.delivery.journaled import Journaled
 from constellation_otel.delivery.losses import LossLog
@@ -209,7 +218,7 @@ class Bridge:
         self._pipelines: dict[str, Pipeline[Any]] = {}
         for name, sink in zip(sink_names(sinks), sinks, strict=True):
             tracks = self._ledger is not None or journal is not None
-            transform: PassThrough | TraceAssembly[Span] = PassThrough(tracks=tracks)
+            transform: PassThrough | TraceAssembly[Span] = PassThrough(tracks=tracks, kinds=kinds_for(sink))
             if sink.takes == "spans":
                 decider = partial(decide, sampler or sampler_of_environment())
                 sampling = Sampling(decider, max_remembered=max_open)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
+from uuid import UUID
+
+from opentelemetry import context as otel_context
 
 from constellation_otel._support.deadline import deadline_of, seconds_left
 from constellation_otel._support.fork import after_fork_in_child
 from constellation_otel._support.log import RateLimitedLog, log
+from constellation_otel.bodies import Bodies
+from constellation_otel.delivery.contract import kinds_for
 from constellation_otel.delivery.counters import Counters, SendingCounters
 from constellation_otel.delivery.dead_letters import DeadLetters
 from constellation_otel.delivery.door import Door
@@ -18,18 +25,26 @@ from constellation_otel.delivery.pipeline import Pipeline
 from constellation_otel.delivery.retry import LastError, Retry
 from constellation_otel.delivery.sender import Sender
 from constellation_otel.delivery.transform import PassThrough
-from constellation_otel.events import Event, EventListener
+from constellation_otel.events import ENGINE_KEY, Event, EventListener, ExecutionJoined
+from constellation_otel.traces import Sampling, decide, sampler_of_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.sampling import Sampler
+
     from constellation_otel.delivery.contract import Sink, Store
     from constellation_otel.delivery.counters import AssemblyCounters
     from constellation_otel.delivery.transform import Transform
+    from constellation_otel.events import BodyRecord
+    from constellation_otel.traces import Decision
 
 __all__ = ["BufferedListener", "ListenerOptions"]
 
 _LOGGER: Final = logging.getLogger(__name__)
+_MAX_BODIES: Final = 100_000
+"""Modules whose body runs, and whose span is kept, at most."""
 
 T = TypeVar("T")
 """What the sink takes: Event or Span."""
@@ -100,10 +115,11 @@ class BufferedListener(EventListener, Generic[T]):
         dead_letters: DeadLetters | str | os.PathLike[str] | None = None,
         retry: Retry | None = None,
     ) -> None:
-        super().__init__(redact)
+        super().__init__(redact, max_queue)
         if max_queue < 1:
             message = f"max_queue={max_queue!r} must be at least 1"
             raise ValueError(message)
+        self._sink = sink
         name = type(self).__name__
         retry = retry or Retry()
         letters = dead_letters if isinstance(dead_letters, DeadLetters | None) else DeadLetters(dead_letters)
@@ -143,6 +159,7 @@ class BufferedListener(EventListener, Generic[T]):
             )
             # nothing has failed: it is closed with this
             stack.pop_all()
+        self._bodies = self._new_bodies()
         self._put = self._pipeline.put
         if journaled is not None:
             journaled.add(self._pipeline)
@@ -151,7 +168,67 @@ class BufferedListener(EventListener, Generic[T]):
 
     def _new_transform(self) -> Transform[Any]:
         """What the sink takes of events; for this class, and those that send something else."""
-        return PassThrough(tracks=self._tracks)
+        return PassThrough(tracks=self._tracks, kinds=kinds_for(self._sink))
+
+    def _new_bodies(self) -> Bodies:
+        """What keeps the spans of modules' bodies; made anew in a forked child."""
+        return Bodies(Sampling(_decide_by_environment), _MAX_BODIES, self._redact)
+
+    def _decide(self, execution_id: UUID, dag_name: str, context: Context) -> bool:
+        """Asks the sampler, once for all of the execution's spans.
+
+        Returns:
+            Whether it was asked: not where there is an answer already, or the event will be rejected.
+        """
+        if not _is_usable(execution_id, dag_name):
+            return False
+        return self._bodies.sampling.decide(execution_id, dag_name, context)
+
+    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
+        self._decide(execution_id, dag_name, otel_context.get_current())
+        super().on_execution_start(execution_id, dag_name)
+
+    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
+        super().on_execution_complete(execution_id, dag_name, succeeded, duration_ms)
+        self._bodies.end(execution_id)
+
+    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+        super().on_execution_cancelled(execution_id, dag_name)
+        self._bodies.end(execution_id)
+
+    def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+        """The context in which a module's body runs: its span is the current one, and records what is set on it.
+
+        Args:
+            execution_id: An execution that has started.
+            module_id: The module.
+            context: The caller's.
+
+        Returns:
+            ``context`` itself where the execution is not known, or not traced at all.
+        """
+        return self._bodies.context_of(execution_id, module_id, context)
+
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+        """Says that modules of an execution run here which another process has started; never raises.
+
+        Args:
+            execution_id: The execution.
+            dag_name: Its DAG's name.
+            traceparent: The execution's own span as a W3C header value, whose flag is the sampler's
+                answer; without one, this process's sampler is asked.
+        """
+        if _is_usable(execution_id, dag_name):
+            self._bodies.sampling.join(execution_id, dag_name, traceparent)
+        engine: Any = otel_context.get_value(ENGINE_KEY)
+        self._put(ExecutionJoined(execution_id, dag_name, time.time_ns(), traceparent, engine))
+
+    def traceparent_of(self, execution_id: UUID) -> str | None:
+        """The execution's own span as a W3C header value; ``None`` where it is not known, or not traced at all."""
+        return self._bodies.traceparent_of(execution_id)
+
+    def _body_of(self, execution_id: UUID, module_id: UUID, error: BaseException | None) -> BodyRecord | None:
+        return self._bodies.take(execution_id, module_id, error)
 
     @property
     def _tracks(self) -> bool:
@@ -274,8 +351,23 @@ class BufferedListener(EventListener, Generic[T]):
 
     def _after_fork(self) -> None:
         self._is_left_to_parent = self._is_left_to_parent or self._journaled is not None
+        self._bodies = self._new_bodies()
         self._journaled = None
         self._put = self._pipeline.put
+
+
+def _is_usable(execution_id: object, dag_name: object) -> bool:
+    """Whether an event with these will not be rejected."""
+    return isinstance(execution_id, UUID) and isinstance(dag_name, str)
+
+
+def _decide_by_environment(execution_id: UUID, dag_name: str, context: Context) -> Decision:
+    return decide(_sampler(), execution_id, dag_name, context)
+
+
+@cache
+def _sampler() -> Sampler:
+    return sampler_of_environment()
 
 
 def _opened(path: Any, sink: str) -> Store:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, Type
 from msgspec import Struct, field
 
 from constellation_otel.errors import DecodeError
-from constellation_otel.events import Event, Reading, is_valid, shown, validated
+from constellation_otel.events import CALLBACK_EVENTS, Event, ModuleDescribed, Reading, is_valid, shown, validated
 
 if TYPE_CHECKING:
     from constellation_otel.traces import Decision, Span
@@ -331,7 +331,8 @@ class Sink(Protocol[T_contra]):
     """Where events, or finished spans, go. All calls come from one thread.
 
     A subclass has :attr:`name` and :meth:`send`, and overrides the defaults that do not fit it. A
-    class that has all of these need not inherit from this.
+    class that has all of these need not inherit from this. One that takes events gets the six that
+    callbacks become; with an attribute ``takes_details`` that is true, it also gets ``ModuleDescribed``.
     """
 
     @property
@@ -373,6 +374,11 @@ class Sink(Protocol[T_contra]):
     def close(self) -> None:
         """Releases connections and files; within a few seconds."""
         return
+
+
+def kinds_for(sink: object) -> tuple[type[Event], ...]:
+    """The kinds of events that a sink takes which takes events."""
+    return (*CALLBACK_EVENTS, ModuleDescribed) if getattr(sink, "takes_details", False) else CALLBACK_EVENTS
 
 
 class Store(Protocol):

@@ -17,7 +17,7 @@ from constellation_otel.events import ExecutionStarted
 from constellation_otel.traces import NOT_TRACED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Sequence
     from uuid import UUID
 
     from constellation_otel.delivery.contract import Batch, Position, SpanObserver
@@ -93,13 +93,15 @@ class PassThrough:
         tracks: Whether positions are kept, for a source that has to be told what is safe.
         keeps_restarts: Whether that the engine was restarted is an item, too: ``None``, as a
             journal writes it.
+        kinds: The kinds of events that the sink takes; all of them where none are given.
     """
 
     open_records: Final = 0
     is_immediate = True
 
-    def __init__(self, *, tracks: bool = True, keeps_restarts: bool = False) -> None:
+    def __init__(self, *, tracks: bool = True, keeps_restarts: bool = False, kinds: Collection[type] = ()) -> None:
         self.tracks = tracks
+        self._kinds = frozenset(kinds)
         self._keeps_restarts = keeps_restarts
 
     def run_clock(self, *, runs: bool) -> None:
@@ -110,9 +112,17 @@ class PassThrough:
         if not count:
             return
         offsets = list(batch.offsets) if self.tracks else []
-        receipt = Receipt(batch.origin, batch.offsets[-1], count, offsets, pending=count, is_complete=True)
-        out.items += batch.events
-        out.receipts += [receipt] * count
+        events = batch.events
+        kinds = self._kinds
+        if kinds:
+            # a reader that matches on the six must not meet a seventh
+            events = [event for event in events if type(event) in kinds]
+        pending = len(events)
+        receipt = Receipt(batch.origin, batch.offsets[-1], count, offsets, pending=pending, is_complete=True)
+        out.items += events
+        out.receipts += [receipt] * pending
+        if not pending:
+            out.settled.append(receipt)
 
     def advance(self, out: Outbox[object]) -> None:
         """Nothing here goes by time."""
@@ -238,7 +248,7 @@ class TraceAssembly(Generic[T]):
                 self._late(events[first], origin, offsets[first], out)
             else:
                 self._note(execution, origin, offsets[first:stop])
-                if spans:
+                if spans or execution.is_over:
                     self._put_out(execution, spans, out)
                 while assembler.held > max_open:
                     self.make_room(out)
@@ -370,13 +380,13 @@ class TraceAssembly(Generic[T]):
         if self._observer is not None:
             self._observe(self._observer, execution, spans)
         try:
-            items = self._as_items(spans)
+            items = self._as_items(spans) if spans else ()
         except Exception as error:  # noqa: BLE001 - a defect, which must cost one span and no more
             items = self._one_by_one(spans, receipt, error)
         receipt.pending += len(items)
         out.items += items
         out.receipts += [receipt] * len(items)
-        if spans[-1].is_execution:
+        if execution.is_over:
             self._close(execution, receipt)
             receipt.is_complete = True
             if not receipt.pending:

@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Struct
 
 from constellation_otel.events.model import (
-    EVENT_TYPES,
+    CALLBACK_EVENTS,
     ErrorInfo,
     Event,
+    ExecutionJoined,
+    ModuleDescribed,
     clean_message,
     clean_name,
     duration_ns_of,
@@ -45,7 +47,13 @@ def encode_frame(event: Event) -> bytes:
 
     Times are whole milliseconds: what is finer is lost, as are an error's type and
     the caller's trace context. An error without a message gets its type's name.
+
+    Raises:
+        ValueError: No callback tells of what it is about, and no frame.
     """
+    if isinstance(event, ModuleDescribed | ExecutionJoined):
+        message = f"the engine's WebSocket has no frame for {event.kind}"
+        raise ValueError(message)  # noqa: TRY004 - it is an event
     frame: dict[str, Any] = {"type": event.frame_type}
     for name in event.__struct_fields__:
         form = _FORMS.get(name)
@@ -126,4 +134,4 @@ _FORMS: Final[dict[str, _Form]] = {
     "error": _Form("error", _message, lambda frame: ErrorInfo(None, frame.error), is_needed=False),
 }
 """But for the timestamp, which every frame has, and what no frame has: the caller's trace context."""
-_KINDS: Final = {kind.frame_type: kind for kind in EVENT_TYPES}
+_KINDS: Final = {kind.frame_type: kind for kind in CALLBACK_EVENTS}

@@ -16,24 +16,28 @@ from msgspec import NODEFAULT, UNSET, Meta, Struct, UnsetType, defstruct, struct
 
 from constellation_otel.errors import DecodeError
 from constellation_otel.events.model import (
+    CALLBACK_EVENTS,
     EVENT_TYPES,
     MAX_DURATION_MS,
     MAX_NAME,
     ErrorInfo,
     Event,
+    ExecutionJoined,
     ModuleCompleted,
+    ModuleDescribed,
     ModuleFailed,
     clean_message,
     clean_name,
     duration_ns_of,
 )
 from constellation_otel.events.reading import MAX_NS, MS, NOT_JSON, Reading, fields_of, needed, ns_of_ms, unreadable
+from constellation_otel.events.record import BodyRecord, ModuleDetails, PlainValue
 from constellation_otel.events.validation import MAX_HEADER, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["decode_json", "encode_json", "plain_events", "read_json"]
+__all__ = ["decode_json", "encode_identity", "encode_json", "plain_events", "read_json"]
 
 
 class _Json(Struct, rename="camel", gc=False):
@@ -53,6 +57,10 @@ class _Json(Struct, rename="camel", gc=False):
     duration_ns: int | UnsetType | None = UNSET
     traceparent: str | UnsetType | None = UNSET
     tracestate: str | UnsetType | None = UNSET
+    engine: str | UnsetType | None = UNSET
+    attributes: dict[str, PlainValue] | UnsetType | None = UNSET
+    details: ModuleDetails | UnsetType | None = UNSET
+    body: BodyRecord | UnsetType | None = UNSET
 
 
 _DECODER: Final = msgspec.json.Decoder(_Json)
@@ -65,8 +73,21 @@ def encode_json(event: Event) -> bytes:
     """Encodes an event as the guide's JSON, one line without its end.
 
     Durations and timestamps are whole milliseconds, since a Scala reader decodes
-    a ``Long``; the nanoseconds follow as extension fields, where there are any.
+    a ``Long``; the nanoseconds follow as extension fields, where there are any, and
+    what the engine and the module's body have told besides.
     """
+    return _ENCODER.encode(_record_of(event, _WRITERS[type(event)]))
+
+
+def encode_identity(event: Event) -> bytes:
+    """What makes an event itself, encoded: as :func:`encode_json` does, without what may be told besides.
+
+    It stays the same from one release to the next, and so do ids that are made of it.
+    """
+    return _ENCODER.encode(_record_of(event, _IDENTITY[type(event)]))
+
+
+def _record_of(event: Event, writers: Sequence[tuple[str, Callable[[_Json, Any], None]]]) -> _Json:
     kind = type(event)
     record = _Json(
         kind.kind,
@@ -75,9 +96,9 @@ def encode_json(event: Event) -> bytes:
         timestamp=event.timestamp_ns // MS,
         timestamp_ns=event.timestamp_ns,
     )
-    for name, write in _WRITERS[kind]:
+    for name, write in writers:
         write(record, getattr(event, name))
-    return _ENCODER.encode(record)
+    return record
 
 
 def decode_json(data: bytes | str) -> Event:
@@ -112,6 +133,10 @@ def read_closely(data: bytes | str) -> Reading:
     kind = _KINDS.get(record.event_type)
     if kind is None:
         raise unreadable(data, f"eventType {record.event_type!r} is none of the six")
+    if kind is ModuleDescribed and not isinstance(record.details, ModuleDetails):
+        needed(None, "details", data, corrected)
+    if kind is ModuleDescribed and not record.module_id:
+        needed(None, "moduleId", data, corrected)
     values = [_BY_FIELD[name].read(record, data, corrected) for name in kind.__struct_fields__]
     return Reading(kind(*values), tuple(corrected))
 
@@ -171,6 +196,22 @@ def _write_traceparent(record: _Json, traceparent: str | None) -> None:
 
 def _write_tracestate(record: _Json, tracestate: str | None) -> None:
     record.tracestate = UNSET if tracestate is None else tracestate
+
+
+def _write_engine(record: _Json, engine: str | None) -> None:
+    record.engine = UNSET if engine is None else engine
+
+
+def _write_attributes(record: _Json, attributes: dict[str, PlainValue] | None) -> None:
+    record.attributes = attributes or UNSET
+
+
+def _write_details(record: _Json, details: ModuleDetails | None) -> None:
+    record.details = UNSET if details is None else details
+
+
+def _write_body(record: _Json, body: BodyRecord | None) -> None:
+    record.body = UNSET if body is None else body
 
 
 def _duration_ms(record: _Json, _data: bytes | str, corrected: list[str]) -> float | None:
@@ -290,12 +331,45 @@ _BY_FIELD: Final[dict[str, _Field]] = {
         (_IS_HEADER.replace("value", "record.tracestate"), "record.tracestate or None"),
         {"tracestate": _Header | None},
     ),
+    "engine": _Field(
+        _write_engine,
+        lambda record, _data, _corrected: record.engine or None,
+        ("(record.engine is None or clean_name(record.engine) == record.engine)", "record.engine or None"),
+        {"engine": str | None},
+    ),
+    # each rare, and not worth an expression
+    "attributes": _Field(
+        _write_attributes,
+        lambda record, _data, _corrected: record.attributes or None,
+        ("(record.attributes is None or validated(event) == (event, ()))", "record.attributes or None"),
+        {"attributes": dict[str, PlainValue] | None},
+    ),
+    "details": _Field(
+        _write_details,
+        lambda record, _data, _corrected: record.details or None,
+        ("(record.details is None or validated(event) == (event, ()))", "record.details"),
+        {"details": ModuleDetails | None},
+    ),
+    "body": _Field(
+        _write_body,
+        lambda record, _data, _corrected: record.body or None,
+        ("(record.body is None or validated(event) == (event, ()))", "record.body"),
+        {"body": BodyRecord | None},
+    ),
 }
+_BESIDES: Final = {"engine", "attributes", "details", "body"}
+"""The fields that were told besides what the guide's record has, and that are no part of an event's identity."""
+_WRITTEN: Final = tuple(kind for kind in EVENT_TYPES if kind is not ExecutionJoined)
+"""That an execution was joined is a process's own business."""
 _WRITERS: Final = {
     kind: tuple((name, write) for name in kind.__struct_fields__ if (write := _BY_FIELD[name].write) is not None)
-    for kind in EVENT_TYPES
+    for kind in _WRITTEN
 }
-_KINDS: Final = {kind.kind: kind for kind in EVENT_TYPES}
+_IDENTITY: Final = {
+    kind: tuple((name, write) for name, write in writers if name not in _BESIDES or kind is ModuleDescribed)
+    for kind, writers in _WRITERS.items()
+}
+_KINDS: Final = {kind.kind: kind for kind in _WRITTEN}
 
 
 def _plain_record_of(kind: type[Event]) -> type[Struct]:
@@ -330,7 +404,7 @@ def _plain_event_of(kind: type[Event]) -> Callable[[Any], Event | None]:
     return plain
 
 
-_PLAIN: Final = {_plain_record_of(kind): _plain_event_of(kind) for kind in EVENT_TYPES}
+_PLAIN: Final = {_plain_record_of(kind): _plain_event_of(kind) for kind in CALLBACK_EVENTS}
 _PLAIN_DECODER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Union[*_PLAIN])
 _NOT_PLAIN: Final = (*NOT_JSON, DecodeError, TypeError, SystemError)
 """What reading a record raises that is not plain; the last: msgspec 0.21, of 10**400."""

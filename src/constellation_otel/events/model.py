@@ -1,4 +1,4 @@
-"""The six events: what callbacks become, and what becomes callbacks again.
+"""The events: what callbacks become, and what becomes callbacks again.
 
 The one model in the middle of everything: whatever produces events is a source,
 whatever takes them is a sink. How events look on a wire is in ``guide_json`` and ``engine_frames``.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import linecache
 import re
-import time
 from collections import deque
 from math import nan
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, get_args
@@ -21,7 +20,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from constellation_otel._support.text import message_of
 from constellation_otel.errors import RemoteError
-from constellation_otel.listener import ExecutionListener
+from constellation_otel.events.record import Attributes, BodyRecord, ModuleDetails
+from constellation_otel.listener import ExecutionJoiner, ModuleDetailsTaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,19 +29,25 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
+    from constellation_otel.listener import ExecutionListener
+
 __all__ = [
+    "CALLBACK_EVENTS",
+    "ENGINE_KEY",
     "EVENT_TYPES",
     "MAX_DURATION_MS",
     "MAX_MESSAGE",
     "MAX_NAME",
+    "CallbackEvent",
     "ErrorInfo",
     "Event",
-    "EventListener",
     "ExecutionCancelled",
     "ExecutionCompleted",
+    "ExecutionJoined",
     "ExecutionStarted",
     "Frames",
     "ModuleCompleted",
+    "ModuleDescribed",
     "ModuleFailed",
     "ModuleStarted",
     "clean_message",
@@ -49,8 +55,8 @@ __all__ = [
     "clean_stacktrace",
     "duration_ns_of",
     "ns_of",
+    "redacted",
     "remote_parent",
-    "started_now",
 ]
 
 MAX_MESSAGE: Final = 8_192
@@ -60,6 +66,9 @@ MAX_NAME: Final = 1_024
 
 MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
 """Milliseconds: a duration is below this, since backends hold nanoseconds in a signed integer."""
+
+ENGINE_KEY: Final = "constellation-engine"
+"""What an OpenTelemetry context has the name of the engine under whose callback is being made."""
 
 _MAX_CAUSES: Final = 4
 _MAX_FRAMES: Final = 32
@@ -138,7 +147,7 @@ class ErrorInfo(Struct, frozen=True):
         """
         try:
             if isinstance(error, RemoteError):
-                message = None if error.message is None else clean_message(_redacted(error.message, redact))
+                message = None if error.message is None else clean_message(redacted(error.message, redact))
                 return cls(clean_name(error.type) if error.type else None, message)
             frames = _frames_of(error, redact, _MAX_CAUSES)
         except BaseException as raised:  # noqa: BLE001 - the exception's own code; the callback may not raise
@@ -146,7 +155,7 @@ class ErrorInfo(Struct, frozen=True):
         return cls(frames.type, frames.message, frames)
 
 
-class ExecutionStarted(Struct, frozen=True, gc=False):
+class ExecutionStarted(Struct, frozen=True, omit_defaults=True, gc=False):
     """A DAG's execution has started.
 
     Attributes:
@@ -155,6 +164,8 @@ class ExecutionStarted(Struct, frozen=True, gc=False):
         timestamp_ns: Epoch nanoseconds, wall clock, taken in the callback.
         traceparent: The caller's span as a W3C header value, where it had one.
         tracestate: The W3C tracestate that goes with it.
+        attributes: Further attributes of the execution's span.
+        engine: The engine's name, where it is not the embedded one.
     """
 
     kind: ClassVar[str] = "execution.started"
@@ -166,6 +177,8 @@ class ExecutionStarted(Struct, frozen=True, gc=False):
     timestamp_ns: int
     traceparent: str | None = None
     tracestate: str | None = None
+    attributes: Attributes | None = None
+    engine: str | None = None
 
     def notify(self, listener: ExecutionListener) -> None:
         """Calls the listener's callback, with the remote parent current where there is one."""
@@ -180,7 +193,7 @@ class ExecutionStarted(Struct, frozen=True, gc=False):
             otel_context.detach(token)
 
 
-class ModuleStarted(Struct, frozen=True, gc=False):
+class ModuleStarted(Struct, frozen=True, omit_defaults=True, gc=False):
     """A module has begun to execute.
 
     Attributes:
@@ -188,6 +201,7 @@ class ModuleStarted(Struct, frozen=True, gc=False):
         module_id: The module's id in it; ``None`` where a wire has no such field.
         module_name: The module's name.
         timestamp_ns: Epoch nanoseconds.
+        details: What the engine tells of it besides.
     """
 
     kind: ClassVar[str] = "module.started"
@@ -198,13 +212,15 @@ class ModuleStarted(Struct, frozen=True, gc=False):
     module_id: UUID | None
     module_name: str
     timestamp_ns: int
+    details: ModuleDetails | None = None
 
     def notify(self, listener: ExecutionListener) -> None:
-        """Calls the listener's callback."""
+        """Calls the listener's callback, after having handed it the details."""
+        _tell_details(self, listener)
         listener.on_module_start(self.execution_id, _required(self.module_id, self), self.module_name)
 
 
-class ModuleCompleted(Struct, frozen=True, gc=False):
+class ModuleCompleted(Struct, frozen=True, omit_defaults=True, gc=False):
     """A module has completed.
 
     Attributes:
@@ -214,6 +230,8 @@ class ModuleCompleted(Struct, frozen=True, gc=False):
         duration_ms: Milliseconds, as the engine measured them; ``None`` where a wire
             had none.
         timestamp_ns: Epoch nanoseconds.
+        details: What the engine tells of it besides.
+        body: What the module's body has set on its span.
     """
 
     kind: ClassVar[str] = "module.completed"
@@ -225,14 +243,17 @@ class ModuleCompleted(Struct, frozen=True, gc=False):
     module_name: str
     duration_ms: float | None
     timestamp_ns: int
+    details: ModuleDetails | None = None
+    body: BodyRecord | None = None
 
     def notify(self, listener: ExecutionListener) -> None:
-        """Calls the listener's callback, with NaN for a duration that is not known."""
+        """Calls the listener's callback, with NaN for a duration that is not known, after the details."""
+        _tell_details(self, listener)
         duration_ms = nan if self.duration_ms is None else self.duration_ms
         listener.on_module_complete(self.execution_id, _required(self.module_id, self), self.module_name, duration_ms)
 
 
-class ModuleFailed(Struct, frozen=True):
+class ModuleFailed(Struct, frozen=True, omit_defaults=True):
     """A module has failed.
 
     Attributes:
@@ -241,6 +262,8 @@ class ModuleFailed(Struct, frozen=True):
         module_name: The module's name.
         error: What is kept of the error.
         timestamp_ns: Epoch nanoseconds.
+        details: What the engine tells of it besides.
+        body: What the module's body has set on its span.
     """
 
     kind: ClassVar[str] = "module.failed"
@@ -252,9 +275,12 @@ class ModuleFailed(Struct, frozen=True):
     module_name: str
     error: ErrorInfo
     timestamp_ns: int
+    details: ModuleDetails | None = None
+    body: BodyRecord | None = None
 
     def notify(self, listener: ExecutionListener) -> None:
-        """Calls the listener's callback with a :class:`RemoteError`."""
+        """Calls the listener's callback with a :class:`RemoteError`, after the details."""
+        _tell_details(self, listener)
         error = RemoteError(self.error.message, self.error.type)
         listener.on_module_failed(self.execution_id, _required(self.module_id, self), self.module_name, error)
 
@@ -309,60 +335,68 @@ class ExecutionCancelled(Struct, frozen=True, gc=False):
         listener.on_execution_cancelled(self.execution_id, self.dag_name)
 
 
-Event: TypeAlias = (
+class ModuleDescribed(Struct, frozen=True, gc=False):
+    """A module whose body does not run, of which no callback tells: it was skipped, or its output is a cached one.
+
+    Attributes:
+        execution_id: The execution.
+        module_id: The module's id in it.
+        module_name: The module's name.
+        timestamp_ns: Epoch nanoseconds.
+        details: What the engine tells of it; the outcome is among it.
+    """
+
+    kind: ClassVar[str] = "module.described"
+
+    execution_id: UUID
+    module_id: UUID
+    module_name: str
+    timestamp_ns: int
+    details: ModuleDetails
+
+    def notify(self, listener: ExecutionListener) -> None:
+        """Hands the details to a listener that takes them."""
+        _tell_details(self, listener)
+
+
+class ExecutionJoined(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Modules of an execution run here which another process has started, and tells of.
+
+    Attributes:
+        execution_id: The execution.
+        dag_name: The DAG's name.
+        timestamp_ns: Epoch nanoseconds.
+        traceparent: The execution's own span as a W3C header value; its trace is computed where there is none.
+        engine: The engine's name, where it is not the embedded one.
+    """
+
+    kind: ClassVar[str] = "execution.joined"
+
+    execution_id: UUID
+    dag_name: str
+    timestamp_ns: int
+    traceparent: str | None = None
+    engine: str | None = None
+
+    def notify(self, listener: ExecutionListener) -> None:
+        """Has a listener join the execution that can."""
+        if isinstance(listener, ExecutionJoiner):
+            listener.join(self.execution_id, self.dag_name, self.traceparent)
+
+
+CallbackEvent: TypeAlias = (
     ExecutionStarted | ModuleStarted | ModuleCompleted | ModuleFailed | ExecutionCompleted | ExecutionCancelled
 )
+Event: TypeAlias = CallbackEvent | ModuleDescribed | ExecutionJoined
 
-EVENT_TYPES: Final[tuple[type[Event], ...]] = get_args(Event)
-"""Every kind of event, declared here and nowhere else.
+CALLBACK_EVENTS: Final[tuple[type[CallbackEvent], ...]] = get_args(CallbackEvent)
+"""The six that callbacks become, and that every reader of the guide's records knows.
 
 Each says its name on a wire (``kind``: JSON, SQL, the journal; ``frame_type``: the engine's
 WebSocket) and the ``callback`` that it stands for.
 """
-
-
-class EventListener(ExecutionListener):
-    """Turns the callbacks into events and hands each to :meth:`accept`.
-
-    Args:
-        redact: Rewrites the message of each error before it is kept anywhere.
-    """
-
-    def __init__(self, redact: Callable[[str], str] | None = None) -> None:
-        self._redact = redact
-
-    def accept(self, event: Event) -> None:
-        """Takes an event; called in the callback, so it must not wait."""
-        raise NotImplementedError
-
-    def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
-        self.accept(started_now(execution_id, dag_name))
-
-    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
-        self.accept(ModuleStarted(execution_id, module_id, module_name, time.time_ns()))
-
-    def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
-        self.accept(ModuleCompleted(execution_id, module_id, module_name, duration_ms, time.time_ns()))
-
-    def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
-        now = time.time_ns()
-        self.accept(ModuleFailed(execution_id, module_id, module_name, ErrorInfo.of(error, self._redact), now))
-
-    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
-        self.accept(ExecutionCompleted(execution_id, dag_name, succeeded, duration_ms, time.time_ns()))
-
-    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
-        self.accept(ExecutionCancelled(execution_id, dag_name, time.time_ns()))
-
-
-def started_now(execution_id: UUID, dag_name: str) -> ExecutionStarted:
-    """The event of an execution that starts at this moment, called from the current span."""
-    if not trace.get_current_span().get_span_context().is_valid:
-        return ExecutionStarted(execution_id, dag_name, time.time_ns())
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier)
-    traceparent, tracestate = carrier["traceparent"], carrier.get("tracestate")
-    return ExecutionStarted(execution_id, dag_name, time.time_ns(), traceparent, tracestate)
+EVENT_TYPES: Final[tuple[type[Event], ...]] = get_args(Event)
+"""Every kind of event, declared here and nowhere else: the six, and those that only our own readers meet."""
 
 
 def remote_parent(traceparent: str | None, tracestate: str | None) -> Context | None:
@@ -456,6 +490,25 @@ def clean_stacktrace(text: str) -> str:
     return text if text.isprintable() else _NOT_IN_MESSAGES.sub(_REPLACEMENT, text)
 
 
+def _tell_details(
+    event: ModuleStarted | ModuleCompleted | ModuleFailed | ModuleDescribed, listener: ExecutionListener
+) -> None:
+    details = event.details
+    if details is not None and isinstance(listener, ModuleDetailsTaker):
+        listener.module_details(
+            event.execution_id,
+            _required(event.module_id, event),
+            module_name=event.module_name,
+            parent_id=details.parent_id,
+            attempt=details.attempt,
+            attempt_of=details.attempt_of,
+            outcome=details.outcome,
+            reason=details.reason,
+            upstream=details.upstream,
+            attributes=details.attributes,
+        )
+
+
 def _required(module_id: UUID | None, event: Event) -> UUID:
     if module_id is None:
         message = f"{event!r} has no module id, so no callback can be called with it; the assembler takes it as it is"
@@ -469,7 +522,7 @@ def _frames_of(error: BaseException, redact: Callable[[str], str] | None, causes
         cause = error.__context__
     return Frames(
         _type_of(error),
-        clean_message(_redacted(message_of(error), redact)),
+        clean_message(redacted(message_of(error), redact)),
         _walk(error.__traceback__),
         _frames_of(cause, redact, causes - 1) if cause is not None and causes > 0 else None,
     )
@@ -480,14 +533,17 @@ def _type_of(error: BaseException) -> str:
     return clean_name(cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}")
 
 
-def _redacted(message: str, redact: Callable[[str], object] | None) -> str:
+def redacted(message: str, redact: Callable[[str], object] | None) -> str:
+    """A message as the hook rewrites it, and withheld where that raises, or gives no text."""
     if redact is None:
         return message
     try:
-        redacted = redact(message)
+        rewritten = redact(message)
     except Exception as raised:  # noqa: BLE001 - what could not be redacted must not get out
         return f"<withheld: the redact hook raised {type(raised).__name__}>"
-    return redacted if isinstance(redacted, str) else f"<withheld: the redact hook returned {type(redacted).__name__}>"
+    if isinstance(rewritten, str):
+        return rewritten
+    return f"<withheld: the redact hook returned {type(rewritten).__name__}>"
 
 
 def _walk(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:

@@ -29,6 +29,19 @@ from constellation_otel.events.model import (
     clean_stacktrace,
     duration_ns_of,
 )
+from constellation_otel.events.record import (
+    MAX_RECORD,
+    Attributes,
+    BodyRecord,
+    Budget,
+    ModuleDetails,
+    are_plain_details,
+    clean_attributes,
+    cleaned_body,
+    cleaned_details,
+    is_plain_body,
+    plain_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,6 +149,9 @@ def _changes(fields: tuple[_Field, ...], event: object, corrected: list[str]) ->
     changed: dict[str, Any] = {}
     for field in fields:
         value = getattr(event, field.name)
+        if field.kinds == (ModuleDetails,) and isinstance(value, ModuleDetails):
+            changed[field.name] = cleaned_details(value, _plain_module_id(event), corrected)
+            continue
         if type(value) in field.kinds:
             if field.is_right(value):
                 continue
@@ -179,6 +195,23 @@ def _plain_error(error: ErrorInfo, corrected: list[str]) -> ErrorInfo:
 
 def _is_plain_error(error: ErrorInfo) -> bool:
     return error.frames is None and not _changes(_ERROR, error, [])
+
+
+def _plain_body(value: Any) -> object:
+    return cleaned_body(value) if isinstance(value, BodyRecord) else value
+
+
+def _are_plain_attributes(attributes: object) -> bool:
+    return plain_size(attributes) <= MAX_RECORD
+
+
+def _plain_attributes(attributes: Any) -> object:
+    return clean_attributes(attributes, Budget())[0]
+
+
+def _plain_module_id(event: object) -> UUID | None:
+    module_id = getattr(event, "module_id", None)
+    return module_id if isinstance(module_id, UUID) else None
 
 
 def _is_any(value: object) -> bool:  # noqa: ARG001 - its type says it all
@@ -249,6 +282,10 @@ _KINDS: Final[dict[tuple[type, ...], tuple[tuple[type, ...], Callable[[Any], boo
     (float,): ((float, int), _is_duration, _plain_number, "a number of milliseconds, from 0 to 2**63 - 1 ns"),
     (bool,): ((bool,), _is_any, _as_it_is, "a bool"),
     (ErrorInfo,): ((ErrorInfo,), _is_plain_error, _as_it_is, "an ErrorInfo"),
+    (BodyRecord,): ((BodyRecord,), is_plain_body, _plain_body, "what a body has set"),
+    # looked at with the module's id
+    (ModuleDetails,): ((ModuleDetails,), _is_any, _as_it_is, "details of a module"),
+    (Attributes,): ((dict,), _are_plain_attributes, _plain_attributes, "attributes"),
 }
 
 
@@ -276,7 +313,10 @@ def _check_of(fields: tuple[_Field, ...]) -> Callable[[Any], bool]:
         "MAX_NS": MAX_TIMESTAMP_NS,
         "MAX_MS": MAX_DURATION_MS,
         "MAX": MAX_HEADER,
-        "ErrorInfo": ErrorInfo,
+        "is_plain_body": is_plain_body,
+        "are_plain_details": are_plain_details,
+        "are_plain_attributes": _are_plain_attributes,
+        "ModuleDetails": ModuleDetails,
     }
     check: Callable[[Any], bool] = eval(f"lambda event: {' and '.join(parts)}", names)  # noqa: S307 - the text is ours
     return check
@@ -291,5 +331,8 @@ _TESTS: Final[dict[tuple[object, ...], str]] = {
     _HEADERS: "(type(value) is str and len(value) <= MAX and value.isascii() and value.isprintable())",
     # rare, and not worth an expression
     (ErrorInfo,): "False",
+    (BodyRecord,): "is_plain_body(value)",
+    (ModuleDetails,): "(type(value) is ModuleDetails and are_plain_details(value, event.module_id))",
+    (dict,): "are_plain_attributes(value)",
 }
 _CHECKS: Final = {cls: _check_of(fields) for cls, fields in _EVENTS.items()}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from constellation_otel.delivery import Retry
+    from constellation_otel.otel.span_listener import ExecutionAttributes
     from constellation_otel.traces import Decision
 
 __all__ = ["OtlpListener"]
@@ -62,6 +63,9 @@ class OtlpListener(SpanListener[Span]):
         headers: Sent with every request.
         service_name: The resource's ``service.name``; ``OTEL_SERVICE_NAME``, or else ``constellation``.
         sampler: Of traces; what ``OTEL_TRACES_SAMPLER`` says where none is given.
+        attributes: Gives further attributes of an execution's span (a tenant, a queue): a callable that is given the
+            execution's start event and the caller's context. Called in :meth:`on_execution_start`; what it raises
+            is logged, and 128 of them are kept.
         redact: Rewrites the message of each error before it is kept anywhere.
         settle: Seconds that spans wait for events still on their way: 0 for an engine
             that keeps the order, as the embedded one does.
@@ -89,6 +93,7 @@ class OtlpListener(SpanListener[Span]):
         headers: Mapping[str, str] | None = None,
         service_name: str | None = None,
         sampler: Sampler | None = None,
+        attributes: ExecutionAttributes | None = None,
         redact: Callable[[str], str] | None = None,
         settle: float = 0.0,
         max_queue: int = 65_536,
@@ -127,6 +132,7 @@ class OtlpListener(SpanListener[Span]):
                 max_open=max_open,
                 idle_timeout=idle_timeout,
                 max_age=max_age,
+                attributes=attributes,
                 journal=store,
                 redact=redact,
                 max_queue=max_queue,

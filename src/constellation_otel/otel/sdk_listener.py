@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from constellation_otel.otel.span_listener import ExecutionAttributes
     from constellation_otel.traces import Decision, Span
 
 __all__ = ["OpenTelemetryListener"]
@@ -62,6 +63,9 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         tracer_provider: The global one where none is given.
         meter_provider: The global one where none is given.
         logger_provider: The global one where none is given.
+        attributes: Gives further attributes of an execution's span (a tenant, a queue): a callable that is given the
+            execution's start event and the caller's context. Called in :meth:`on_execution_start`; what it raises
+            is logged, and 128 of them are kept.
         redact: Rewrites the message of each error before it is kept anywhere.
         settle: Seconds that spans wait for events still on their way: 0 for an engine
             that keeps the order, as the embedded one does.
@@ -83,6 +87,7 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         meter_provider: MeterProvider | None = None,
         logger_provider: LoggerProvider | None = None,
         *,
+        attributes: ExecutionAttributes | None = None,
         redact: Callable[[str], str] | None = None,
         settle: float = 0.0,
         max_queue: int = 65_536,
@@ -103,6 +108,7 @@ class OpenTelemetryListener(SpanListener[Recorded]):
             max_open=max_open,
             idle_timeout=idle_timeout,
             max_age=max_age,
+            attributes=attributes,
             redact=redact,
             max_queue=max_queue,
         )

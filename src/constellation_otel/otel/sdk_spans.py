@@ -19,13 +19,14 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, Status, StatusCode
+from opentelemetry.trace.span import TraceState
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.delivery import Rejection, Sink
 from constellation_otel.otel import _sdk_internals as internals
-from constellation_otel.traces import NOT_TRACED, Decision, Span, decide
+from constellation_otel.traces import NOT_TRACED, Decision, Span, SpanLink, decide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanLimits
     from opentelemetry.sdk.trace import Tracer as SdkTracer
-    from opentelemetry.trace import Link, SpanContext, Tracer
-    from opentelemetry.trace.span import TraceState
+    from opentelemetry.trace import Tracer
     from opentelemetry.util.types import Attributes
 
 __all__ = ["PlainTraces", "Recorded", "SdkSink", "SdkTraces"]
@@ -120,7 +120,7 @@ class SdkTraces:
         """
         if not internals.is_enabled(self._tracer):
             return NOT_TRACED
-        return decide(self._tracer.sampler, execution_id, dag_name, context)
+        return decide(self._tracer.sampler, execution_id, dag_name, context, self._limits)
 
     def emit(self, span: Span, decision: Decision) -> None:
         """Hands over a span.
@@ -144,16 +144,26 @@ class SdkTraces:
             return
         tracer, limits = self._tracer, self._limits
         parent: SpanContext | None = execution
+        if span.parent_span_id != execution.span_id and not span.is_execution:
+            parent = decision.span_context_of(span.parent_span_id or 0)
         if span.is_execution:
             caller = trace.get_current_span(decision.caller).get_span_context()
             parent = caller if caller.is_valid else None
         attributes: Any = span.attributes
+        dropped = span.dropped
         # its own attributes are few and short, as a rule
-        if decision.attributes or limits.max_span_attribute_length is not None or not _has_room(limits, attributes):
+        if (
+            dropped.attributes
+            or decision.attributes
+            or limits.max_span_attribute_length is not None
+            or not _has_room(limits, attributes)
+        ):
             attributes = BoundedAttributes(
                 limits.max_span_attributes, attributes, max_value_len=limits.max_span_attribute_length
             )
-        events = _events(span, limits) if span.events else ()
+            attributes.dropped += dropped.attributes
+        events = _events(span, limits) if span.events or dropped.events else ()
+        links = _links(span, limits) if span.links or dropped.links else ()
         tracer.span_processor.on_end(
             ReadableSpan(
                 span.name,
@@ -162,10 +172,10 @@ class SdkTraces:
                 tracer.resource,
                 attributes,
                 events,
-                (),
+                links,
                 span.kind,
                 tracer.instrumentation_info,
-                _UNSET if span.status_description is None else Status(span.status, span.status_description),
+                _UNSET if span.status is StatusCode.UNSET else Status(span.status, span.status_description),
                 span.start_ns,
                 span.end_ns,
                 self._scope,
@@ -196,9 +206,13 @@ class _RealSpans:
         self._ids.trace_id, self._ids.span_id = execution.trace_id, span.span_id
         parent = decision.caller
         if not span.is_execution:
-            parent = decision.context_of(execution.span_id, parent)
+            above = execution.span_id if span.parent_span_id is None else span.parent_span_id
+            parent = decision.context_of(above, parent)
         self._sampler.result = SamplingResult(result.decision, _theirs(span.attributes), result.trace_state)
-        made = self._tracer.start_span(span.name, parent, span.kind, _theirs(span.attributes), start_time=span.start_ns)
+        links = [_link(link) for link in span.links]
+        made = self._tracer.start_span(
+            span.name, parent, span.kind, _theirs(span.attributes), links, start_time=span.start_ns
+        )
         internals.give_flags(made, execution.trace_flags)
         _finish(made, span)
 
@@ -313,18 +327,35 @@ def _events(span: Span, limits: SpanLimits) -> Sequence[Event]:
     )
     events = [Event(it.name, bounded(_theirs(it.attributes)), it.timestamp_ns) for it in span.events]
     # the oldest are dropped, and counted
-    return events if limits.max_events is None else _bounded_list(limits.max_events, events)
+    if limits.max_events is None and not span.dropped.events:
+        return events
+    return _bounded_list(limits.max_events, events, span.dropped.events)
 
 
-def _bounded_list(limit: int, events: list[Event]) -> Sequence[Event]:
+def _bounded_list(limit: int | None, items: Sequence[Any], dropped: int) -> Sequence[Any]:
     kept: Any = BoundedList(limit)
-    for event in events:
-        kept.append(event)
+    for item in items:
+        kept.append(item)
+    kept.dropped += dropped
     return kept  # type: ignore[no-any-return] # the SDK's own list has no types
 
 
+def _links(span: Span, limits: SpanLimits) -> Sequence[Link]:
+    bounded = partial(
+        BoundedAttributes, limits.max_link_attributes, max_value_len=limits.max_attribute_length, immutable=True
+    )
+    links = [Link(it.context, bounded(_theirs(it.attributes or {}))) for it in map(_link, span.links)]
+    return _bounded_list(limits.max_links, links, span.dropped.links)
+
+
+def _link(link: SpanLink) -> Link:
+    state = TraceState.from_header([link.trace_state]) if link.trace_state else None
+    context = SpanContext(link.trace_id, link.span_id, False, trace.TraceFlags(link.trace_flags), state)
+    return Link(context, _theirs(link.attributes))
+
+
 def _finish(made: trace.Span, span: Span) -> None:
-    if span.status_description is not None:
+    if span.status is not StatusCode.UNSET:
         made.set_status(Status(span.status, span.status_description))
     for event in span.events:
         made.add_event(event.name, _theirs(event.attributes), event.timestamp_ns)

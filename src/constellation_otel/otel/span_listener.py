@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec.structs import replace
 from opentelemetry import context as otel_context
 
+from constellation_otel.bodies import Bodies
 from constellation_otel.delivery import BufferedListener, LossLog, TraceAssembly
-from constellation_otel.events import ModuleCompleted, ModuleStarted, started_now
-from constellation_otel.traces import Assembler, Sampling, span_id_of
+from constellation_otel.events import (
+    Budget,
+    EventListener,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleStarted,
+    clean_attributes,
+    shown,
+    started_now,
+)
+from constellation_otel.traces import Assembler, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from uuid import UUID
 
     from opentelemetry.context import Context
+    from opentelemetry.util.types import AttributeValue
 
     from constellation_otel.delivery import AssemblyCounters, SpanObserver
     from constellation_otel.events import Event
     from constellation_otel.traces import Decision, Span
 
-__all__ = ["SpanListener"]
+__all__ = ["ExecutionAttributes", "SpanListener"]
 
+_LOGGER: Final = logging.getLogger(__name__)
 _COUNTED: Final = ("late", "duplicate", "abandoned", "incomplete_executions", "incomplete_modules")
 """What of the assembly is a metric."""
 _time_ns: Final = time.time_ns
+
+ExecutionAttributes: TypeAlias = "Callable[[ExecutionStarted, Context], Mapping[str, AttributeValue]]"
+"""Given an execution's start and its caller's context, what its span has besides."""
 
 T = TypeVar("T")
 """What the sink is sent for a span."""
@@ -45,6 +61,7 @@ class SpanListener(BufferedListener[T]):
         max_open: Executions and modules held open at most.
         idle_timeout: Seconds without an event after which an execution is abandoned.
         max_age: Seconds after its first event at which an execution is abandoned.
+        attributes: Gives attributes of an execution's span; called in :meth:`on_execution_start`.
         **options: As :class:`~constellation_otel.delivery.BufferedListener` has them.
 
     Raises:
@@ -52,8 +69,17 @@ class SpanListener(BufferedListener[T]):
     """
 
     def __init__(
-        self, sink: Any, *, settle: float, max_open: int, idle_timeout: float, max_age: float, **options: Any
+        self,
+        sink: Any,
+        *,
+        settle: float,
+        max_open: int,
+        idle_timeout: float,
+        max_age: float,
+        attributes: ExecutionAttributes | None = None,
+        **options: Any,
     ) -> None:
+        self._attributes = attributes
         self._limits = {"settle": settle, "max_open": max_open, "idle_timeout": idle_timeout, "max_age": max_age}
         self._loss_log = LossLog(f"the source of {type(self).__name__}")
         # a subclass says otherwise for as long as nothing takes what callbacks say
@@ -80,7 +106,9 @@ class SpanListener(BufferedListener[T]):
     def _new_transform(self) -> TraceAssembly[T]:
         # once more in a forked child, in the fork: what is known of executions is a process's own
         self._published: Counter[str] = Counter()
-        self._sampling = Sampling(self._decider(), max_remembered=int(self._limits["max_open"]))
+        max_open = int(self._limits["max_open"])
+        self._sampling = Sampling(self._decider(), max_remembered=max_open)
+        self._bodies = Bodies(self._sampling, max_open, self._redact)
         self._assembly_of = TraceAssembly(
             self._assembler(self._sampling),
             self._sampling,
@@ -89,6 +117,10 @@ class SpanListener(BufferedListener[T]):
             tracks=self._tracks,
         )
         return self._assembly_of
+
+    def _new_bodies(self) -> Bodies:
+        # made with what assembles
+        return self._bodies
 
     def _assembly(self) -> AssemblyCounters:
         return replace(self._assembly_of.counters)
@@ -119,54 +151,66 @@ class SpanListener(BufferedListener[T]):
     def on_execution_start(self, execution_id: UUID, dag_name: str) -> None:
         if not self._is_listening():
             return
-        event = started_now(execution_id, dag_name)
+        event, context = started_now(execution_id, dag_name), otel_context.get_current()
         # here, and not in the worker: module_context needs the answer at once
-        has_decided = self._decide(execution_id, dag_name, otel_context.get_current())
+        has_decided = self._decide(execution_id, dag_name, context)
+        if self._attributes is not None:
+            event = self._with_attributes(event, context)
         if not self._put(event) and has_decided:
             self._sampling.forget(execution_id)
+
+    def _with_attributes(self, event: ExecutionStarted, context: Context) -> ExecutionStarted:
+        """The start of an execution with what the user's callable gives for its span; never raises."""
+        give: Any = self._attributes
+        log, said = self._log, shown(give)
+        try:
+            attributes, dropped = clean_attributes(give(event, context), Budget())
+        except Exception as error:  # noqa: BLE001 - the user's own code
+            message = "attributes=%s raised for execution %s, whose span goes without them"
+            log.write(_LOGGER, logging.ERROR, "attributes", message, said, event.execution_id, error=error)
+            return event
+        if dropped:
+            message = (
+                "attributes=%s gave %d that cannot be kept, of execution %s: a value is a text, a bool, a number or a"
+                " sequence of these, and 128 are kept"
+            )
+            log.write(_LOGGER, logging.WARNING, "dropped", message, said, dropped, event.execution_id)
+        return replace(event, attributes=attributes or None)
 
     # The two that fire most are written out: two calls less each. CPython looks for a method first where an
     # attribute is called, so it is read before.
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         if self._is_active:
-            put = self._put
-            put(ModuleStarted(execution_id, module_id, module_name, _time_ns()))
+            put, waiting = self._put, self._waiting
+            details = waiting.take(execution_id, module_id) if waiting.details else None
+            put(ModuleStarted(execution_id, module_id, module_name, _time_ns(), details))
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
         if self._is_active:
-            put = self._put
-            put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, _time_ns()))
+            now, put, waiting = _time_ns(), self._put, self._waiting
+            details = waiting.take(execution_id, module_id) if waiting.details else None
+            body = self._bodies.take(execution_id, module_id)
+            put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, body))
 
     def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
         if self._is_active:
             super().on_module_failed(execution_id, module_id, module_name, error)
 
-    def module_context(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
-        """The context in which a module's body runs: its span is the current one.
+    def on_execution_complete(self, execution_id: UUID, dag_name: str, succeeded: bool, duration_ms: float) -> None:
+        # what is kept of the execution goes when its span was made
+        EventListener.on_execution_complete(self, execution_id, dag_name, succeeded, duration_ms)
 
-        The span itself is made when the module has ended; its ids are known before.
+    def on_execution_cancelled(self, execution_id: UUID, dag_name: str) -> None:
+        EventListener.on_execution_cancelled(self, execution_id, dag_name)
 
-        Args:
-            execution_id: An execution that has started.
-            module_id: The module.
-            context: The caller's.
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+        if self._is_listening():
+            super().join(execution_id, dag_name, traceparent)
 
-        Returns:
-            ``context`` itself where the execution is not known, or not traced at all.
-        """
-        decision = self._sampling.recall(execution_id)
-        return context if decision is None else decision.context_of(span_id_of(execution_id, module_id), context)
-
-    def _decide(self, execution_id: object, dag_name: object, context: Context) -> bool:
-        """Asks the sampler, once for all of the execution's spans.
-
-        Returns:
-            Whether it was asked: not where there is an answer already, or the event will be rejected.
-        """
-        if not isinstance(execution_id, UUID) or not isinstance(dag_name, str):
-            return False
-        return self._sampling.decide(execution_id, dag_name, context)
+    def module_details(self, execution_id: UUID, module_id: UUID, **details: Any) -> None:
+        if self._is_active:
+            super().module_details(execution_id, module_id, **details)
 
     def _gained(self) -> Mapping[str, int]:
         """What the counters that are metrics have gained since this was last called."""

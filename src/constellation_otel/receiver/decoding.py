@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel.errors import DecodeError
-from constellation_otel.traces import AttributeValue, Span, SpanEvent
+from constellation_otel.traces import AttributeValue, Dropped, Span, SpanEvent, SpanLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,7 +75,7 @@ class Received(Struct, frozen=True):
     """A span with its resource and scope.
 
     Attributes:
-        span: The span, without its links and its counts of dropped attributes and events.
+        span: The span.
         resource: The sender.
         scope: The instrumentation scope.
     """
@@ -282,6 +282,17 @@ def _span(span: trace_pb2.Span) -> Span:
         events=tuple(
             SpanEvent(event.name, event.time_unix_nano, _attributes(event.attributes)) for event in span.events
         ),
+        links=tuple(
+            SpanLink(
+                _id(link.trace_id, _TRACE_ID_BYTES, f"the trace id of a link of span {span.name!r}"),
+                _id(link.span_id, _SPAN_ID_BYTES, f"the span id of a link of span {span.name!r}"),
+                _attributes(link.attributes),
+                link.trace_state,
+                link.flags & _W3C_FLAGS,
+            )
+            for link in span.links
+        ),
+        dropped=Dropped(span.dropped_attributes_count, span.dropped_events_count, span.dropped_links_count),
     )
 
 

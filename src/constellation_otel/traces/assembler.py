@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from msgspec import Struct
 
@@ -23,8 +23,10 @@ from constellation_otel.events import (
     Event,
     ExecutionCancelled,
     ExecutionCompleted,
+    ExecutionJoined,
     ExecutionStarted,
     ModuleCompleted,
+    ModuleDescribed,
     ModuleFailed,
     ModuleStarted,
 )
@@ -52,7 +54,6 @@ _START_PATIENCE: Final = 30
 _KIND: Final[dict[type[Event], int]] = {ModuleFailed: 1, ExecutionCancelled: 1}
 """Which of two ends at the same moment is the lesser one; the others are 0."""
 
-_E = TypeVar("_E", bound=Event)
 _NOTHING: Final[Sequence[Span]] = ()
 _NO_KEY: Final = -1
 
@@ -155,6 +156,9 @@ class Assembler:
         self._open: OrderedDict[int, Execution] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
         self._settled: OrderedDict[int, None] = OrderedDict()
+        # of executions that were joined, and forgotten: there may be more modules of them
+        self._joined: OrderedDict[int, ExecutionJoined] = OrderedDict()
+        self._open_joined = 0
         # which modules of whose were emitted, the oldest emission first, its first module last; and how many they are
         self._emitted: deque[tuple[dict[int, Module], list[int]]] = deque()
         self._remembered = 0
@@ -175,8 +179,8 @@ class Assembler:
 
     @property
     def open_executions(self) -> int:
-        """Executions whose span was not emitted."""
-        return len(self._open)
+        """Executions whose span was not emitted, but for those that another process has started."""
+        return len(self._open) - self._open_joined
 
     def is_open(self, execution_id: UUID) -> bool:
         """Whether an execution is known and its span was not emitted."""
@@ -236,6 +240,7 @@ class Assembler:
         settle_ns, max_open, is_open = self._settle_ns, self.max_open, self._open
         # of the events that were not reported yet
         execution: Any = None
+        module: Any
         key, reported = _NO_KEY, 0
         for index, event in enumerate(events):
             emitted: Sequence[Span] | Exception = _NOTHING
@@ -258,19 +263,23 @@ class Assembler:
                     if module_id is None:
                         self._add_anonymous(execution, event, positions[index])  # type: ignore[arg-type] # likewise
                     elif (number := module_id.int) in modules:
-                        self._merge_start(modules[number], event)  # type: ignore[arg-type] # likewise
+                        self._merge_start(execution, modules[number], event)  # type: ignore[arg-type] # likewise
                     else:
-                        modules[number] = Module(number, event)  # type: ignore[arg-type] # likewise
+                        module = modules[number] = Module(number, event)  # type: ignore[arg-type] # likewise
                         self.held += 1
                         self._running += 1
+                        if event.details is not None:  # type: ignore[union-attr] # likewise
+                            execution.tell(module, event.timestamp_ns, event.details)  # type: ignore[union-attr] # likewise
                 elif kind is ModuleCompleted or kind is ModuleFailed:
                     module_id = event.module_id  # type: ignore[union-attr] # likewise
                     module = None if module_id is None else modules.get(module_id.int)
-                    if module is None or module.end is not None or module is EMITTED:
+                    if module is None or module.end is not None or module.described is not None or module is EMITTED:
                         module = self._ended(execution, module, event, positions[index])  # type: ignore[arg-type] # likewise
                     else:
-                        module.end = event  # type: ignore[assignment] # likewise
+                        module.end = event
                         self._running -= 1
+                        if event.details is not None:  # type: ignore[union-attr] # likewise
+                            execution.tell(module, event.timestamp_ns, event.details)  # type: ignore[union-attr] # likewise
                     if module is not None and settle_ns:
                         due_ns = module.due_ns = times_ns[index] + settle_ns
                         if execution.is_scheduled and execution.ended[-1].due_ns <= due_ns:
@@ -279,6 +288,8 @@ class Assembler:
                             self._schedule_module(execution, module)
                     elif module is not None and execution.start is not None:
                         emitted = self.emit_modules(execution, [module])
+                elif kind is ModuleDescribed:
+                    emitted = self._merge_described(execution, event, times_ns[index])  # type: ignore[arg-type] # it is one
                 else:
                     emitted = self._merge_own(execution, event, times_ns[index])  # type: ignore[arg-type] # one of the others
             except Exception as error:  # noqa: BLE001 - a defect, which must cost one event and no more
@@ -288,7 +299,7 @@ class Assembler:
                 emitted = error
                 if key != _NO_KEY and event.execution_id != execution.execution_id:
                     key = _NO_KEY
-            if emitted or self.held > max_open:
+            if emitted or self.held > max_open or (execution is not None and execution.is_over):
                 reported = index + 1
                 if key == _NO_KEY:
                     # it was not found out which execution's it is
@@ -318,17 +329,45 @@ class Assembler:
             self._counters.late += 1
             return None
         execution = self._open[key] = Execution(event.execution_id, key, now_ns, now_ns)
+        if self._joined:
+            execution.start = self._joined.get(key)
+            self._open_joined += execution.is_joined
         self._touched[key] = None
         self.held += 1
         self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
         return execution
 
-    def _merge_start(self, module: Module, event: ModuleStarted) -> None:
+    def _merge_start(self, execution: Execution, module: Module, event: ModuleStarted) -> None:
         """One more start of a module, or one behind its end, which waits for time or the execution's start."""
         if module is EMITTED:
             self._counters.late += 1
-        else:
-            module.start = event if module.start is None else self._least(module.start, event)
+            return
+        module.start = event if module.start is None else self._least(module.start, event)
+        if event.details is not None:
+            execution.tell(module, event.timestamp_ns, event.details)
+
+    def _merge_described(self, execution: Execution, event: ModuleDescribed, now_ns: int) -> Sequence[Span]:
+        """A module that did not run; where its events say that it did, they are right."""
+        key = event.module_id.int
+        module = execution.modules.get(key)
+        if module is EMITTED:
+            self._counters.late += 1
+            return _NOTHING
+        if module is None:
+            module = execution.modules[key] = Module(key)
+            self.held += 1
+        elif not module.is_over:
+            self._running -= 1
+        was_over = module.is_over
+        module.described = self._least(module.described, event)
+        execution.tell(module, event.timestamp_ns, event.details)
+        if was_over:
+            return _NOTHING
+        if self._settle_ns:
+            module.due_ns = now_ns + self._settle_ns
+            self._schedule_module(execution, module)
+            return _NOTHING
+        return self.emit_modules(execution, [module]) if execution.start is not None else _NOTHING
 
     def _ended(
         self, execution: Execution, module: Module | None, event: ModuleCompleted | ModuleFailed, position: int | None
@@ -342,11 +381,16 @@ class Assembler:
             module = execution.modules[key] = Module(key, None, event)
             execution.lacks_starts = True
             self.held += 1
+            if event.details is not None:
+                execution.tell(module, event.timestamp_ns, event.details)
             return module
         if module is EMITTED:
             self._counters.late += 1
-        else:
-            module.end = self._least(module.end, event)
+            return None
+        module.end = self._least(module.end, event)
+        execution.lacks_starts = execution.lacks_starts or module.start is None
+        if event.details is not None:
+            execution.tell(module, event.timestamp_ns, event.details)
         return None
 
     @property
@@ -461,15 +505,21 @@ class Assembler:
         execution.modules.clear()
 
     def _merge_own(
-        self, execution: Execution, event: ExecutionStarted | ExecutionCompleted | ExecutionCancelled, now_ns: int
+        self,
+        execution: Execution,
+        event: ExecutionStarted | ExecutionJoined | ExecutionCompleted | ExecutionCancelled,
+        now_ns: int,
     ) -> list[Span]:
-        if isinstance(event, ExecutionStarted):
+        if isinstance(event, ExecutionStarted | ExecutionJoined):
             if execution.has_emitted:
-                # a module's span has the parent and the trace already
-                self._counters.late += 1
+                # a module's span has the parent and the trace already; it may be joined again
+                is_again = isinstance(event, ExecutionJoined) and execution.is_joined
+                self._counters.late += not is_again
+                self._counters.duplicate += is_again
                 return []
-            was_known = execution.start is not None
+            was_known, was_joined = execution.start is not None, execution.is_joined
             execution.start = self._least(execution.start, event)
+            self._open_joined += execution.is_joined - was_joined
             if not self._settle_ns:
                 return self._modules_that_waited(execution) if execution.modules else []
             if not was_known:
@@ -483,7 +533,7 @@ class Assembler:
                 self._schedule_end(execution, now_ns)
         return []
 
-    def _least(self, known: _E | None, event: _E) -> _E:
+    def _least(self, known: Any, event: Any) -> Any:
         """The fact that stays of two that are the same kind of fact."""
         if known is None:
             return event
@@ -582,7 +632,7 @@ class Assembler:
 
     def _modules_that_waited(self, execution: Execution) -> list[Span]:
         """The modules whose end came before the execution's start."""
-        waited = [module for module in execution.not_emitted() if module.end is not None]
+        waited = [module for module in execution.not_emitted() if module.is_over]
         return self.emit_modules(execution, waited) if waited else []
 
     def emit_modules(self, execution: Execution, ended: list[Module]) -> list[Span]:
@@ -627,11 +677,16 @@ class Assembler:
             reason: Why it is abandoned, where it has no end.
         """
         left = self._close(execution)
-        self._settled[execution.key] = None
-        if len(self._settled) > self._max_settled:
-            self._settled.popitem(last=False)
-        counters = self._counters
-        counters.abandoned += execution.end is None
+        counters, start = self._counters, execution.start
+        if isinstance(start, ExecutionJoined):
+            self._joined[execution.key] = start
+            if len(self._joined) > self._max_settled:
+                self._joined.popitem(last=False)
+        else:
+            self._settled[execution.key] = None
+            if len(self._settled) > self._max_settled:
+                self._settled.popitem(last=False)
+            counters.abandoned += execution.end is None
         succeeded = isinstance(execution.end, ExecutionCompleted) and execution.end.succeeded
         left.sort(key=_KEY)
         spans = self._rendering.last_spans(execution, left, reason)
@@ -646,7 +701,7 @@ class Assembler:
             self._count_incomplete(span, is_loss=is_loss)
         # the memory of what was emitted has the same dictionary
         execution.modules.clear()
-        counters.executions += 1
+        counters.executions += not isinstance(start, ExecutionJoined)
         counters.spans += len(spans)
         return spans
 
@@ -665,14 +720,17 @@ class Assembler:
         del self._touched[key]
         left = execution.not_emitted()
         self.held -= 1 + len(left) + len(execution.anonymous)
+        execution.is_over = True
+        self._open_joined -= execution.is_joined
         for module in left:
-            self._running -= module.end is None
+            self._running -= not module.is_over
         if not self._open:
             self._due.clear()
             self._due_in_order.clear()
         return left
 
 
-def _order(event: Event) -> tuple[int, int, bytes]:
-    """Timestamp, kind, content: a total order on the facts of one kind."""
-    return event.timestamp_ns, _KIND.get(type(event), 0), repr(event).encode("utf-8", "surrogatepass")
+def _order(event: Event) -> tuple[bool, int, int, bytes]:
+    """Timestamp, kind, content: a total order on the facts of one kind. That an execution was joined is the last."""
+    is_joined = type(event) is ExecutionJoined
+    return is_joined, event.timestamp_ns, _KIND.get(type(event), 0), repr(event).encode("utf-8", "surrogatepass")

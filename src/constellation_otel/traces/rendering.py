@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel.events import (
+    BodyRecord,
     ErrorInfo,
     ExecutionCancelled,
     ExecutionCompleted,
+    ExecutionJoined,
     ExecutionStarted,
     ModuleCompleted,
+    ModuleDescribed,
+    ModuleDetails,
     ModuleFailed,
     ModuleStarted,
     clean_message,
@@ -29,30 +34,37 @@ from constellation_otel.events import (
     ns_of,
     remote_parent,
 )
+from constellation_otel.traces.details import Known, known_of, merged
 from constellation_otel.traces.ids import RANDOM_TRACE_ID, SpanIds, anonymous_module_id, trace_id_of
 from constellation_otel.traces.span import (
     ABANDONED_REASON,
+    ATTEMPT,
     CANCELLED_EVENT,
     DAG_NAME,
+    ENGINE,
     ERROR_TYPE,
     EXCEPTION_EVENT,
     EXCEPTION_MESSAGE,
     EXCEPTION_STACKTRACE,
     EXCEPTION_TYPE,
     EXECUTION_ID,
+    LINK,
     MISSING,
     MODULE_ID,
     MODULE_NAME,
     OTHER_ERROR,
     OUTCOME,
+    REASON,
     REPORTED_DURATION,
     AttributeValue,
+    Dropped,
     Span,
     SpanEvent,
+    SpanLink,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from constellation_otel.traces.sampling import Sampling
 
@@ -70,6 +82,12 @@ _REASONS: Final[dict[Reason, str]] = {
     "closed": "the source ended",
     "engine_restarted": "the engine was restarted",
 }
+_MAX_FAILURES: Final = 1_024
+_OWN: Final = "constellation."
+"""Attributes that begin so are the model's."""
+_NO_DETAILS: Final = ModuleDetails()
+_NO_BODY: Final = BodyRecord()
+_STATUSES: Final = {"unset": StatusCode.UNSET, "ok": StatusCode.OK, "error": StatusCode.ERROR}
 _UNKNOWN: Final = clean_name("")
 _MAX_NS: Final = 2**63
 """Epoch nanoseconds are below this, since backends hold them in a signed integer."""
@@ -87,12 +105,21 @@ class Module(Struct, gc=False):
         start: The earliest start event.
         end: The least end event.
         due_ns: Until when it waits for what may still come, once it has ended.
+        known: What its details say.
+        described: That it did not run; the least such event.
     """
 
     key: int
     start: ModuleStarted | None = None
     end: ModuleEnd | None = None
     due_ns: int = 0
+    known: Known | None = None
+    described: ModuleDescribed | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or did not run at all."""
+        return self.end is not None or self.described is not None
 
 
 EMITTED: Final = Module(-1)
@@ -115,11 +142,25 @@ class _Failure(Struct, frozen=True, order=True):
     said: str
 
 
+class _Group(Struct):
+    """What is known of a module of which others are a part.
+
+    Attributes:
+        first_ns: When the first of them begins, of those whose spans were made.
+        last_ns: When the last of them ends.
+        end_ns: When its own span ends, once that was made.
+    """
+
+    first_ns: float = inf
+    last_ns: float = -inf
+    end_ns: int | None = None
+
+
 class _Constants(Struct):
     """What all spans of an execution have in common, for as long as no other start is known.
 
     Attributes:
-        start: The start event that this was made from.
+        start: The start event, or that it was joined, that this was made from.
         dag_name: The DAG's name; ``unknown`` where no event has told it.
         trace_id: The trace.
         parent_span_id: The caller's span.
@@ -130,7 +171,7 @@ class _Constants(Struct):
         extra: Of the execution's span: what the sampler adds.
     """
 
-    start: ExecutionStarted | None
+    start: ExecutionStarted | ExecutionJoined | None
     dag_name: str
     trace_id: int
     parent_span_id: int | None
@@ -149,11 +190,13 @@ class Execution(Struct):
         key: Its id, as a number.
         opened_ns: When its first event came; on a replay, that event's own time.
         touched_ns: When its last event came, likewise.
-        start: The earliest start event.
+        start: The earliest start event; where there is none, that it was joined.
         end: The least end event.
         modules: By the id's number; :data:`EMITTED` for one whose span was emitted.
         anonymous: Module events without an id, by (timestamp, position).
-        failure: The first failed module, of those whose spans were made.
+        failures: By a module's first attempt, its last attempt so far, and how that failed, where it did; of
+            those whose spans were made.
+        groups: By the id's number, modules of which others are a part.
         first_ns: When the first of its modules' spans begins, of those that were made.
         last_ns: When the last of them ends.
         heard_ns: When the last of their ends was.
@@ -162,6 +205,7 @@ class Execution(Struct):
         constants: What its spans have in common.
         ended: Modules that wait for what may still come, in the order in which they are due.
         is_scheduled: Whether the first of them will be looked at when it is due.
+        is_over: Whether it is not open any more.
         note: Whatever the owner of the assembler keeps with it.
     """
 
@@ -169,11 +213,12 @@ class Execution(Struct):
     key: int
     opened_ns: int
     touched_ns: int
-    start: ExecutionStarted | None = None
+    start: ExecutionStarted | ExecutionJoined | None = None
     end: ExecutionEnd | None = None
     modules: dict[int, Module] = field(default_factory=dict)
     anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = field(default_factory=dict)
-    failure: _Failure | None = None
+    failures: dict[int, tuple[int, _Failure | None]] = field(default_factory=dict)
+    groups: dict[int, _Group] = field(default_factory=dict)
     first_ns: float = inf
     last_ns: float = -inf
     heard_ns: float = -inf
@@ -182,7 +227,36 @@ class Execution(Struct):
     constants: _Constants | None = None
     ended: deque[Module] = field(default_factory=deque)
     is_scheduled: bool = False
+    is_over: bool = False
     note: Any = None
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether another process has started it, and tells of it."""
+        return type(self.start) is ExecutionJoined
+
+    def tell(self, module: Module, timestamp_ns: int, details: ModuleDetails) -> None:
+        """Takes in details of a module."""
+        module.known = merged(module.known, timestamp_ns, details)
+        if details.parent_id is not None:
+            self.groups.setdefault(details.parent_id.int, _Group())
+
+    def failed(self, group: int, attempt: int, failure: _Failure | None) -> None:
+        """Takes in how an attempt at a module has ended; of two with one number, a failure counts."""
+        known = self.failures.get(group)
+        if known is None or known[0] < attempt:
+            self.failures[group] = (attempt, failure)
+        elif known[0] == attempt and failure is not None:
+            self.failures[group] = (attempt, failure if known[1] is None else min(known[1], failure))
+        if len(self.failures) > 2 * _MAX_FAILURES:
+            # the first one is what is said in the end
+            kept = sorted(self.failures.items(), key=lambda item: (item[1][1] is None, item[1][1] or 0))
+            self.failures = dict(kept[:_MAX_FAILURES])
+
+    @property
+    def failure(self) -> _Failure | None:
+        """The first failed module, of those whose last attempt failed."""
+        return min((failure for _, failure in self.failures.values() if failure is not None), default=None)
 
     def not_emitted(self) -> list[Module]:
         """The modules whose span was not emitted."""
@@ -207,6 +281,8 @@ class Rendering:
     def last_spans(self, execution: Execution, left: Sequence[Module], reason: Reason | None) -> list[Span]:
         """The spans of an execution that is over: of the modules that are left, and its own, the last.
 
+        An execution that was joined has none of its own: the process that started it makes that.
+
         A module without an end lasts until its execution's end, and the execution lasts for as long as any of
         its modules.
 
@@ -216,26 +292,36 @@ class Rendering:
             reason: Why it is abandoned, where it has no end.
         """
         spans: list[Span] = []
-        groups = (left, False), (self._anonymous_modules(execution), True)
-        for modules, are_anonymous in groups:
-            ended = [module for module in modules if module.end is not None]
+        anonymous = self._anonymous_modules(execution)
+        left = [*left, *self._unknown_groups(execution)]
+        parts = (left, False), (anonymous, True)
+        for modules, are_anonymous in parts:
+            ended = [module for module in modules if module.is_over]
             if ended:
                 spans += self.module_spans(execution, ended, are_anonymous=are_anonymous)
-        running = [
-            ([module for module in modules if module.end is None], are_anonymous) for modules, are_anonymous in groups
-        ]
+        running = [([module for module in modules if not module.is_over], are_it) for modules, are_it in parts]
         own = self._execution_span(execution, reason, [module for modules, _ in running for module in modules])
         for modules, are_anonymous in running:
             if modules:
                 spans += self.module_spans(execution, modules, are_anonymous=are_anonymous, until_ns=own.end_ns)
-        spans.append(own)
+        if not execution.is_joined:
+            spans.append(own)
         return spans
+
+    def _unknown_groups(self, execution: Execution) -> list[Module]:
+        """Modules of which others are a part, and of which nothing else was ever told."""
+        return [
+            Module(key)
+            for key, group in execution.groups.items()
+            if group.end_ns is None and key not in execution.modules
+        ]
 
     def _execution_span(self, execution: Execution, reason: Reason | None, running: Sequence[Module]) -> Span:
         """The span of an execution, the spans of whose modules that have ended were made before."""
         start, end, failure = execution.start, execution.end, execution.failure
         constants = self._constants(execution)
         attributes: dict[str, AttributeValue] = {**constants.extra, **constants.attributes}
+        duration_ms = end.duration_ms if isinstance(end, ExecutionCompleted) else None
         description: str | None = None
         events: tuple[SpanEvent, ...] = ()
         outcome: _Outcome
@@ -261,7 +347,6 @@ class Rendering:
         attributes[OUTCOME] = outcome
         if start is None or end is None:
             attributes[MISSING] = _missing(start, end)
-        duration_ms = end.duration_ms if isinstance(end, ExecutionCompleted) else None
         starts = [module.start.timestamp_ns for module in running if module.start is not None]
         if end is None:
             first_ns = execution.first_ns if start is None else start.timestamp_ns
@@ -294,7 +379,7 @@ class Rendering:
             duration_ns,
         )
 
-    def module_spans(
+    def module_spans(  # noqa: C901, PLR0912, PLR0915 - where a busy listener spends its time: a call less for each
         self, execution: Execution, modules: Iterable[Module], *, are_anonymous: bool = False, until_ns: int = 0
     ) -> list[Span]:
         """The spans of modules, as far as they are known.
@@ -312,30 +397,44 @@ class Rendering:
         trace_id, parent_id = constants.trace_id, constants.ids.execution
         state, flags, execution_id = constants.trace_state, constants.trace_flags, execution.execution_id
         first_ns, last_ns, heard_ns = execution.first_ns, execution.last_ns, execution.heard_ns
+        groups = execution.groups
+        if groups:
+            modules = _parts_first(modules, are_running=until_ns > 0)
         spans: list[Span] = []
         for module in modules:
             start, end = module.start, module.end
-            known: ModuleStarted | ModuleEnd = start or end  # type: ignore[assignment] # one of the two is known
-            name = known.module_name
+            known: Any = start or end or module.described
+            name = _UNKNOWN if known is None else known.module_name
             status, description = _UNSET, None
             events: tuple[SpanEvent, ...] = ()
             duration_ns: int | None = None
+            duration_ms: float | None = None
             if are_anonymous:
                 attributes: dict[str, AttributeValue] = {**common, MODULE_NAME: name}
             else:
                 # some seven times as fast as the UUID's own str()
-                module_id = to_builtins(known.module_id)
+                module_id = to_builtins(UUID(int=module.key) if known is None else known.module_id)
                 attributes = {**common, MODULE_ID: module_id, MODULE_NAME: name}
             if end is None:
-                attributes[OUTCOME] = "cancelled" if isinstance(execution.end, ExecutionCancelled) else "unknown"
-                end_ns = until_ns
-                # where it begins when its execution ends, it is of 1 ns before
-                start_ns = min(known.timestamp_ns, end_ns - 1)
+                if module.described is None:
+                    is_cancelled = isinstance(execution.end, ExecutionCancelled)
+                    attributes[OUTCOME] = "cancelled" if is_cancelled else "unknown"
+                    end_ns = until_ns
+                    # where it begins when its execution ends, it is of 1 ns before
+                    start_ns = end_ns - 1 if known is None else min(known.timestamp_ns, end_ns - 1)
+                else:
+                    attributes[OUTCOME] = "skipped"
+                    at_ns = module.described.timestamp_ns
+                    start_ns = at_ns if start is None else min(start.timestamp_ns, at_ns)
+                    end_ns = max(at_ns, start_ns + 1)
             else:
+                heard_ns = max(heard_ns, end.timestamp_ns)
                 if type(end) is ModuleCompleted:
                     attributes[OUTCOME] = "success"
                     duration_ms = end.duration_ms
-                    start_ns, end_ns, duration_ns = times(start, end, duration_ms)
+                    # where the body ran elsewhere, its start was told when it was submitted
+                    is_here = end.body is None or not end.body.is_elsewhere
+                    start_ns, end_ns, duration_ns = times(start if is_here else None, end, duration_ms)
                     if duration_ms is not None and duration_ns != end_ns - start_ns:
                         attributes[REPORTED_DURATION] = duration_ms
                 else:
@@ -345,34 +444,108 @@ class Rendering:
                     status, description = StatusCode.ERROR, _said(error) or "failed"
                     events = (_exception_event(error, end.timestamp_ns),)
                     failure = _Failure(end.timestamp_ns, module.key, error_type, _described(name, error))
-                    execution.failure = failure if execution.failure is None else min(execution.failure, failure)
+                    details = known_of(module.known)
+                    first = module.key if details.attempt_of is None else details.attempt_of.int
+                    execution.failed(first, details.attempt, failure)
                     start_ns, end_ns, duration_ns = times(start, end, None)
-                first_ns, last_ns = min(first_ns, start_ns), max(last_ns, end_ns)
-                heard_ns = max(heard_ns, end.timestamp_ns)
-            if start is None or end is None:
+            if (start is None or end is None) and module.described is None:
                 attributes[MISSING] = _missing(start, end)
-            spans.append(
-                Span(
-                    trace_id,
-                    span_id_of(module.key),
-                    parent_id,
-                    state,
-                    flags,
-                    name,
-                    _INTERNAL,
-                    start_ns,
-                    end_ns,
-                    attributes,
-                    status,
-                    description,
-                    events,
-                    execution_id,
-                    False,
-                    duration_ns,
-                )
+            if groups:
+                start_ns, end_ns = self._grouped(execution, module, start_ns, end_ns)
+                if duration_ms is not None and duration_ns != end_ns - start_ns:
+                    attributes[REPORTED_DURATION] = duration_ms
+            if end is not None or module.described is not None:
+                first_ns, last_ns = min(first_ns, start_ns), max(last_ns, end_ns)
+            span = Span(
+                trace_id,
+                span_id_of(module.key),
+                parent_id,
+                state,
+                flags,
+                name,
+                _INTERNAL,
+                start_ns,
+                end_ns,
+                attributes,
+                status,
+                description,
+                events,
+                execution_id,
+                False,
+                duration_ns,
             )
+            if module.known is not None or (end is not None and end.body is not None):
+                span = self._told(execution, module, constants, span)
+            spans.append(span)
         execution.first_ns, execution.last_ns, execution.heard_ns = first_ns, last_ns, heard_ns
         return spans
+
+    def _grouped(self, execution: Execution, module: Module, start_ns: int, end_ns: int) -> tuple[int, int]:
+        """A module's times where modules are parts of others: it holds its own, and is held."""
+        group = execution.groups.get(module.key)
+        parent = known_of(module.known).parent_id
+        around = None if parent is None else execution.groups[parent.int]
+        if not module.is_over and around is not None and around.end_ns is not None:
+            end_ns = around.end_ns
+            start_ns = min(start_ns, end_ns - 1)
+        if group is not None:
+            start_ns = int(min(start_ns, group.first_ns))
+            end_ns = group.end_ns = int(max(end_ns, group.last_ns))
+        if around is not None:
+            around.first_ns, around.last_ns = min(around.first_ns, start_ns), max(around.last_ns, end_ns)
+        return start_ns, end_ns
+
+    def _told(self, execution: Execution, module: Module, constants: _Constants, span: Span) -> Span:
+        """A module's span with what its engine has told besides, and with what its body has set."""
+        details = known_of(module.known)
+        body = _NO_BODY if module.end is None or module.end.body is None else module.end.body
+        has_failed = span.status is StatusCode.ERROR
+        if details.attempt > 1 and span.attributes[OUTCOME] == "success":
+            first = module.key if details.attempt_of is None else details.attempt_of.int
+            execution.failed(first, details.attempt, None)
+        own = dict(span.attributes)
+        if module.described is not None and module.end is None:
+            own[OUTCOME] = details.outcome or "skipped"
+        if details.attempt > 1:
+            own[ATTEMPT] = details.attempt
+        if details.reason is not None:
+            own[REASON] = details.reason
+        told = {
+            name: value
+            for attributes in (details.attributes, body.attributes)
+            for name, value in attributes.items()
+            if not name.startswith(_OWN)
+        }
+        # in this order, since the model's are what a limit of attributes must not cut
+        attributes: dict[str, AttributeValue] = {**own, **{name: told[name] for name in told if name not in own}}
+        links = [
+            SpanLink(constants.trace_id, constants.ids.of_module(each.int), {LINK: "upstream"})
+            for each in details.upstream
+        ]
+        links += [
+            SpanLink(int(it.trace_id, 16), int(it.span_id, 16), _theirs(it.attributes), it.trace_state, it.trace_flags)
+            for it in body.links
+        ]
+        events = [SpanEvent(it.name, it.timestamp_ns, _theirs(it.attributes)) for it in body.events]
+        events += span.events
+        status, description = span.status, span.status_description
+        if not has_failed and body.status != "unset":
+            status = _STATUSES[body.status]
+            description = (body.description or "") if body.status == "error" else None
+        parent_id = span.parent_span_id
+        if details.parent_id is not None:
+            parent_id = constants.ids.of_module(details.parent_id.int)
+        return replace(
+            span,
+            parent_span_id=parent_id,
+            name=body.name or span.name,
+            attributes=attributes,
+            status=status,
+            status_description=description,
+            events=tuple(events),
+            links=tuple(links),
+            dropped=Dropped(body.dropped_attributes, body.dropped_events, body.dropped_links),
+        )
 
     def _anonymous_modules(self, execution: Execution) -> list[Module]:
         """Modules without ids: identified by name and occurrence, in order of time."""
@@ -401,23 +574,31 @@ class Rendering:
         execution_id = execution.execution_id
         known = start or execution.end
         name = _UNKNOWN if known is None else known.dag_name
+        ids = None if constants is None else constants.ids
         parent = None
         if start is not None and start.traceparent is not None:
-            parent = remote_parent(start.traceparent, start.tracestate)
+            parent = remote_parent(start.traceparent, None if isinstance(start, ExecutionJoined) else start.tracestate)
             self.corrected += parent is None
         trace_id, parent_span_id, flags, state = None, None, RANDOM_TRACE_ID, ""
-        ids = None if constants is None else constants.ids
         if parent is not None:
             caller = trace.get_current_span(parent).get_span_context()
             trace_id, parent_span_id = caller.trace_id, caller.span_id
             flags, state = int(caller.trace_flags), caller.trace_state.to_header()
         extra: dict[str, AttributeValue] = {}
         if self._sampling is not None:
-            decision = self._sampling.decision_on(execution_id, name, parent or Context())
+            if isinstance(start, ExecutionJoined):
+                decision = self._sampling.join(execution_id, name, start.traceparent)
+            else:
+                decision = self._sampling.decision_on(execution_id, name, parent or Context())
             flags, state, extra = decision.trace_flags, decision.trace_state, decision.attributes
             ids = ids or decision.ids
             if trace_id is None and decision.span_context is not None:
                 trace_id = decision.span_context.trace_id
+        attributes: dict[str, AttributeValue] = {EXECUTION_ID: to_builtins(execution_id), DAG_NAME: name}
+        if start is not None and start.engine is not None:
+            attributes[ENGINE] = start.engine
+        if isinstance(start, ExecutionStarted) and start.attributes:
+            extra = {**extra, **{key: it for key, it in start.attributes.items() if not key.startswith(_OWN)}}
         execution.constants = _Constants(
             start,
             name,
@@ -426,14 +607,14 @@ class Rendering:
             flags,
             state,
             ids or SpanIds(execution_id),
-            {EXECUTION_ID: to_builtins(execution_id), DAG_NAME: name},
+            attributes,
             extra,
         )
         return execution.constants
 
     def _times(
         self,
-        start: ExecutionStarted | ModuleStarted | None,
+        start: ExecutionStarted | ExecutionJoined | ModuleStarted | None,
         end: ExecutionEnd | ModuleEnd,
         duration_ms: float | None,
     ) -> tuple[int, int, int | None]:
@@ -458,6 +639,28 @@ class Rendering:
             return max(end_ns - 1, 0), max(end_ns, 1), None
         start_ns = min(start.timestamp_ns, end_ns)
         return start_ns, max(end_ns, start_ns + 1), end_ns - start_ns
+
+
+def _parts_first(modules: Iterable[Module], *, are_running: bool) -> list[Module]:
+    """Modules in an order in which each is before, or where they have no end, behind, the one it is a part of."""
+    by_key = {module.key: module for module in modules}
+
+    def depth_of(module: Module) -> int:
+        seen: set[int] = set()
+        above: Module | None = module
+        while above is not None and above.key not in seen:
+            seen.add(above.key)
+            parent = known_of(above.known).parent_id
+            above = None if parent is None else by_key.get(parent.int)
+        return len(seen)
+
+    sign = 1 if are_running else -1
+    return sorted(by_key.values(), key=lambda module: (sign * depth_of(module), module.key))
+
+
+def _theirs(attributes: Mapping[str, Any]) -> dict[str, AttributeValue]:
+    """Attributes as a span has them: the same values."""
+    return dict(attributes)
 
 
 def _missing(start: object, end: object) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.sampling import Decision as Answer
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
@@ -19,7 +20,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanCont
 
 from constellation_otel._support.environment import configured
 from constellation_otel._support.log import RateLimitedLog
-from constellation_otel.events import clean_name
+from constellation_otel.events import clean_name, remote_parent
 from constellation_otel.traces.ids import RANDOM_TRACE_ID, SpanIds, trace_id_of
 from constellation_otel.traces.span import DAG_NAME, EXECUTION_ID, AttributeValue
 
@@ -55,6 +56,8 @@ class Decision(Struct, frozen=True):
         trace_state: Their tracestate header.
         attributes: What the sampler adds to the execution's span.
         ids: The execution's span ids, where they were computed for this.
+        limits: Of what a span may have; the environment's where there are none.
+        bodies: The spans of its modules' bodies that run, by the module's id as a number.
     """
 
     caller: Context
@@ -65,6 +68,8 @@ class Decision(Struct, frozen=True):
     trace_state: str = ""
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
     ids: SpanIds | None = None
+    limits: SpanLimits | None = None
+    bodies: dict[int, Any] = field(default_factory=dict)
 
     def span_context_of(self, span_id: int) -> SpanContext | None:
         """The context of a span of the execution's trace; ``None`` where that is not known, or not traced."""
@@ -85,7 +90,9 @@ NOT_TRACED: Final = Decision(Context())
 """For an execution of which no spans are made."""
 
 
-def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context) -> Decision:
+def decide(
+    sampler: Sampler, execution_id: UUID, dag_name: str, context: Context, limits: SpanLimits | None = None
+) -> Decision:
     """Asks a sampler about an execution, for all of its spans.
 
     Args:
@@ -93,6 +100,7 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
         execution_id: The execution.
         dag_name: Its DAG's name.
         context: The caller's context.
+        limits: Of what a span may have.
 
     Raises:
         Exception: What the sampler raises.
@@ -130,6 +138,25 @@ def decide(sampler: Sampler, execution_id: UUID, dag_name: str, context: Context
         if result.attributes != attributes
         else {},
         ids,
+        limits,
+    )
+
+
+def _joined(decision: Decision, execution_id: UUID, theirs: SpanContext) -> Decision:
+    """A decision that is already taken elsewhere."""
+    is_sampled = bool(theirs.trace_flags & _SAMPLED)
+    flags = int(theirs.trace_flags) & len(_FLAGS) - 1
+    ids = SpanIds(execution_id)
+    return replace(
+        decision,
+        span_context=SpanContext(theirs.trace_id, ids.execution, False, _FLAGS[flags], theirs.trace_state),
+        result=SamplingResult(_SAMPLE if is_sampled else _DROP),
+        is_recorded=is_sampled,
+        trace_flags=flags,
+        trace_state="",
+        attributes={},
+        ids=ids,
+        bodies={},
     )
 
 
@@ -215,13 +242,41 @@ class Sampling:
             return NOT_TRACED
         return self._remembered(key, self._decided(decider, execution_id, dag_name, context))
 
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None) -> Decision:
+        """What holds for the modules of an execution that another process has started.
+
+        Args:
+            execution_id: The execution.
+            dag_name: Its DAG's name.
+            traceparent: The execution's own span, whose flag is the answer; it is decided on here where there is none.
+        """
+        known = self._decisions.get(execution_id.int)
+        if known is not None:
+            return known
+        decider = self.decider
+        if decider is None:
+            return NOT_TRACED
+        parent = remote_parent(traceparent, None)
+        decision = self._decided(decider, execution_id, dag_name, Context())
+        if parent is not None and decision is not NOT_TRACED:
+            decision = _joined(decision, execution_id, trace.get_current_span(parent).get_span_context())
+        return self._remembered(execution_id.int, decision)
+
     def recall(self, execution_id: UUID) -> Decision | None:
         """What was decided on an execution, and was not forgotten."""
         return self._decisions.get(execution_id.int)
 
+    def remembered(self) -> list[Decision]:
+        """Everything that was decided and not forgotten, the oldest first."""
+        return list(self._decisions.copy().values())
+
     def forget(self, execution_id: UUID) -> None:
         """For an execution whose own span was made, or of which no span will come."""
-        self._decisions.pop(execution_id.int, None)
+        decision = self._decisions.pop(execution_id.int, None)
+        if decision is not None and decision.bodies:
+            # bodies that run on, as those of a cancelled execution's modules may
+            for span in list(decision.bodies.values()):
+                span.has_ended = True
 
     def _remembered(self, key: int, decision: Decision) -> Decision:
         """What is remembered from now on: another thread may have been faster."""

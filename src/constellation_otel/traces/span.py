@@ -22,23 +22,30 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 __all__ = [
     "ABANDONED_REASON",
+    "ATTEMPT",
     "CANCELLED_EVENT",
     "DAG_NAME",
+    "ENGINE",
     "ERROR_TYPE",
     "EXCEPTION_EVENT",
     "EXCEPTION_MESSAGE",
     "EXCEPTION_STACKTRACE",
     "EXCEPTION_TYPE",
     "EXECUTION_ID",
+    "LINK",
     "MISSING",
     "MODULE_ID",
     "MODULE_NAME",
+    "NOTHING_DROPPED",
     "OTHER_ERROR",
     "OUTCOME",
+    "REASON",
     "REPORTED_DURATION",
     "AttributeValue",
+    "Dropped",
     "Span",
     "SpanEvent",
+    "SpanLink",
 ]
 
 EXECUTION_ID: Final = "constellation.execution.id"
@@ -46,11 +53,17 @@ DAG_NAME: Final = "constellation.dag.name"
 MODULE_ID: Final = "constellation.module.id"
 MODULE_NAME: Final = "constellation.module.name"
 OUTCOME: Final = "constellation.outcome"
-"""``success``, ``failure``, ``cancelled``; ``abandoned`` (an execution), ``unknown`` (a module)."""
+"""``success``, ``failure``, ``cancelled``; of executions ``abandoned``, of modules ``unknown, skipped, cached``."""
 MISSING: Final = "constellation.missing"
 """Which of the span's events never came: ``start``, ``end``, or ``start,end``."""
 REPORTED_DURATION: Final = "constellation.reported_duration_ms"
 """What was reported, where the span is not as long as that."""
+ENGINE: Final = "constellation.engine"
+ATTEMPT: Final = "constellation.module.attempt"
+REASON: Final = "constellation.module.reason"
+"""Why it was skipped, or where its output came from."""
+LINK: Final = "constellation.link"
+"""What a link is about: ``upstream``."""
 ABANDONED_REASON: Final = "constellation.abandoned.reason"
 
 OTHER_ERROR: Final = ErrorTypeValues.OTHER.value
@@ -79,6 +92,41 @@ class SpanEvent(Struct, frozen=True):
     is_failure: bool = False
 
 
+class SpanLink(Struct, frozen=True):
+    """Another span that a span has to do with.
+
+    Attributes:
+        trace_id: 128 bits.
+        span_id: 64 bits.
+        attributes: By name.
+        trace_state: The W3C tracestate header's value.
+        trace_flags: The W3C flags.
+    """
+
+    trace_id: int
+    span_id: int
+    attributes: dict[str, AttributeValue]
+    trace_state: str = ""
+    trace_flags: int = 0
+
+
+class Dropped(Struct, frozen=True):
+    """How much of a span was left out, since it was too much.
+
+    Attributes:
+        attributes: How many.
+        events: How many.
+        links: How many.
+    """
+
+    attributes: int = 0
+    events: int = 0
+    links: int = 0
+
+
+NOTHING_DROPPED: Final = Dropped()
+
+
 class Span(Struct, frozen=True):
     """A finished span.
 
@@ -101,6 +149,8 @@ class Span(Struct, frozen=True):
         is_execution: Whether it is the execution's own span, and not a module's.
         duration_ns: What was reported, or else what is between the start and the end event; ``None`` where
             neither is known. For metrics: the span may be longer.
+        links: In the order of their ids, those to the modules whose outputs it takes first.
+        dropped: What of it was too much.
     """
 
     trace_id: int
@@ -119,3 +169,5 @@ class Span(Struct, frozen=True):
     execution_id: UUID | None = None
     is_execution: bool = False
     duration_ns: int | None = None
+    links: tuple[SpanLink, ...] = ()
+    dropped: Dropped = NOTHING_DROPPED

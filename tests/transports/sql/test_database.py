@@ -50,7 +50,11 @@ CREATE TABLE IF NOT EXISTS execution_audit (
   occurred_ns   BIGINT,
   duration_ns   BIGINT,
   traceparent   TEXT,
-  tracestate    TEXT
+  tracestate    TEXT,
+  engine_name   TEXT,
+  execution_attributes TEXT,
+  module_details TEXT,
+  module_body   TEXT
 );
 CREATE INDEX IF NOT EXISTS idx_audit_execution_id ON execution_audit(execution_id);
 CREATE INDEX IF NOT EXISTS idx_audit_dag_name ON execution_audit(dag_name);
@@ -74,7 +78,11 @@ CREATE TABLE IF NOT EXISTS "Audit of 2026" (
   occurred_ns   BIGINT,
   duration_ns   BIGINT,
   traceparent   TEXT,
-  tracestate    TEXT
+  tracestate    TEXT,
+  engine_name   TEXT,
+  execution_attributes TEXT,
+  module_details TEXT,
+  module_body   TEXT
 );
 CREATE INDEX IF NOT EXISTS "idx_Audit of 2026_execution_id" ON "Audit of 2026"(execution_id);
 CREATE INDEX IF NOT EXISTS "idx_Audit of 2026_dag_name" ON "Audit of 2026"(dag_name);

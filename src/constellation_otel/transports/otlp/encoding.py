@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
-from constellation_otel.traces import EXECUTION_ID, MODULE_ID
+from constellation_otel.traces import EXECUTION_ID, MODULE_ID, NOTHING_DROPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.sdk.resources import Resource
 
-    from constellation_otel.traces import AttributeValue, Span, SpanEvent
+    from constellation_otel.traces import AttributeValue, Span, SpanEvent, SpanLink
 
 __all__ = ["encode_request"]
 
@@ -57,7 +57,7 @@ def encode_request(spans: Sequence[Span], resource: Resource) -> bytes:
     return b"".join((b"\x0a", _varint(length), before, *encoded, after))
 
 
-def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a function for each field would cost as much as the field
+def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912, PLR0915 - a function for each field would cost as much as the field
     """Span messages, each as the field 2 of ScopeSpans, in parts.
 
     One loop, since this is where a busy listener spends its time: what comes again and again
@@ -112,8 +112,17 @@ def _spans(spans: Sequence[Span]) -> list[bytes]:  # noqa: C901, PLR0912 - a fun
                     parts.append(texts[key][value])
                 except KeyError:
                     parts.append(_text_attribute(texts, b"\x4a", key, value))
+        dropped = span.dropped
+        if dropped is not _NOTHING and dropped.attributes:
+            parts.append(b"\x50" + _varint(dropped.attributes))
         if span.events:
             parts += [_field(b"\x5a", _event(event)) for event in span.events]
+        if dropped is not _NOTHING and dropped.events:
+            parts.append(b"\x60" + _varint(dropped.events))
+        if span.links:
+            parts += [_field(b"\x6a", _link(link)) for link in span.links]
+        if dropped is not _NOTHING and dropped.links:
+            parts.append(b"\x70" + _varint(dropped.links))
         if span.status is not _UNSET:
             parts.append(_status(span))
         if flags:
@@ -136,6 +145,21 @@ def _event(event: SpanEvent) -> bytes:
         else:
             parts.append(_key_value(b"\x1a", key, value))
     return b"".join(parts)
+
+
+def _link(link: SpanLink) -> bytes:
+    return b"".join(
+        (
+            _LINKED_TRACE,
+            link.trace_id.to_bytes(16),
+            _LINKED_SPAN,
+            link.span_id.to_bytes(8),
+            _text(b"\x1a", link.trace_state),
+            _attributes(b"\x22", link.attributes),
+            # nothing says where the other span was
+            struct.pack("<cI", b"\x35", link.trace_flags & _TRACE_FLAGS) if link.trace_flags & _TRACE_FLAGS else b"",
+        )
+    )
 
 
 def _status(span: Span) -> bytes:
@@ -242,6 +266,9 @@ _FIXED64: Final = struct.Struct("<cQ")
 _DOUBLE: Final = struct.Struct("<cd")
 _TIMES: Final = struct.Struct("<3sQcQ")
 
+_LINKED_TRACE: Final = b"\x0a\x10"
+_LINKED_SPAN: Final = b"\x12\x08"
+_NOTHING: Final = NOTHING_DROPPED
 _UNSET: Final = StatusCode.UNSET
 # the protocol's numbers of the kinds are the API's and one; behind it stands the tag of the start time
 _KINDS: Final = {kind: b"\x30" + _ONE_BYTE[kind.value + 1] + b"\x39" for kind in SpanKind}

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 
 from constellation_otel.delivery import Position, Unreadable
 from constellation_otel.errors import ConfigurationError, ConstellationOtelError, DecodeError
-from constellation_otel.events import Event, Reading, clean_name, encode_json, read_json, shown
+from constellation_otel.events import Event, Reading, clean_name, encode_identity, encode_json, read_json, shown
 from constellation_otel.transports.sql.database import DIALECTS, Address, table_of, zone_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,11 @@ CREATE TABLE IF NOT EXISTS {table} (
   occurred_ns   BIGINT,
   duration_ns   BIGINT,
   traceparent   TEXT,
-  tracestate    TEXT
+  tracestate    TEXT,
+  engine_name   TEXT,
+  execution_attributes TEXT,
+  module_details TEXT,
+  module_body   TEXT
 )""",
     "CREATE INDEX IF NOT EXISTS {by_execution_id} ON {table}(execution_id)",
     "CREATE INDEX IF NOT EXISTS {by_dag_name} ON {table}(dag_name)",
@@ -117,6 +121,10 @@ OURS: Final = {
     "duration_ns": _Column("durationNs", (types.BigInteger, types.Numeric)),
     "traceparent": _Column("traceparent", (types.String,)),
     "tracestate": _Column("tracestate", (types.String,)),
+    "engine_name": _Column("engine", (types.String,)),
+    "execution_attributes": _Column("attributes", (types.String,)),
+    "module_details": _Column("details", (types.String,)),
+    "module_body": _Column("body", (types.String,)),
 }
 """Our columns; one that is something else in a table is left alone."""
 
@@ -126,6 +134,8 @@ _TEXTS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.Str
 _NAMES: Final = [name for name in _TEXTS if name not in _UUIDS]
 _NS: Final = [name for name, column in {**GUIDE, **OURS}.items() if types.BigInteger in column.kinds]
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
+_JSON: Final = ("execution_attributes", "module_details", "module_body")
+"""Columns that hold JSON as text, which is of no use when cut."""
 
 
 def statements(dialect: Dialect, table: Table) -> list[str]:
@@ -197,8 +207,13 @@ class Layout(Struct, frozen=True):
         """The row of an event."""
         content = encode_json(event)
         fields = msgspec.json.decode(content)
+        for column in _JSON:
+            field = OURS[column].field
+            if field in fields:
+                text, length = _ENCODER.encode(fields[field]).decode(), self.lengths.get(column)
+                fields[field] = text if length is None or len(text) <= length else None
         row: dict[str, Any] = {column: fields.get(field) for column, field in _FIELDS.items()}
-        row["event_id"] = str(UUID(bytes=blake2b(_EVENT_ID + content, digest_size=16).digest()))
+        row["event_id"] = str(UUID(bytes=blake2b(_EVENT_ID + encode_identity(event), digest_size=16).digest()))
         at = (_EPOCH + timedelta(microseconds=event.timestamp_ns // 1000)).astimezone(self.zone)
         row["created_at"] = (at if self.is_aware else at.replace(tzinfo=None)).isoformat(" ", "microseconds")
         # of the texts, these two come as a wire brought them, and are of no use when cut
@@ -510,10 +525,16 @@ _BOOLEANS: Final[dict[object, bool]] = {
     "1": True,
 }
 
+
+def _read_json(value: object) -> object:
+    return msgspec.json.decode(_read_text(value))
+
+
 _READERS: Final[dict[str, Callable[[Any], object]]] = {
     **dict.fromkeys(_TEXTS, _read_text),
     **dict.fromkeys(_UUIDS, _read_uuid),
     **dict.fromkeys(_NS, _read_ns),
+    **dict.fromkeys(_JSON, _read_json),
     "duration_ms": _read_duration,
     "succeeded": _read_succeeded,
 }

@@ -1,0 +1,23 @@
+"""What the body of a module finds as the current span, and what comes of what it sets there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from constellation_otel._support.door import door
+
+if TYPE_CHECKING:
+    from constellation_otel.bodies.bodies import Bodies
+    from constellation_otel.bodies.context import module_context, span_context_of, traceparent_of
+    from constellation_otel.bodies.span import BodySpan
+else:
+    __getattr__, __dir__ = door(
+        __name__,
+        {
+            "bodies": ("Bodies",),
+            "context": ("module_context", "span_context_of", "traceparent_of"),
+            "span": ("BodySpan",),
+        },
+    )
+
+__all__ = ["Bodies", "BodySpan", "module_context", "span_context_of", "traceparent_of"]

@@ -1,0 +1,141 @@
+"""The spans of the bodies that run, as a listener keeps them: one for each module, from the first look at it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.context import Context
+
+from constellation_otel._support.log import RateLimitedLog
+from constellation_otel.bodies.context import CURRENT_SPAN, traceparent_of
+from constellation_otel.bodies.span import BodySpan
+from constellation_otel.events import redacted_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from constellation_otel.events import BodyRecord
+    from constellation_otel.traces import Decision, Sampling
+
+__all__ = ["Bodies"]
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+class Bodies:
+    """Keeps a span for each module whose body runs, with what was decided on its execution.
+
+    Any thread may call it. The spans of an execution go when the decision is forgotten.
+
+    Args:
+        sampling: What is decided on each execution.
+        max_open: Spans kept at most; beyond it the oldest are let go: what was set on them is lost.
+        redact: Rewrites what an exception says that a body has recorded.
+
+    Attributes:
+        sampling: What is decided on each execution.
+    """
+
+    def __init__(self, sampling: Sampling, max_open: int, redact: Callable[[str], str] | None = None) -> None:
+        self.sampling = sampling
+        self._max_open = max_open
+        self._redact = redact
+        # how many more there may be before all of them are counted
+        self._left = max_open
+        self._let_go = RateLimitedLog()
+
+    def traceparent_of(self, execution_id: UUID) -> str | None:
+        """The execution's own span as a W3C header value; ``None`` where it is not known, or not traced at all."""
+        try:
+            return traceparent_of(self.sampling.recall(execution_id))
+        except AttributeError:
+            # it is no UUID
+            return None
+
+    def end(self, execution_id: UUID) -> None:
+        """Forgets an execution that is over, and the spans of its modules that have no end."""
+        if hasattr(execution_id, "int"):
+            self.sampling.forget(execution_id)
+
+    @property
+    def let_go(self) -> int:
+        """Spans that were let go, since there were too many."""
+        return self._let_go.count
+
+    def context_of(self, execution_id: UUID, module_id: UUID, context: Context) -> Context:
+        """The context in which a module's body runs.
+
+        Args:
+            execution_id: An execution that has started.
+            module_id: The module.
+            context: The caller's.
+
+        Returns:
+            One whose current span records what the body sets; ``context`` itself where the execution is not
+            known, or not traced at all, or where another listener's span is current that records.
+        """
+        decision = self.sampling.recall(execution_id)
+        if decision is None:
+            return context
+        key = module_id.int
+        span = decision.bodies.get(key)
+        if span is None:
+            current = context.get(CURRENT_SPAN)
+            if type(current) is BodySpan and current.is_of(decision, key):
+                # of another listener that is notified of the same
+                span = current
+            elif not decision.is_recorded or decision.span_context is None:
+                return decision.context_of(0 if decision.ids is None else decision.ids.of_module(key), context)
+            else:
+                span = BodySpan()
+                span.decision, span.module_id = decision, key
+            span = decision.bodies.setdefault(key, span)
+            self._left -= 1
+            if self._left < 0:
+                self._count()
+        if context:
+            return Context({**context, CURRENT_SPAN: span})
+        return Context({CURRENT_SPAN: span})
+
+    def take(self, execution_id: UUID, module_id: UUID, error: BaseException | None = None) -> BodyRecord | None:
+        """Ends the span of a module's body.
+
+        Args:
+            execution_id: The execution.
+            module_id: The module, which has ended.
+            error: What it has failed with.
+
+        Returns:
+            What the body has set, if anything.
+        """
+        try:
+            decision = self.sampling.recall(execution_id)
+            span = None if decision is None else decision.bodies.pop(module_id.int, None)
+            record = None if span is None else span.finish(error)
+        except AttributeError:
+            # an id is none, and the event will be rejected
+            return None
+        return record if record is None or self._redact is None else redacted_body(record, self._redact)
+
+    def _count(self) -> None:
+        """Counts all of them, and lets the oldest go where there are too many."""
+        decisions = self.sampling.remembered()
+        total = sum(len(decision.bodies) for decision in decisions)
+        for decision in decisions:
+            while total > self._max_open and decision.bodies:
+                self._drop_first(decision)
+                total -= 1
+        self._left = self._max_open - total
+
+    def _drop_first(self, decision: Decision) -> None:
+        try:
+            span: Any = decision.bodies.pop(next(iter(decision.bodies)), None)
+        except (StopIteration, RuntimeError):
+            # another thread has taken some meanwhile
+            return
+        if span is not None:
+            span.has_ended = True
+            message = "more than %d modules run; what the body of the oldest sets on its span is lost"
+            self._let_go.write(_LOGGER, logging.WARNING, "let go", message, self._max_open)
