@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "transports": {"delivery", "traces", "events", "errors", "_support"},
     "otel": {"transports", "delivery", "bodies", "traces", "events", "errors", "_support"},
     "engine": {"bodies", "traces", "listener", "errors", "_support"},
+    "adapters": {"bodies", "traces", "listener", "errors", "_support"},
     "receiver": {"traces", "errors", "_support"},
     "testing": {"delivery", "traces", "events", "listener", "errors", "_support"},
     "cli": {
