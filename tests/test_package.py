@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "engine": {"bodies", "traces", "listener", "errors", "_support"},
     "adapters": {"bodies", "traces", "listener", "errors", "_support"},
     "receiver": {"traces", "errors", "_support"},
-    "testing": {"delivery", "traces", "events", "listener", "errors", "_support"},
+    "testing": {"otel", "receiver", "delivery", "traces", "events", "listener", "errors", "_support"},
     "cli": {
         "transports",
         "delivery",
