@@ -14,13 +14,16 @@ STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import platform; print(platfor
 # the tests start hundreds of processes: none of them compiles again what another one has
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest e2e bench lint format clean
+# make adapters UPGRADE=yes tests them on the engines' newest releases of today, not of the day they were first fetched
+UPGRADE :=
+
+.PHONY: demo test test-oldest e2e adapters bench lint format clean
 
 demo: $(STAMP)
 	@$(BIN)/constellation-otel demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses=6 --dist=worksteal$(if $(COVERAGE), --cov --cov-report=term --cov-fail-under=100)
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/engines --numprocesses=6 --dist=worksteal$(if $(COVERAGE), --cov --cov-report=term --cov-fail-under=100)
 
 # The same with every dependency at the lower bound that pyproject.toml gives it.
 test-oldest:
@@ -29,6 +32,10 @@ test-oldest:
 e2e: $(STAMP)
 	tests/e2e/peers/get collector jaeger kafka postgres pgbouncer
 	$(BIN)/python -m pytest tests/e2e
+
+# Each engine in virtual environments of its own, in the cache of the peers, as their pins collide.
+adapters:
+	$(PYTHON) tests/engines/run $(if $(UPGRADE),--upgrade)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

@@ -377,6 +377,19 @@ def test_arguments_of_wrong_types_are_counted_and_logged(caplog: pytest.LogCaptu
     assert all(record.exc_info for record in caplog.records)
 
 
+def test_what_an_adapters_own_code_raises_does_not_reach_the_engine(
+    teller: Teller, caplog: pytest.LogCaptureFixture
+) -> None:
+    with teller.guarded("before_run"):
+        raise KeyError("run_id")
+    with teller.guarded("before_run"):
+        pass
+    with pytest.raises(KeyboardInterrupt), teller.guarded("before_run"):
+        raise KeyboardInterrupt
+    assert teller.counters == TellerCounters(errors=1)
+    assert caplog.records[0].getMessage() == "before_run of the adapter for loom failed; the engine goes on"
+
+
 def test_calls_for_what_is_not_open_are_counted_and_left_out(
     teller: Teller, recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,6 +29,7 @@ from constellation_otel.listener import CompositeListener, ExecutionListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from contextvars import Token
 
     from opentelemetry.context import Context
@@ -77,6 +78,25 @@ class _Module:
     name: str
     start: float
     token: Token[Context] | None = None
+
+
+class _Guard:
+    """Counts and logs what its block raises."""
+
+    __slots__ = ("_call", "_teller")
+
+    def __init__(self, teller: Teller, call: str) -> None:
+        self._teller = teller
+        self._call = call
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._teller._raised(self._call, error)  # noqa: SLF001 - it is a part of it
+        return True
 
 
 def _guarded(method: Callable[Concatenate[Teller, P], None]) -> Callable[Concatenate[Teller, P], None]:
@@ -139,6 +159,14 @@ class Teller:
     def counters(self) -> TellerCounters:
         """What could not be told as it should."""
         return self._counters
+
+    def guarded(self, call: str) -> AbstractContextManager[None]:
+        """Keeps what an adapter's own code raises from the engine: counted and logged, as this class's own.
+
+        Args:
+            call: Which of the adapter's hooks it is, for the log.
+        """
+        return _Guard(self, call)
 
     def execution_id(self, run_id: object) -> UUID:
         """The execution's id for an engine's run id.
