@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from constellation_otel.testing import Pipeline
 
 # the engine's own, in the releases that are tested
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def module_of(*functions: Callable[..., Any]) -> ModuleType:
