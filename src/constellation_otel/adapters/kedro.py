@@ -60,7 +60,7 @@ class ConstellationHooks:
     @hook_impl
     def before_pipeline_run(self, run_params: Mapping[str, Any], pipeline: Pipeline) -> None:
         with self.teller.guarded("before_pipeline_run"):
-            run_id = run_params["run_id"]
+            run_id = _run_id_of(run_params)
             # Kedro's is the time of day
             salt = f"{socket.gethostname()}:{os.getpid()}:{run_params.get('project_path')}"
             execution_id = self.teller.execution_id(f"{salt}:{run_id}")
@@ -108,7 +108,7 @@ class ConstellationHooks:
 
     def _run_ended(self, run_params: Mapping[str, Any], error: Exception | None) -> None:
         with self.teller.guarded("after_pipeline_run"):
-            run_id = run_params["run_id"]
+            run_id = _run_id_of(run_params)
             self._upstream.pop(run_id, None)
             self.teller.execution_ended(self._executions.pop(run_id), error)
             self._carry(run_id, None)
@@ -129,3 +129,8 @@ class ConstellationHooks:
             if carrier:
                 runs[run_id] = carrier
             os.environ[_RUNS] = json.dumps(runs)
+
+
+def _run_id_of(run_params: Mapping[str, Any]) -> str:
+    """What nodes' hooks are given as the run's id, and a run's hooks under another name in the first releases."""
+    return str(run_params["run_id"] if "run_id" in run_params else run_params["session_id"])
