@@ -93,6 +93,17 @@ WITH_JOURNAL = f"{QUICK_START}\n\n{QUICK_START}"
 REQUEST = "print(app.test_client().get('/report/to be').text.strip())"
 """What a browser does with the README's web application."""
 IN_REQUEST = QUICK_START.replace("(server)", "(internal)").replace("\n", "\n  ")
+LETTERS = """\
+letters (server) success
+  count (internal) success
+  trim (internal) success"""
+CHECKED = """\
+conformance (server) success
+  clean (internal) success
+  count (internal) success
+  load (internal) success
+  shout (internal) success"""
+"""What of the check of adapters goes to the application's SDK."""
 PYTHON = {
     "README.md": (
         "TO BE OR NOT TO BE 6\n",
@@ -101,9 +112,17 @@ PYTHON = {
         f"GET /report/<text> (server)\n  {IN_REQUEST}\n\n{WITH_JOURNAL}",
     ),
     "docs/trace-model.md": ("", "", "", ""),
+    "docs/adapters.md": ("", "", "", f"{CHECKED}\n\n{LETTERS}"),
 }
 """Each page with Python: what is printed before the outputs that it shows; what is done behind it, and what that
 prints; and the traces that arrive."""
+
+
+ON_ENGINES = {
+    "docs/hamilton.md": "tests/engines/test_hamilton.py",
+    "docs/kedro.md": "tests/engines/test_kedro.py",
+}
+"""Each page whose Python needs an engine, and what runs it where that is."""
 
 
 def program_of(page: str, receiver: Receiver, folder: Path) -> str:
@@ -117,7 +136,9 @@ def test_the_block_that_shows_spans_on_the_console_is_run() -> None:
 
 
 def test_every_page_with_python_is_run() -> None:
-    assert {page for page, blocks in BLOCKS.items() if "python" in {block.kind for block in blocks}} == PYTHON.keys()
+    pages = {page for page, blocks in BLOCKS.items() if "python" in {block.kind for block in blocks}}
+    assert pages == PYTHON.keys() | ON_ENGINES.keys()
+    assert all(page in (ROOT / where).read_text() for page, where in ON_ENGINES.items())
 
 
 @pytest.mark.parametrize("page", PYTHON)

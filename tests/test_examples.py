@@ -125,8 +125,12 @@ letters (server) success
         is_stable=True,
     ),
 }
-ELSEWHERE = {"kafka_events": "tests/e2e/test_examples.py"}
-"""Which examples need a server, and are run where there is one."""
+ELSEWHERE = {
+    "hamilton_driver": "tests/engines/test_hamilton.py",
+    "kafka_events": "tests/e2e/test_examples.py",
+    "kedro_project": "tests/engines/test_kedro.py",
+}
+"""Which examples need a server or an engine, and are run where there is one."""
 
 
 def command_of(name: str) -> str:
@@ -138,7 +142,7 @@ def command_of(name: str) -> str:
 
 
 def test_every_example_is_among_these() -> None:
-    examples = {path.stem for path in (ROOT / "examples").iterdir() if path.suffix}
+    examples = {path.stem for path in (ROOT / "examples").iterdir() if path.suffix or (path / "src").exists()}
     assert examples == EXAMPLES.keys() | ELSEWHERE.keys()
     assert all(name in (ROOT / where).read_text() for name, where in ELSEWHERE.items())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import sys
 from functools import partial
 from types import ModuleType
@@ -21,6 +22,7 @@ from constellation_otel.adapters.hamilton import adapters, async_adapters
 from constellation_otel.otel import OtlpListener
 from constellation_otel.testing import EVERY_ENGINE, RecordingListener, check_adapter, span_tree
 from constellation_otel.traces import MODULE_ID
+from programs import ROOT, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -298,3 +300,30 @@ def test_an_adapters_own_defect_does_not_reach_the_engine(
     assert made[0].teller.counters.errors == 2
     assert "pre_node_execute of the adapter for hamilton failed; the engine goes on" in caplog.messages
     assert told(recorder) == ["ExecutionStarted", "ExecutionCompleted True"]
+
+
+# --- what users read ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_a_program_that_prints_what_it_says(receiver: Receiver, tmp_path: Path) -> None:
+    page = (ROOT / "docs/hamilton.md").read_text()
+    program = tmp_path / "page.py"
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    program.write_text(code.replace("http://localhost:4317", receiver.grpc_endpoint))
+    outputs = "".join(re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    assert run_command(receiver, f"python {program}", PYTHONWARNINGS="ignore")[0] == outputs
+    tree = "letters (server) success\n  count (internal) success\n  trim (internal) success"
+    assert span_tree(receiver.spans) == f"{tree}\n\n{tree}"
+
+
+def test_the_example_is_one_trace(receiver: Receiver) -> None:
+    printed, _ = run_command(receiver, "python examples/hamilton_driver.py", PYTHONWARNINGS="ignore")
+    assert printed == "{'count': 6, 'longest': 'not'}\n"
+    assert (
+        span_tree(receiver.spans)
+        == """\
+statistics (server) success
+  count (internal) success
+  longest (internal) success
+  words (internal) success"""
+    )

@@ -6,6 +6,8 @@ import inspect
 import itertools
 import json
 import os
+import re
+import shutil
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -23,13 +25,15 @@ from constellation_otel.adapters.kedro import ConstellationHooks
 from constellation_otel.adapters.telling import TellerCounters
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted
 from constellation_otel.listener import ExecutionListener
-from constellation_otel.testing import EVERY_ENGINE, RecordingListener, check_adapter
+from constellation_otel.testing import EVERY_ENGINE, RecordingListener, check_adapter, span_tree
 from constellation_otel.testing.pipelines import CASES
+from programs import ROOT, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from constellation_otel.receiver import Receiver
     from constellation_otel.testing import Pipeline
 
 # the engine's own, in the releases that are tested
@@ -275,3 +279,26 @@ def test_a_node_of_a_run_that_nobody_has_told_of_is_left_out() -> None:
     hooks.after_node_run(it, "unknown")
     assert recorder.events == []
     assert hooks.teller.counters == TellerCounters()
+
+
+# --- what users read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["", " --runner=ThreadRunner"])
+def test_the_example_is_one_trace(receiver: Receiver, tmp_path: Path, options: str) -> None:
+    """Its settings are what the page says."""
+    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/kedro.md").read_text(), re.MULTILINE | re.DOTALL)
+    project = tmp_path / "kedro_project"
+    shutil.copytree(ROOT / "examples/kedro_project", project)
+    settings = project / "src/letters/settings.py"
+    assert settings.read_text().endswith(block)
+    settings.write_text(settings.read_text().replace("http://localhost:4317", receiver.grpc_endpoint))
+    run_command(receiver, f"cd {project} && kedro run{options}", PYTHONWARNINGS="ignore")
+    assert (
+        span_tree(receiver.spans)
+        == """\
+__default__ (server) success
+  count (internal) success
+  longest (internal) success
+  words (internal) success"""
+    )

@@ -1,0 +1,1 @@
+"""A Kedro project whose runs are traces."""
