@@ -10,7 +10,18 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Final
 
-from bench import growth, hot_path, import_time, journal_append, listeners, memory, otlp_encoding, pipelines, replay
+from bench import (
+    adapters,
+    growth,
+    hot_path,
+    import_time,
+    journal_append,
+    listeners,
+    memory,
+    otlp_encoding,
+    pipelines,
+    replay,
+)
 from bench.endpoint import started_endpoint
 from bench.report import HEAD, page_of, write_page
 
@@ -28,7 +39,7 @@ _ROWS: Final = (
     memory.ROW,
     *growth.ROWS,
 )
-_LINES: Final = {"import-time": import_time.line, "journal-append": journal_append.line}
+_LINES: Final = {"import-time": import_time.line, "journal-append": journal_append.line, "adapters": adapters.line}
 _WIDTHS: Final = (64, 9, 9, 13, 12, 12, 0)
 
 

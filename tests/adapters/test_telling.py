@@ -449,7 +449,13 @@ def test_what_is_open_is_bounded_and_the_oldest_is_given_up(
     )
     for execution_id in others:
         teller.execution_ended(execution_id)
-    assert all(len(store) <= 3 for store in (teller._executions, teller._open, teller._ids, teller._ended))
+        teller.execution_id(str(execution_id))
+        teller.execution_id(f"run {execution_id}")
+    assert all(len(store) <= 3 for store in _stores_of(teller))
+
+
+def _stores_of(teller: Teller) -> list[Any]:
+    return [teller._executions, teller._open, teller._runs, teller._ids, teller._ended]
 
 
 def test_joined_executions_are_bounded_and_none_is_missed() -> None:

@@ -151,7 +151,8 @@ class Teller:
         """Forgets everything, which in a forked child is its parent's."""
         self._executions: OrderedDict[int, _Execution] = OrderedDict()
         self._open: OrderedDict[tuple[int, str], _Module] = OrderedDict()
-        # uuid5 takes some microseconds, and a module's id is needed two or three times
+        # to make an id takes some microseconds, and each is needed several times
+        self._runs: OrderedDict[str, UUID] = OrderedDict()
         self._ids: OrderedDict[tuple[int, str], UUID] = OrderedDict()
         self._ended: OrderedDict[int, None] = OrderedDict()
 
@@ -178,10 +179,15 @@ class Teller:
         if isinstance(run_id, UUID):
             return run_id
         text = run_id if isinstance(run_id, str) else shown(run_id)
-        try:
-            return UUID(text)
-        except ValueError:
-            return uuid5(_RUNS, _encodable(f"{self.engine}:{text}"))
+        execution_id = self._runs.get(text)
+        if execution_id is None:
+            try:
+                execution_id = UUID(text)
+            except ValueError:
+                execution_id = uuid5(_RUNS, _encodable(f"{self.engine}:{text}"))
+            with self._lock:
+                _put(self._runs, text, execution_id, self._max_open)
+        return execution_id
 
     def module_id(self, execution_id: UUID, key: str, attempt: int = 1) -> UUID:
         """The id of a module, for one run of its body.
