@@ -287,6 +287,8 @@ def test_a_cancelled_async_execution_is_cancelled(otlp: OtlpListener, receiver: 
 waiting (server) cancelled
   waits (internal) cancelled"""
     )
+    (waited,) = [span for span in receiver.spans if span.name == "waits"]
+    assert waited.end_ns - waited.start_ns >= 50_000_000
 
 
 def test_an_adapters_own_defect_does_not_reach_the_engine(
