@@ -9,15 +9,16 @@ from constellation_otel._support.door import door
 if TYPE_CHECKING:
     from constellation_otel.bodies.bodies import Bodies
     from constellation_otel.bodies.context import module_context, span_context_of, traceparent_of
-    from constellation_otel.bodies.span import BodySpan
+    from constellation_otel.bodies.span import BodySpan, recording
+    from constellation_otel.events import BodyRecord
 else:
     __getattr__, __dir__ = door(
         __name__,
         {
             "bodies": ("Bodies",),
             "context": ("module_context", "span_context_of", "traceparent_of"),
-            "span": ("BodySpan",),
+            "span": ("BodyRecord", "BodySpan", "recording"),
         },
     )
 
-__all__ = ["Bodies", "BodySpan", "module_context", "span_context_of", "traceparent_of"]
+__all__ = ["Bodies", "BodyRecord", "BodySpan", "module_context", "recording", "span_context_of", "traceparent_of"]

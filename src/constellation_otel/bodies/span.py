@@ -9,24 +9,26 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from msgspec.structs import replace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanContext, StatusCode, get_current_span, set_span_in_context
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel._support.text import message_of
 from constellation_otel.events import BodyRecord, RecordedEvent, RecordedLink
+from constellation_otel.traces import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
+    from opentelemetry.context import Context
     from opentelemetry.util.types import Attributes
 
-    from constellation_otel.traces import Decision
-
-__all__ = ["BodySpan"]
+__all__ = ["BodyRecord", "BodySpan", "recording"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _LIMITED: Final = RateLimitedLog()
@@ -58,6 +60,7 @@ class BodySpan(Span):
         module_name: The module's name, where the engine has said it.
         has_ended: Whether its module has ended.
         is_elsewhere: Whether the body runs in another process than the one that submitted it.
+        remote: What it has set there.
     """
 
     decision: Decision
@@ -65,6 +68,7 @@ class BodySpan(Span):
     module_name = ""
     has_ended = False
     is_elsewhere = False
+    remote: BodyRecord | None = None
 
     def __init__(self) -> None:
         # what the SDK's own makes is made where something is set; this fires for every module
@@ -108,6 +112,8 @@ class BodySpan(Span):
             What was set; ``None`` where there is nothing to be said.
         """
         self.has_ended = True
+        if self.remote is not None:
+            return replace(self.remote, is_elsewhere=True)
         if "_made" not in self.__dict__:
             return _ELSEWHERE if self.is_elsewhere else None
         if self._end_time is None:
@@ -178,6 +184,25 @@ class BodySpan(Span):
             self.dropped_links,
             self.is_elsewhere,
         )
+
+
+def recording(module_id: UUID, context: Context) -> tuple[BodySpan | None, Context]:
+    """A span for the body of a module that another process has submitted, in place of the current one.
+
+    Args:
+        module_id: The module.
+        context: Has the module's own span as the current one.
+
+    Returns:
+        The span, ``None`` where that is not sampled, and the context to make current.
+    """
+    known = get_current_span(context).get_span_context()
+    if not known.trace_flags.sampled:
+        return None, context
+    span = BodySpan()
+    span.decision, span.module_id = Decision(context, known, is_recorded=True), module_id.int
+    vars(span)["_context"] = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
+    return span, set_span_in_context(span, context)
 
 
 def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate
+from opentelemetry import propagate, trace
 
 from constellation_otel.engine.outputs import awaited, discard, is_awaitable
-from constellation_otel.engine.remote import picklable, run_remotely
-from constellation_otel.listener import ModuleContextProvider
+from constellation_otel.engine.remote import picklable, record_in, run_remotely
+from constellation_otel.listener import ModuleContextProvider, ModuleDetailsTaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
+    from uuid import UUID
 
     from opentelemetry.context import Context
 
@@ -46,6 +47,8 @@ class Call:
         self.module_id = run.module_ids[module.name]
         self._run = run
         self._threads = run.threads
+        # the span that its body records on elsewhere, where it does
+        self._body: Any = None
 
     def launch(self) -> None:
         """Starts the module where it belongs; if that is refused, the module fails."""
@@ -111,7 +114,7 @@ class Call:
         """
         began = perf_counter()
         try:
-            if not self._run.tell(self._run.listener.on_module_start, self):
+            if not self._run.tell(self._tell_start, self):
                 return None
             if refusal is not None:
                 raise refusal  # noqa: TRY301 - it ends like one that the body raises
@@ -165,14 +168,19 @@ class Call:
         if not self._run.claim(self):
             return
         try:
-            if not self._run.tell(self._run.listener.on_module_start, self):
+            if not self._run.tell(self._tell_start, self):
                 return
             headers: dict[str, str] = {}
-            propagate.inject(headers, context=self._context())
+            context = self._context()
+            body: Any = trace.get_current_span(context)
+            if hasattr(type(body), "is_elsewhere"):
+                body.is_elsewhere, self._body = True, body
+            propagate.inject(headers, context=context)
             executor = self._threads.executor
             module = self.module
             function = picklable(module) if isinstance(executor, ProcessPoolExecutor) else module.function
-            call = (function, module.is_async, self._run.arguments(module), headers, self.module_id)
+            records = self._body is not None
+            call = (function, module.is_async, self._run.arguments(module), headers, self.module_id, records)
             future = self._threads.track(executor.submit(run_remotely, *call))
             if not self._run.keep(future, self._run.sent):
                 future.cancel()
@@ -180,11 +188,13 @@ class Call:
         except BaseException as error:  # noqa: BLE001 - whatever the executor raises: the module fails with it
             self._run.finish(self, error)
 
-    def _receive(self, future: Future[tuple[Any, float]]) -> None:
+    def _receive(self, future: Future[tuple[Any, float, Any]]) -> None:
         self._run.sent.discard(future)
         try:
             error = future.exception()  # result() would treat an exception that is false as none
-            output, duration_ms = (None, 0.0) if error is not None else future.result()
+            output, duration_ms, record = (None, 0.0, record_in(error)) if error is not None else future.result()
+            if self._body is not None and record is not None:
+                self._body.remote = record
         except BaseException as raised:  # noqa: BLE001 - cancelled, or a result that was not one of ours
             self._run.finish(self, raised)
         else:
@@ -194,8 +204,20 @@ class Call:
         context = otel_context.get_current()
         listener = self._run.listener
         if isinstance(listener, ModuleContextProvider):
-            return listener.module_context(self._run.execution_id, self.module_id, context)
+            context = listener.module_context(self._run.execution_id, self.module_id, context)
+            span: Any = trace.get_current_span(context)
+            if hasattr(type(span), "module_name"):
+                # it records, and has not been told
+                span.module_name = self.module.name
         return context
+
+    def _tell_start(self, execution_id: UUID, module_id: UUID, name: str) -> None:
+        listener = self._run.listener
+        upstream = self._run.dag.waits_for[name]
+        if upstream and isinstance(listener, ModuleDetailsTaker):
+            ids = self._run.module_ids
+            listener.module_details(execution_id, module_id, module_name=name, upstream=[ids[it] for it in upstream])
+        listener.on_module_start(execution_id, module_id, name)
 
 
 def _lost(ticket: Future[None], reason: str) -> BaseException:

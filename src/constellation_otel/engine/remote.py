@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
+    from constellation_otel.bodies import BodyRecord
     from constellation_otel.engine.dag import Module
 
-__all__ = ["picklable", "run_remotely"]
+__all__ = ["picklable", "record_in", "run_remotely"]
+
+_RECORD: Final = "_constellation_body"
 
 
 def picklable(each: Module[..., Any]) -> Callable[..., Any]:
@@ -49,14 +53,21 @@ def run_remotely(
     is_async: bool,
     arguments: dict[str, Any],
     headers: dict[str, str],
-    module_id: UUID,  # noqa: ARG001 - makes each call another one for executors that remember calls, as Dask's does
-) -> tuple[Any, float]:
+    module_id: UUID,  # makes each call another one for executors that remember calls, as Dask's does
+    records: bool = False,  # noqa: FBT002 - executors take arguments by position
+) -> tuple[Any, float, BodyRecord | None]:
     """Runs a module in this process, under the trace context of the headers.
 
     Returns:
-        Its output and how long it took, in milliseconds.
+        Its output, how long it took, in milliseconds, and what its body has set on its span, where that records.
     """
-    token = otel_context.attach(propagate.extract(headers, context=Context()))
+    context = propagate.extract(headers, context=Context())
+    body = None
+    if records:
+        from constellation_otel.bodies import recording  # noqa: PLC0415 - the SDK, only where it records
+
+        body, context = recording(module_id, context)
+    token = otel_context.attach(context)
     began = perf_counter()
     try:
         output = function(**arguments)
@@ -64,12 +75,28 @@ def run_remotely(
             output, error = asyncio.run(_outcome_of(output))
             if error is not None:
                 raise error  # noqa: TRY301 - it ends like one that the function raises
-        return output, (perf_counter() - began) * 1000.0
+        duration_ms = (perf_counter() - began) * 1000.0
+        return output, duration_ms, None if body is None else body.finish()
     except BaseException as raised:  # noqa: BLE001 - raised below, where nothing is its context
+        record = None if body is None else body.finish(raised)
+        if record is not None:
+            _put_into(raised, record)
         failure = _returnable(raised)
     finally:
         otel_context.detach(token)
     raise failure
+
+
+def record_in(error: BaseException) -> BodyRecord | None:
+    """What the body had set that failed elsewhere; it is taken from the error."""
+    record: BodyRecord | None = getattr(error, "__dict__", {}).pop(_RECORD, None)
+    return record
+
+
+def _put_into(error: BaseException, record: BodyRecord) -> None:
+    """An exception travels with its attributes, unless its class pickles it in another way."""
+    with suppress(AttributeError, TypeError):
+        error.__dict__[_RECORD] = record
 
 
 async def _outcome_of(returned: Any) -> tuple[Any, BaseException | None]:

@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4, uuid5
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.engine.call import Call
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from constellation_otel.engine.threads import Threads
     from constellation_otel.listener import ExecutionListener
 
-__all__ = ["Run"]
+__all__ = ["Run", "module_id_of"]
 
 T = TypeVar("T")
 
 _HELP_INTERVAL: Final = 1.0
 _LOGGER: Final = logging.getLogger(__name__)
 _LIMITED: Final = RateLimitedLog()
+
+
+def module_id_of(execution_id: UUID, name: str) -> UUID:
+    """A module's id in an execution of the embedded engine, which anybody can compute."""
+    return uuid5(execution_id, name.encode(errors="backslashreplace").decode())
 
 
 class Run:
@@ -51,7 +56,7 @@ class Run:
     def __init__(self, dag: Dag, inputs: Mapping[str, Any], listener: ExecutionListener, threads: Threads) -> None:
         self.dag = dag
         self.execution_id = uuid4()
-        self.module_ids = {name: uuid4() for name in dag.modules}
+        self.module_ids = {name: module_id_of(self.execution_id, name) for name in dag.modules}
         self.future: Future[Mapping[str, Any]] = Future()
         self.future.set_running_or_notify_cancel()  # so that nothing that waits on it can cancel it
         self.listener = listener
