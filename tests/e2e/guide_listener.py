@@ -96,7 +96,7 @@ def inserted(connection: psycopg.Connection[tuple[Any, ...]], row: Row) -> int:
 def module(
     execution: UUID, name: str, occurrence: int, start_ns: int, end_ns: int, *, error: str | None = None
 ) -> Span:
-    """A module's span; without an error it has succeeded."""
+    """A module's span, its times as they have to be; without an error it has succeeded."""
     outcome = "success" if error is None else "failure"
     attributes: dict[str, AttributeValue] = {
         "constellation.execution.id": str(execution),
@@ -109,8 +109,8 @@ def module(
     if error is not None:
         attributes["error.type"] = "_OTHER"
         status = StatusCode.ERROR
-        exception: dict[str, AttributeValue] = {"exception.type": "_OTHER", "exception.message": error}
-        events = (SpanEvent("exception", end_ns, exception),)
+        # of what type, the guide's listener does not say
+        events = (SpanEvent("exception", end_ns, {"exception.message": error}),)
     return Span(
         trace_id_of(execution),
         span_id_of(execution, anonymous_module_id(execution, name, occurrence)),
@@ -128,8 +128,12 @@ def module(
     )
 
 
-def whole(execution: UUID, duration_ms: int, end_ns: int, *, failed: str | None = None) -> Span:
-    """An execution's span; `failed` says which module did, and why."""
+def whole(
+    execution: UUID, duration_ms: int | None, begun_ns: int, *modules: Span, failed: str | None = None
+) -> list[Span]:
+    """An execution's span and those of its modules, which it holds; `failed` says which module did, and why."""
+    start_ns = min(begun_ns, *(module.start_ns for module in modules))
+    end_ns = max(begun_ns + (duration_ms or 0) * MS, *(module.end_ns for module in modules))
     attributes: dict[str, AttributeValue] = {
         "constellation.execution.id": str(execution),
         "constellation.dag.name": DAGS[execution],
@@ -137,7 +141,9 @@ def whole(execution: UUID, duration_ms: int, end_ns: int, *, failed: str | None 
     }
     if failed is not None:
         attributes["error.type"] = "_OTHER"
-    return Span(
+    if duration_ms is not None and end_ns - start_ns != duration_ms * MS:
+        attributes["constellation.reported_duration_ms"] = float(duration_ms)
+    own = Span(
         trace_id_of(execution),
         span_id_of(execution),
         None,
@@ -145,14 +151,14 @@ def whole(execution: UUID, duration_ms: int, end_ns: int, *, failed: str | None 
         0,
         DAGS[execution],
         SpanKind.SERVER,
-        end_ns - duration_ms * MS,
+        start_ns,
         end_ns,
         attributes,
         StatusCode.UNSET if failed is None else StatusCode.ERROR,
         failed,
     )
+    return [own, *modules]
 
 
-def with_attributes(span: Span, **more: AttributeValue) -> Span:
-    named = {f"constellation.{name}".replace("_", "."): value for name, value in more.items()}
-    return replace(span, attributes=span.attributes | named)
+def with_attributes(span: Span, more: dict[str, AttributeValue]) -> Span:
+    return replace(span, attributes=span.attributes | more)

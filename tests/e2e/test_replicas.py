@@ -85,23 +85,23 @@ def told(number: int) -> Told:
         duration_ms = 2 * STRIDE * TICK_NS / MS - 1.5
         events[begins] = ModuleStarted(execution_id, known_id, name, at_ns[begins])
         events[ends] = ModuleCompleted(execution_id, known_id, name, duration_ms, at_ns[ends])
-        start_ns, outcome = at_ns[begins] + 1_500_000, "success None"
+        # its end is told 1.5 ms late
+        end_ns, outcome = at_ns[ends] - 1_500_000, "success None"
         if is_failed and name == "store":
             events[ends] = ModuleFailed(execution_id, known_id, name, ErrorInfo("OSError", "full"), at_ns[ends])
-            start_ns, outcome = at_ns[begins], "failure full"
+            end_ns, outcome = at_ns[ends], "failure full"
         span_id = span_id_of(execution_id, known_id or anonymous_module_id(execution_id, name, 0))
         where = f"{trace_id:032x} {span_id:016x} < {span_id_of(execution_id):016x}"
-        spans.append(f"{where} {name} of {dag} INTERNAL {start_ns} {at_ns[ends]} {outcome}")
+        spans.append(f"{where} {name} of {dag} INTERNAL {at_ns[begins]} {end_ns} {outcome}")
 
-    end_ns = at_ns[-1]
-    start_ns, outcome = at_ns[0] + 500_000, "failure store failed: full" if is_failed else "success None"
-    events[STEPS - 1] = ExecutionCompleted(execution_id, dag, not is_failed, (end_ns - start_ns) / MS, end_ns)
+    end_ns, outcome = at_ns[-1] - 500_000, "failure store failed: full" if is_failed else "success None"
+    events[STEPS - 1] = ExecutionCompleted(execution_id, dag, not is_failed, (end_ns - at_ns[0]) / MS, at_ns[-1])
     if is_cancelled:
-        events[STEPS - 1] = ExecutionCancelled(execution_id, dag, end_ns)
-        start_ns, outcome = at_ns[0], "cancelled None"
+        events[STEPS - 1] = ExecutionCancelled(execution_id, dag, at_ns[-1])
+        end_ns, outcome = at_ns[-1], "cancelled None"
     where = f"{trace_id:032x} {span_id_of(execution_id):016x} < {f'{parent:016x}' if has_caller else None}"
     kind = "INTERNAL" if has_caller else "SERVER"
-    spans.append(f"{where} {dag} of {dag} {kind} {start_ns} {end_ns} {outcome}")
+    spans.append(f"{where} {dag} of {dag} {kind} {at_ns[0]} {end_ns} {outcome}")
     return Told([events[step] for step in range(STEPS)], trace_id, sorted(spans))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["JAEGERS_OWN", "read_back", "received_in", "trace_text", "traces_text"]
 
 JAEGERS_OWN = "@jaeger@warnings"
-"""What Jaeger adds to spans that it finds odd: of a negative length, or outside their parent's."""
+"""What Jaeger adds to spans that it finds odd: of a negative length, outside their parent's, or without it."""
 ID_FIELDS = {"traceId", "spanId", "parentSpanId"}
 
 
