@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+# what it finds wrong is said in full, as in a test
+pytest.register_assert_rewrite(f"{__package__}.recorded_runs")
+
 NUMBERS = count()
 """Of databases, no two of which have one name."""
 

@@ -120,6 +120,13 @@ class Collector(Server):
             raise NotYet(message)
         return page
 
+    def queued_bytes(self) -> int:
+        """What waits for Jaeger, and what is on its way there."""
+        page = self.own_metrics()
+        (size,) = [line for line in page.splitlines() if line.startswith("otelcol_exporter_queue_size{")]
+        # The unit is the configured one, bytes, although the metric's own description says batches.
+        return int(float(size.split()[-1]))
+
     def log_records(self) -> list[dict[str, Any]]:
         """All log records received so far, as OTLP JSON, each with its resource's attributes under "resource"."""
         return list(self._log_records())
