@@ -363,7 +363,7 @@ def test_a_listener_may_cancel_before_a_module_is_submitted() -> None:
     with Constellation(listener, holding) as constellation:
         execution = constellation.start(Dag("p", modules), {})
         eventually(lambda: holding.held, "the first call is submitted")
-        holding.held[0].set_result((1, 2.0))
+        holding.held[0].set_result((1, 2.0, None))
         with pytest.raises(ExecutionCancelledError):
             execution.result(DEADLINE)
     assert len(holding.held) == 1
@@ -381,7 +381,7 @@ def test_a_module_submitted_during_the_cancellation_is_cancelled() -> None:
     with Constellation(listener, holding) as constellation:
         execution = constellation.start(Dag("p", [where, module(lambda where: 1, name="second")]), {})
         eventually(lambda: holding.held, "the first call is submitted")
-        holding.held[0].set_result((1, 2.0))
+        holding.held[0].set_result((1, 2.0, None))
         with pytest.raises(ExecutionCancelledError):
             execution.result(DEADLINE)
         eventually(lambda: len(holding.held) == 2 and holding.held[1].cancelled(), "the second call is cancelled")

@@ -147,10 +147,6 @@ def test_kedro_passes_the_check(runner: Callable[[], Any], case: str, tmp_path: 
     check_adapter(runs_with(runner, tmp_path), [case])
 
 
-NOT_YET = pytest.mark.xfail(reason="the listeners join nothing yet", strict=True)
-
-
-@NOT_YET
 def test_nodes_in_forked_processes_are_told_of_by_those(tmp_path: Path) -> None:
     check_adapter(runs_with(ParallelRunner, tmp_path), ["processes"])
 

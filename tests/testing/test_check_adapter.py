@@ -37,21 +37,7 @@ def test_the_embedded_engine_passes() -> None:
     check_adapter(embedded)
 
 
-NOT_YET = pytest.mark.xfail(reason="the listeners take no details and join nothing yet", strict=True)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        *EVERY_ENGINE,
-        "cancelled",
-        "mapped",
-        pytest.param("retried", marks=NOT_YET),
-        pytest.param("recovered", marks=NOT_YET),
-        pytest.param("nested", marks=NOT_YET),
-        pytest.param("processes", marks=NOT_YET),
-    ],
-)
+@pytest.mark.parametrize("case", conformance.CASES)
 def test_an_engine_that_does_everything_passes_each_case(case: str) -> None:
     check_adapter(loom.run, [case])
 

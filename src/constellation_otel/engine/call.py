@@ -112,10 +112,11 @@ class Call:
             What the function returned, when it was called, and the module's context; ``None``
             where the module has ended.
         """
-        began = perf_counter()
         try:
             if not self._run.tell(self._tell_start, self):
                 return None
+            # behind the callback, which says when the module starts: it ends before its execution does
+            began = perf_counter()
             if refusal is not None:
                 raise refusal  # noqa: TRY301 - it ends like one that the body raises
             context = self._context()

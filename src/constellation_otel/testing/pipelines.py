@@ -123,6 +123,11 @@ def boom(clean: str) -> str:  # noqa: ARG001 - it is wired by its parameter
         raise ValueError(message)
 
 
+def boom_later(flaky: str) -> str:
+    """The same behind a node that has recovered."""
+    return boom(flaky)
+
+
 def after(boom: str) -> str:
     """A node that never runs."""
     with body_span("inside-after"):
@@ -248,7 +253,7 @@ conformance (server) success
         ),
         Pipeline(
             case="recovered",
-            nodes=(_LOAD, _CLEAN, _FLAKY, Node(name="boom", function=boom, upstream=("flaky",))),
+            nodes=(_LOAD, _CLEAN, _FLAKY, Node(name="boom", function=boom_later, upstream=("flaky",))),
             outputs=None,
             tree=f"""\
 conformance (server) failure ERROR "boom failed: no number"
