@@ -12,14 +12,19 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel.events import (
+    BodyRecord,
     ErrorInfo,
     Event,
     ExecutionCancelled,
     ExecutionCompleted,
     ExecutionStarted,
     ModuleCompleted,
+    ModuleDescribed,
+    ModuleDetails,
     ModuleFailed,
     ModuleStarted,
+    RecordedEvent,
+    RecordedLink,
 )
 from constellation_otel.traces import Assembler, Span, SpanEvent
 from constellation_otel.traces.ids import span_id_of, trace_id_of
@@ -167,21 +172,72 @@ errors = st.sampled_from([BOOM, ErrorInfo(None, None), ErrorInfo("E", "not plain
 parents = st.sampled_from([None, PARENT, "junk"])
 
 
+engines = st.sampled_from([None, "kedro"])
+
+
+values = st.sampled_from(["a", "b", 1, 2.5, True, ("x", "y")])
+
+
+attributes = st.dictionaries(st.sampled_from(["tenant", "queue", "constellation.outcome", "error.type"]), values)
+
+
+UNHEARD_OF = UUID("eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee")
+
+
+def details_of(module_ids: list[UUID]) -> st.SearchStrategy[ModuleDetails | None]:
+    """What an engine may tell of a module besides: of others in the execution, and of one that nobody tells of."""
+    others = st.sampled_from([*module_ids, UNHEARD_OF])
+    return st.none() | st.builds(
+        ModuleDetails,
+        st.none() | others,
+        st.integers(1, 3),
+        st.none() | others,
+        st.none(),
+        st.none() | names,
+        st.lists(others, max_size=3).map(tuple),
+        attributes,
+    )
+
+
+bodies = st.none() | st.builds(
+    BodyRecord,
+    attributes,
+    st.lists(st.builds(RecordedEvent, names, instants, attributes), max_size=2).map(tuple),
+    st.lists(st.builds(RecordedLink, st.just("ab" * 16), st.just("cd" * 8), attributes), max_size=2).map(tuple),
+    st.sampled_from(["unset", "ok", "error"]),
+    st.none() | names,
+    st.none() | names,
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.booleans(),
+)
+
+
 @st.composite
 def stories(draw: st.DrawFn) -> list[Event]:
-    """One execution's events as an engine might send them: lost, doubled, failed, cancelled, parallel."""
+    """One execution's events as an engine might send them: lost, doubled, failed, cancelled, parallel, nested."""
     events: list[Event] = []
     dag = draw(names)
     twice = st.integers(0, 2)
-    events.extend(ExecutionStarted(E1, dag, draw(instants), draw(parents)) for _ in range(draw(twice)))
-    for module_id in draw(st.lists(st.uuids(version=4), max_size=4, unique=True)):
+    events.extend(
+        ExecutionStarted(E1, dag, draw(instants), draw(parents), None, draw(st.none() | attributes), draw(engines))
+        for _ in range(draw(twice))
+    )
+    module_ids = draw(st.lists(st.uuids(version=4), max_size=4, unique=True))
+    details = details_of(module_ids)
+    for module_id in module_ids:
         name = draw(names)
-        events.extend(ModuleStarted(E1, module_id, name, draw(instants)) for _ in range(draw(twice)))
+        events.extend(ModuleStarted(E1, module_id, name, draw(instants), draw(details)) for _ in range(draw(twice)))
         for _ in range(draw(twice)):
+            told, body = draw(details), draw(bodies)
             if draw(st.booleans()):
-                events.append(ModuleCompleted(E1, module_id, name, draw(durations), draw(instants)))
+                events.append(ModuleCompleted(E1, module_id, name, draw(durations), draw(instants), told, body))
             else:
-                events.append(ModuleFailed(E1, module_id, name, draw(errors), draw(instants)))
+                events.append(ModuleFailed(E1, module_id, name, draw(errors), draw(instants), told, body))
+        if draw(st.integers(0, 3)) == 0:
+            told = ModuleDetails(outcome=draw(st.sampled_from(["skipped", "cached"])))
+            events.append(ModuleDescribed(E1, module_id, name, draw(instants), told))
     for _ in range(draw(twice)):
         if draw(st.booleans()):
             events.append(ExecutionCompleted(E1, dag, draw(st.booleans()), draw(durations), draw(instants)))
@@ -191,9 +247,12 @@ def stories(draw: st.DrawFn) -> list[Event]:
 
 
 def in_order(story: list[Event]) -> list[Event]:
-    """As an ordered source gives it: nothing twice, each start before what it starts, the end last."""
+    """As an ordered source gives it: nothing twice, each start before what it starts, the end last.
+
+    A module is a part of one that has a smaller id, whose end is behind its own.
+    """
     first: dict[tuple[object, object], Event] = {}
-    for event in story:
+    for event in map(_with_parent_of_smaller_id, story):
         is_start = isinstance(event, ExecutionStarted | ModuleStarted)
         first.setdefault((getattr(event, "module_id", None), is_start), event)
     return sorted(
@@ -202,8 +261,18 @@ def in_order(story: list[Event]) -> list[Event]:
             not isinstance(event, ExecutionStarted),
             isinstance(event, ExecutionCompleted | ExecutionCancelled),
             not isinstance(event, ModuleStarted),
+            -getattr(getattr(event, "module_id", None), "int", 0),
         ),
     )
+
+
+def _with_parent_of_smaller_id(event: Event) -> Event:
+    if isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed):
+        details, module_id = event.details, event.module_id
+        if details is not None and details.parent_id is not None and module_id is not None:
+            parent_id = details.parent_id if details.parent_id < module_id else None
+            return msgspec.structs.replace(event, details=msgspec.structs.replace(details, parent_id=parent_id))
+    return event
 
 
 def bytes_of(spans: list[Span]) -> list[str]:

@@ -9,6 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from constellation_otel.events import ModuleCompleted, ModuleFailed, ModuleStarted
 from constellation_otel.traces import Assembler, Span
 from stories import (
     SECOND,
@@ -58,6 +59,24 @@ def test_neither_order_nor_repetition_changes_a_byte_of_spans(story: list[Event]
     assert assembler.counters.late == 0
 
 
+@UNWATCHED
+@settings(max_examples=400)
+@given(stories())
+def test_a_parent_holds_its_children_whatever_was_told(story: list[Event]) -> None:
+    """But for those that are each other's ancestors; every span has a length, and its parent is there."""
+    spans = {span.span_id: span for span in assemble(story, settle=1)}
+    above = {span_id: spans.get(span.parent_span_id or 0) for span_id, span in spans.items()}
+    for span in spans.values():
+        assert span.start_ns < span.end_ns
+        ancestors, parent = [span.span_id], above[span.span_id]
+        while parent is not None and parent.span_id not in ancestors:
+            ancestors.append(parent.span_id)
+            parent = above[parent.span_id]
+        if parent is None and not span.is_execution:
+            parent = spans[span.parent_span_id or 0]
+            assert parent.start_ns <= span.start_ns < span.end_ns <= parent.end_ns
+
+
 @given(stories())
 def test_settling_does_not_change_the_spans_of_an_ordered_source(story: list[Event]) -> None:
     events = in_order(story)
@@ -71,7 +90,9 @@ def test_no_events_are_lost_from_the_counts_however_time_passes(
 ) -> None:
     """Identified and anonymous modules mixed, spans emitted between events, evictions: never a span twice."""
     mixed = [
-        msgspec.structs.replace(event, module_id=None) if hasattr(event, "module_id") and rng.random() < 0.3 else event
+        msgspec.structs.replace(event, module_id=None)
+        if isinstance(event, ModuleStarted | ModuleCompleted | ModuleFailed) and rng.random() < 0.3
+        else event
         for event in story
     ]
     assembler = Assembler(settle=rng.choice([0, 1]), max_open=1 + room % 5, idle_timeout=3, max_age=5)

@@ -122,7 +122,7 @@ class Module(Struct, gc=False):
         return self.end is not None or self.described is not None
 
 
-EMITTED: Final = Module(-1)
+EMITTED: Final = Module(-1, described=ModuleDescribed(UUID(int=0), UUID(int=0), "", 0, ModuleDetails()))
 """Stands among an execution's modules for each whose span was emitted."""
 
 
@@ -146,11 +146,13 @@ class _Group(Struct):
     """What is known of a module of which others are a part.
 
     Attributes:
+        members: Modules of which it was told that they are a part of it.
         first_ns: When the first of them begins, of those whose spans were made.
         last_ns: When the last of them ends.
         end_ns: When its own span ends, once that was made.
     """
 
+    members: set[int] = field(default_factory=set)
     first_ns: float = inf
     last_ns: float = -inf
     end_ns: int | None = None
@@ -239,7 +241,29 @@ class Execution(Struct):
         """Takes in details of a module."""
         module.known = merged(module.known, timestamp_ns, details)
         if details.parent_id is not None:
-            self.groups.setdefault(details.parent_id.int, _Group())
+            self.groups.setdefault(details.parent_id.int, _Group()).members.add(module.key)
+
+    def running_in(self, key: int) -> list[Module]:
+        """The modules that are a part of another one, or of a part of it, and have no end."""
+        found: dict[int, Module] = {}
+        left = [key]
+        while left:
+            group = self.groups.get(key := left.pop())
+            for member in () if group is None else group.members:
+                module = self.modules.get(member, EMITTED)
+                if member not in found and not module.is_over and _parent_of(module) == key:
+                    found[member] = module
+                    left.append(member)
+        return list(found.values())
+
+    def groups_around(self, module: Module) -> list[_Group]:
+        """What a module is a part of, the innermost first, as far up as spans were not made."""
+        groups: dict[int, _Group] = {}
+        parent = _parent_of(module)
+        while parent is not None and parent not in groups:
+            groups[parent] = self.groups[parent]
+            parent = _parent_of(self.modules.get(parent, EMITTED))
+        return list(groups.values())
 
     def failed(self, group: int, attempt: int, failure: _Failure | None) -> None:
         """Takes in how an attempt at a module has ended; of two with one number, a failure counts."""
@@ -293,12 +317,13 @@ class Rendering:
         """
         spans: list[Span] = []
         anonymous = self._anonymous_modules(execution)
-        left = [*left, *self._unknown_groups(execution)]
         parts = (left, False), (anonymous, True)
         for modules, are_anonymous in parts:
             ended = [module for module in modules if module.is_over]
             if ended:
                 spans += self.module_spans(execution, ended, are_anonymous=are_anonymous)
+        # known once its parts are
+        parts = ([*left, *self._unknown_groups(execution)], False), (anonymous, True)
         running = [([module for module in modules if not module.is_over], are_it) for modules, are_it in parts]
         own = self._execution_span(execution, reason, [module for modules, _ in running for module in modules])
         for modules, are_anonymous in running:
@@ -313,7 +338,9 @@ class Rendering:
         return [
             Module(key)
             for key, group in execution.groups.items()
-            if group.end_ns is None and key not in execution.modules
+            if group.end_ns is None
+            and key not in execution.modules
+            and (group.first_ns < inf or execution.running_in(key))
         ]
 
     def _execution_span(self, execution: Execution, reason: Reason | None, running: Sequence[Module]) -> Span:
@@ -399,7 +426,7 @@ class Rendering:
         first_ns, last_ns, heard_ns = execution.first_ns, execution.last_ns, execution.heard_ns
         groups = execution.groups
         if groups:
-            modules = _parts_first(modules, are_running=until_ns > 0)
+            modules = _parts_first(execution, modules, are_running=until_ns > 0)
         spans: list[Span] = []
         for module in modules:
             start, end = module.start, module.end
@@ -483,16 +510,16 @@ class Rendering:
     def _grouped(self, execution: Execution, module: Module, start_ns: int, end_ns: int) -> tuple[int, int]:
         """A module's times where modules are parts of others: it holds its own, and is held."""
         group = execution.groups.get(module.key)
-        parent = known_of(module.known).parent_id
-        around = None if parent is None else execution.groups[parent.int]
-        if not module.is_over and around is not None and around.end_ns is not None:
-            end_ns = around.end_ns
+        around = execution.groups_around(module)
+        if not module.is_over and around and around[0].end_ns is not None:
+            end_ns = around[0].end_ns
             start_ns = min(start_ns, end_ns - 1)
         if group is not None:
-            start_ns = int(min(start_ns, group.first_ns))
+            begun = [it.start.timestamp_ns for it in execution.running_in(module.key) if it.start is not None]
+            start_ns = int(min((start_ns, group.first_ns, *begun)))
             end_ns = group.end_ns = int(max(end_ns, group.last_ns))
-        if around is not None:
-            around.first_ns, around.last_ns = min(around.first_ns, start_ns), max(around.last_ns, end_ns)
+        for outer in around:
+            outer.first_ns, outer.last_ns = min(outer.first_ns, start_ns), max(outer.last_ns, end_ns)
         return start_ns, end_ns
 
     def _told(self, execution: Execution, module: Module, constants: _Constants, span: Span) -> Span:
@@ -641,21 +668,16 @@ class Rendering:
         return start_ns, max(end_ns, start_ns + 1), end_ns - start_ns
 
 
-def _parts_first(modules: Iterable[Module], *, are_running: bool) -> list[Module]:
+def _parent_of(module: Module) -> int | None:
+    """The number of the id of the module that it is a part of."""
+    parent_id = known_of(module.known).parent_id
+    return None if parent_id is None else parent_id.int
+
+
+def _parts_first(execution: Execution, modules: Iterable[Module], *, are_running: bool) -> list[Module]:
     """Modules in an order in which each is before, or where they have no end, behind, the one it is a part of."""
-    by_key = {module.key: module for module in modules}
-
-    def depth_of(module: Module) -> int:
-        seen: set[int] = set()
-        above: Module | None = module
-        while above is not None and above.key not in seen:
-            seen.add(above.key)
-            parent = known_of(above.known).parent_id
-            above = None if parent is None else by_key.get(parent.int)
-        return len(seen)
-
     sign = 1 if are_running else -1
-    return sorted(by_key.values(), key=lambda module: (sign * depth_of(module), module.key))
+    return sorted(modules, key=lambda module: (sign * len(execution.groups_around(module)), module.key))
 
 
 def _theirs(attributes: Mapping[str, Any]) -> dict[str, AttributeValue]:
