@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
+from opentelemetry import context as otel_context
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -191,10 +192,16 @@ class ByHand:
 
 
 class Listened:
-    """The telemetry as a listener makes it of callbacks."""
+    """The telemetry as a listener makes it of callbacks.
 
-    def __init__(self, listener: OpenTelemetryListener | OtlpListener) -> None:
+    Args:
+        listener: The listener.
+        has_bodies: Whether it is asked for the context of each module's body, as an engine asks it.
+    """
+
+    def __init__(self, listener: OpenTelemetryListener | OtlpListener, *, has_bodies: bool = False) -> None:
         self.listener = listener
+        self._has_bodies = has_bodies
 
     @contextmanager
     def execution(self, execution_id: UUID) -> Iterator[Callable[[UUID, str], None]]:
@@ -204,8 +211,15 @@ class Listened:
             started(execution_id, module_id, name)
             completed(execution_id, module_id, name, _DURATION_MS)
 
+        context_of, current = self.listener.module_context, otel_context.get_current()
+
+        def module_with_body(module_id: UUID, name: str) -> None:
+            started(execution_id, module_id, name)
+            context_of(execution_id, module_id, current)
+            completed(execution_id, module_id, name, _DURATION_MS)
+
         self.listener.on_execution_start(execution_id, DAG)
-        yield module
+        yield module_with_body if self._has_bodies else module
         self.listener.on_execution_complete(execution_id, DAG, True, 10.0)
 
     def flush(self) -> None:
@@ -224,17 +238,23 @@ class Otlp(Listened):
     Args:
         endpoint: Where to.
         journal: Its journal, where it has one.
+        has_bodies: As :class:`Listened` has it.
     """
 
-    def __init__(self, endpoint: Endpoint, journal: Path | None = None) -> None:
-        super().__init__(OtlpListener(endpoint.grpc_url, journal=journal))
+    def __init__(self, endpoint: Endpoint, journal: Path | None = None, *, has_bodies: bool = False) -> None:
+        super().__init__(OtlpListener(endpoint.grpc_url, journal=journal), has_bodies=has_bodies)
 
 
 class Sdk(Listened):
-    """OpenTelemetryListener over the application's SDK."""
+    """OpenTelemetryListener over the application's SDK.
 
-    def __init__(self, sdk: SdkParts) -> None:
-        super().__init__(OpenTelemetryListener(sdk.tracers, sdk.meters))
+    Args:
+        sdk: The SDK.
+        has_bodies: As :class:`Listened` has it.
+    """
+
+    def __init__(self, sdk: SdkParts, *, has_bodies: bool = False) -> None:
+        super().__init__(OpenTelemetryListener(sdk.tracers, sdk.meters), has_bodies=has_bodies)
         self._sdk = sdk
 
     def flush(self) -> None:

@@ -23,6 +23,7 @@ from constellation_otel.events import (
     ModuleDetails,
     ModuleFailed,
     ModuleStarted,
+    PlainValue,
     RecordedEvent,
     RecordedLink,
 )
@@ -175,10 +176,10 @@ parents = st.sampled_from([None, PARENT, "junk"])
 engines = st.sampled_from([None, "kedro"])
 
 
-values = st.sampled_from(["a", "b", 1, 2.5, True, ("x", "y")])
+plain_values: list[PlainValue] = ["a", "b", 1, 2.5, True, ("x", "y")]
 
 
-attributes = st.dictionaries(st.sampled_from(["tenant", "queue", "constellation.outcome", "error.type"]), values)
+attributes = st.dictionaries(st.sampled_from(["tenant", "queue", "constellation.outcome", "error.type"]), st.sampled_from(plain_values))
 
 
 UNHEARD_OF = UUID("eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee")

@@ -38,8 +38,12 @@ class Bodies:
         sampling: What is decided on each execution.
     """
 
+    __slots__ = ("_decisions", "_left", "_let_go", "_max_open", "_redact", "sampling")
+
     def __init__(self, sampling: Sampling, max_open: int, redact: Callable[[str], str] | None = None) -> None:
         self.sampling = sampling
+        # a call less for each module
+        self._decisions = sampling.decisions
         self._max_open = max_open
         self._redact = redact
         # how many more there may be before all of them are counted
@@ -76,28 +80,36 @@ class Bodies:
             One whose current span records what the body sets; ``context`` itself where the execution is not
             known, or not traced at all, or where another listener's span is current that records.
         """
-        decision = self.sampling.recall(execution_id)
+        decision = self._decisions.get(execution_id.int)
         if decision is None:
             return context
-        key = module_id.int
-        span = decision.bodies.get(key)
+        key, bodies = module_id.int, decision.bodies
+        span = bodies.get(key)
         if span is None:
-            current = context.get(CURRENT_SPAN)
-            if type(current) is BodySpan and current.is_of(decision, key):
-                # of another listener that is notified of the same
-                span = current
-            elif not decision.is_recorded or decision.span_context is None:
-                return decision.context_of(0 if decision.ids is None else decision.ids.of_module(key), context)
-            else:
-                span = BodySpan()
-                span.decision, span.module_id = decision, key
-            span = decision.bodies.setdefault(key, span)
-            self._left -= 1
-            if self._left < 0:
+            if not decision.has_bodies or (context and type(context.get(CURRENT_SPAN)) is BodySpan):
+                shared = self._shared(decision, key, context)
+                if shared is not None:
+                    return shared
+            span = BodySpan()
+            span.decision = decision
+            span.module_id = key
+            span.has_something = False
+            span = bodies.setdefault(key, span)
+            self._left = left = self._left - 1
+            if left < 0:
                 self._count()
-        if context:
-            return Context({**context, CURRENT_SPAN: span})
-        return Context({CURRENT_SPAN: span})
+        return Context({**context, CURRENT_SPAN: span} if context else {CURRENT_SPAN: span})
+
+    def _shared(self, decision: Decision, key: int, context: Context) -> Context | None:
+        """The context where another listener keeps the module's span, or none is kept; ``None`` where one is to be."""
+        current: Any = context.get(CURRENT_SPAN)
+        if type(current) is BodySpan and current.is_of(decision, key):
+            # of another listener that is notified of the same
+            decision.bodies[key] = current
+            return context
+        if decision.has_bodies:
+            return None
+        return decision.context_of(0 if decision.ids is None else decision.ids.of_module(key), context)
 
     def take(self, execution_id: UUID, module_id: UUID, error: BaseException | None = None) -> BodyRecord | None:
         """Ends the span of a module's body.
@@ -111,12 +123,17 @@ class Bodies:
             What the body has set, if anything.
         """
         try:
-            decision = self.sampling.recall(execution_id)
+            decision = self._decisions.get(execution_id.int)
             span = None if decision is None else decision.bodies.pop(module_id.int, None)
-            record = None if span is None else span.finish(error)
         except AttributeError:
             # an id is none, and the event will be rejected
             return None
+        if span is None:
+            return None
+        span.has_ended = True
+        if not span.has_something:
+            return None
+        record = span.finish(error)
         return record if record is None or self._redact is None else redacted_body(record, self._redact)
 
     def _count(self) -> None:

@@ -10,10 +10,11 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec.structs import replace
+from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import SpanContext, Status, StatusCode
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
@@ -23,6 +24,7 @@ from constellation_otel.traces import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
     from uuid import UUID
 
     from opentelemetry.context import Context
@@ -34,6 +36,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 _LIMITED: Final = RateLimitedLog()
 _SCOPE: Final = InstrumentationScope(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
 _NO_RESOURCE: Final = Resource.get_empty()
+_UNNAMED: Final = "module"
 _EMPTY: Final = BodyRecord()
 _ELSEWHERE: Final = BodyRecord(is_elsewhere=True)
 _STATUSES: Final[dict[StatusCode, Literal["unset", "ok", "error"]]] = {
@@ -43,44 +46,71 @@ _STATUSES: Final[dict[StatusCode, Literal["unset", "ok", "error"]]] = {
 }
 
 
-class _Made(Span):
+_DEFAULTS: Final = {"has_ended": False, "is_elsewhere": False, "module_name": "", "remote": None}
+"""What is not set when a span is made, which is a step less each."""
+
+
+class _Recorder(Span):
     """A span of the SDK's, whose own class is for its tracers only."""
 
 
-class BodySpan(Span):
+class BodySpan(trace.Span):
     """Records what a module's body sets on it, from any thread or task, within the SDK's limits.
 
-    It is the SDK's span, but for two things. Nothing is allocated before something is set or read, so that
-    a body that does neither costs nothing. And the engine ends it, with its module: what the body does to
-    end it is left out, with a warning.
+    What is set, and what is read of it as of the SDK's ``ReadableSpan``, a span of the SDK's keeps, which is made when
+    that is first done: a body that does neither costs nothing. The engine ends it, with its module: what the body
+    does to end it is left out, with a warning.
+
+    It is made by whoever keeps it, who gives it the first three of these.
 
     Attributes:
         decision: What was decided on its execution, which is recorded.
         module_id: The module's id, as a number.
-        module_name: The module's name, where the engine has said it.
+        has_something: Whether there may be anything to be said at its end.
         has_ended: Whether its module has ended.
         is_elsewhere: Whether the body runs in another process than the one that submitted it.
+        module_name: The module's name, where the engine has said it.
         remote: What it has set there.
     """
 
     decision: Decision
     module_id: int
-    module_name = ""
-    has_ended = False
-    is_elsewhere = False
-    remote: BodyRecord | None = None
+    has_something: bool
+    has_ended: bool
+    is_elsewhere: bool
+    module_name: str
+    remote: BodyRecord | None
 
-    def __init__(self) -> None:
-        # what the SDK's own makes is made where something is set; this fires for every module
-        return
+    __slots__ = ("decision", "has_ended", "has_something", "is_elsewhere", "module_id", "module_name", "remote")
+
+    def get_span_context(self) -> SpanContext:
+        known = self.__dict__.get("context")
+        if known is None:
+            ids = self.decision.ids
+            made = self.decision.span_context_of(0 if ids is None else ids.of_module(self.module_id))
+            known = self.__dict__.setdefault("context", made or trace.INVALID_SPAN_CONTEXT)
+        return known  # type: ignore[no-any-return] # what was just put there
 
     def is_recording(self) -> bool:
         return not self.has_ended
 
-    def end(self, end_time: int | None = None) -> None:  # noqa: ARG002 - the SDK's signature
-        """Does nothing: it ends with its module."""
-        message = "a module's body has ended its own span, which ends with the module; that is left out"
-        _LIMITED.write(_LOGGER, logging.WARNING, "end", message)
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self._recorder().set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self._recorder().set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        self._recorder().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        self._recorder().add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:
+        self._recorder().update_name(name)
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        self._recorder().set_status(status, description)
 
     def record_exception(
         self,
@@ -89,8 +119,31 @@ class BodySpan(Span):
         timestamp: int | None = None,
         escaped: bool = False,  # noqa: FBT002 - the SDK's signature
     ) -> None:
-        self._exceptions.add(id(exception))
-        super().record_exception(exception, attributes, timestamp, escaped)
+        recorder = self._recorder()
+        self.__dict__.setdefault("exceptions", set()).add(id(exception))
+        recorder.record_exception(exception, attributes, timestamp, escaped)
+
+    def end(self, end_time: int | None = None) -> None:  # noqa: ARG002 - the SDK's signature
+        """Does nothing: it ends with its module."""
+        message = "a module's body has ended its own span, which ends with the module; that is left out"
+        _LIMITED.write(_LOGGER, logging.WARNING, "end", message)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """As the SDK's own: an exception is recorded, and is the status; the span goes on."""
+        if error is not None and self.is_recording():
+            self.record_exception(error, escaped=True)
+            self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {message_of(error)}"))
+        super().__exit__(kind, error, traceback)
+
+    def __getattr__(self, name: str) -> Any:
+        """What of the SDK's ``ReadableSpan`` is asked for."""
+        if name in _DEFAULTS:
+            return _DEFAULTS[name]
+        if name.startswith("_"):
+            raise AttributeError(name=name, obj=self)
+        return getattr(self._recorder(), name)
 
     def is_of(self, decision: Decision, module_id: int) -> bool:
         """Whether it is of a module: several listeners have one span between them."""
@@ -114,52 +167,39 @@ class BodySpan(Span):
         self.has_ended = True
         if self.remote is not None:
             return replace(self.remote, is_elsewhere=True)
-        if "_made" not in self.__dict__:
+        recorder = self.__dict__.get("recorder")
+        if recorder is None:
             return _ELSEWHERE if self.is_elsewhere else None
-        if self._end_time is None:
-            super().end()
-        record = self._record(error)
+        _end(recorder)
+        record = self._record(recorder, error)
         return None if record == _EMPTY else record
 
-    def __getattr__(self, name: str) -> Any:
-        """What the SDK's own methods look for, and is not there yet."""
-        if not name.startswith("_") or name.startswith("__"):
-            raise AttributeError(name=name, obj=self)
+    def _recorder(self) -> _Recorder:
         own = self.__dict__
-        if name == "_context":
-            ids = self.decision.ids
-            span_id = 0 if ids is None else ids.of_module(self.module_id)
-            return own.setdefault(name, self.decision.span_context_of(span_id))
-        made = own.get("_made")
-        if made is None:
-            made = own.setdefault("_made", self._make())
-        # threads that come at once have the same values; none of them is set anew where it has changed since
-        for each, value in made.items():
-            own.setdefault(each, value)
-        if self.has_ended and own["_end_time"] is None:
-            super().end()
-        if name not in own:
-            raise AttributeError(name=name, obj=self)
-        return own[name]
+        recorder: _Recorder | None = own.get("recorder")
+        if recorder is None:
+            self.has_something = True
+            made = _Recorder(
+                self.module_name or _UNNAMED,
+                self.get_span_context(),
+                parent=self.decision.span_context,
+                resource=_NO_RESOURCE,
+                limits=self.decision.limits or SpanLimits(),
+                instrumentation_scope=_SCOPE,
+            )
+            made.start()
+            # of threads that come at once, all have the first one's
+            recorder = own.setdefault("recorder", made)
+            if self.has_ended:
+                _end(recorder)
+        return recorder
 
-    def _make(self) -> dict[str, Any]:
-        """What the SDK's constructor makes of a span."""
-        made = _Made(
-            self.module_name or "module",
-            self.get_span_context(),
-            parent=self.decision.span_context,
-            resource=_NO_RESOURCE,
-            limits=self.decision.limits or SpanLimits(),
-            instrumentation_scope=_SCOPE,
-        )
-        made.start()
-        return {**vars(made), "_exceptions": set[int](), "_first_name": made.name}
-
-    def _record(self, error: BaseException | None) -> BodyRecord:
-        own = None if error is None or id(error) not in self._exceptions else _type_and_message(error)
+    def _record(self, recorder: _Recorder, error: BaseException | None) -> BodyRecord:
+        is_recorded = error is not None and id(error) in self.__dict__.get("exceptions", ())
+        own = _type_and_message(error) if error is not None and is_recorded else None
         events = [
             RecordedEvent(event.name, event.timestamp, _plain(event.attributes))
-            for event in self.events
+            for event in recorder.events
             if own is None or event.name != "exception" or _said(event.attributes) != own
         ]
         links = [
@@ -170,18 +210,18 @@ class BodySpan(Span):
                 link.context.trace_state.to_header(),
                 int(link.context.trace_flags),
             )
-            for link in self.links
+            for link in recorder.links
         ]
         return BodyRecord(
-            _plain(self.attributes),
+            _plain(recorder.attributes),
             tuple(events),
             tuple(links),
-            _STATUSES[self.status.status_code],
-            self.status.description,
-            None if self.name == self._first_name else self.name,
-            self.dropped_attributes,
-            self.dropped_events,
-            self.dropped_links,
+            _STATUSES[recorder.status.status_code],
+            recorder.status.description,
+            None if recorder.name == (self.module_name or _UNNAMED) else recorder.name,
+            recorder.dropped_attributes,
+            recorder.dropped_events,
+            recorder.dropped_links,
             self.is_elsewhere,
         )
 
@@ -196,13 +236,19 @@ def recording(module_id: UUID, context: Context) -> tuple[BodySpan | None, Conte
     Returns:
         The span, ``None`` where that is not sampled, and the context to make current.
     """
-    known = get_current_span(context).get_span_context()
+    known = trace.get_current_span(context).get_span_context()
     if not known.trace_flags.sampled:
         return None, context
     span = BodySpan()
-    span.decision, span.module_id = Decision(context, known, is_recorded=True), module_id.int
-    vars(span)["_context"] = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
-    return span, set_span_in_context(span, context)
+    span.decision, span.module_id, span.has_something = Decision(context), module_id.int, False
+    own = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
+    span.__dict__["context"] = own
+    return span, trace.set_span_in_context(span, context)
+
+
+def _end(recorder: _Recorder) -> None:
+    if recorder.end_time is None:
+        recorder.end()
 
 
 def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -175,7 +175,8 @@ class Call:
             context = self._context()
             body: Any = trace.get_current_span(context)
             if hasattr(type(body), "is_elsewhere"):
-                body.is_elsewhere, self._body = True, body
+                body.is_elsewhere = body.has_something = True
+                self._body = body
             propagate.inject(headers, context=context)
             executor = self._threads.executor
             module = self.module

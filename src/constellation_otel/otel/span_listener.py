@@ -109,6 +109,10 @@ class SpanListener(BufferedListener[T]):
         max_open = int(self._limits["max_open"])
         self._sampling = Sampling(self._decider(), max_remembered=max_open)
         self._bodies = Bodies(self._sampling, max_open, self._redact)
+        self._take = self._bodies.take
+        if type(self).module_context is BufferedListener.module_context:
+            # a call less for each module
+            self.module_context = self._bodies.context_of  # type: ignore[method-assign] # as the method has it
         self._assembly_of = TraceAssembly(
             self._assembler(self._sampling),
             self._sampling,
@@ -183,15 +187,21 @@ class SpanListener(BufferedListener[T]):
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         if self._is_active:
             put, waiting = self._put, self._waiting
-            details = waiting.take(execution_id, module_id) if waiting.details else None
-            put(ModuleStarted(execution_id, module_id, module_name, _time_ns(), details))
+            if waiting.details:
+                details = waiting.take(execution_id, module_id)
+                put(ModuleStarted(execution_id, module_id, module_name, _time_ns(), details))
+            else:
+                put(ModuleStarted(execution_id, module_id, module_name, _time_ns()))
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
         if self._is_active:
-            now, put, waiting = _time_ns(), self._put, self._waiting
-            details = waiting.take(execution_id, module_id) if waiting.details else None
-            body = self._bodies.take(execution_id, module_id)
-            put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, body))
+            now, put, take, waiting = _time_ns(), self._put, self._take, self._waiting
+            body = take(execution_id, module_id)
+            if waiting.details or body is not None:
+                details = waiting.take(execution_id, module_id)
+                put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, body))
+            else:
+                put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now))
 
     def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
         if self._is_active:

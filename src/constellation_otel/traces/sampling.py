@@ -58,6 +58,7 @@ class Decision(Struct, frozen=True):
         ids: The execution's span ids, where they were computed for this.
         limits: Of what a span may have; the environment's where there are none.
         bodies: The spans of its modules' bodies that run, by the module's id as a number.
+        has_bodies: Whether there are any: its spans are recorded, and their ids are known.
     """
 
     caller: Context
@@ -70,6 +71,7 @@ class Decision(Struct, frozen=True):
     ids: SpanIds | None = None
     limits: SpanLimits | None = None
     bodies: dict[int, Any] = field(default_factory=dict)
+    has_bodies: bool = False
 
     def span_context_of(self, span_id: int) -> SpanContext | None:
         """The context of a span of the execution's trace; ``None`` where that is not known, or not traced."""
@@ -139,6 +141,7 @@ def decide(
         else {},
         ids,
         limits,
+        has_bodies=result.decision is not _DROP,
     )
 
 
@@ -157,6 +160,7 @@ def _joined(decision: Decision, execution_id: UUID, theirs: SpanContext) -> Deci
         attributes={},
         ids=ids,
         bodies={},
+        has_bodies=is_sampled,
     )
 
 
@@ -195,6 +199,10 @@ class Sampling:
         decider: As :func:`decide` with a sampler; ``None`` while nothing is traced.
         max_remembered: Decisions kept at most. Beyond it the oldest is forgotten, and made
             again when a span of its execution is made.
+
+    Attributes:
+        decider: The same.
+        decisions: What was decided, by the execution's id as a number.
     """
 
     def __init__(
@@ -205,7 +213,7 @@ class Sampling:
         self._log = RateLimitedLog()
         # callbacks remember, in any thread, while a worker goes by it: each step is one call in C, with keys that
         # are numbers, so that no other thread comes between
-        self._decisions: OrderedDict[int, Decision] = OrderedDict()
+        self.decisions: OrderedDict[int, Decision] = OrderedDict()
 
     def decide(self, execution_id: UUID, dag_name: str, context: Context) -> bool:
         """Decides on an execution that starts, unless that was done before; never raises.
@@ -220,7 +228,7 @@ class Sampling:
         """
         key = execution_id.int
         decider = self.decider
-        if decider is None or key in self._decisions:
+        if decider is None or key in self.decisions:
             return False
         decision = self._decided(decider, execution_id, dag_name, context)
         return self._remembered(key, decision) is decision
@@ -234,7 +242,7 @@ class Sampling:
             context: Of its caller, as far as that is known.
         """
         key = execution_id.int
-        known = self._decisions.get(key)
+        known = self.decisions.get(key)
         if known is not None:
             return known
         decider = self.decider
@@ -250,7 +258,7 @@ class Sampling:
             dag_name: Its DAG's name.
             traceparent: The execution's own span, whose flag is the answer; it is decided on here where there is none.
         """
-        known = self._decisions.get(execution_id.int)
+        known = self.decisions.get(execution_id.int)
         if known is not None:
             return known
         decider = self.decider
@@ -264,15 +272,15 @@ class Sampling:
 
     def recall(self, execution_id: UUID) -> Decision | None:
         """What was decided on an execution, and was not forgotten."""
-        return self._decisions.get(execution_id.int)
+        return self.decisions.get(execution_id.int)
 
     def remembered(self) -> list[Decision]:
         """Everything that was decided and not forgotten, the oldest first."""
-        return list(self._decisions.copy().values())
+        return list(self.decisions.copy().values())
 
     def forget(self, execution_id: UUID) -> None:
         """For an execution whose own span was made, or of which no span will come."""
-        decision = self._decisions.pop(execution_id.int, None)
+        decision = self.decisions.pop(execution_id.int, None)
         if decision is not None and decision.bodies:
             # bodies that run on, as those of a cancelled execution's modules may
             for span in list(decision.bodies.values()):
@@ -280,11 +288,11 @@ class Sampling:
 
     def _remembered(self, key: int, decision: Decision) -> Decision:
         """What is remembered from now on: another thread may have been faster."""
-        known = self._decisions.setdefault(key, decision)
-        if len(self._decisions) > self._max_remembered:
+        known = self.decisions.setdefault(key, decision)
+        if len(self.decisions) > self._max_remembered:
             # unless all were forgotten since
             with suppress(KeyError):
-                self._decisions.popitem(last=False)
+                self.decisions.popitem(last=False)
         return known
 
     def _decided(
