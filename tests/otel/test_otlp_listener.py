@@ -263,7 +263,7 @@ def test_late_duplicate_abandoned_and_rejected_are_metrics(
     listener.on_execution_start(uuid4(), "dropped")
     assert (listener.counters.received, listener.counters.dropped, listener.counters.rejected) == (13, 1, 2)
     assert_sum(listener.counters)
-    assert len(listener._sampling._decisions) == 0
+    assert len(listener._sampling.decisions) == 0
 
 
 @pytest.mark.parametrize(

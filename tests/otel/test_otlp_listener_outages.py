@@ -56,7 +56,7 @@ def test_without_a_journal_what_finds_no_room_is_counted(
     counters = listener.counters
     assert (counters.received, counters.held) == (330, 0)
     assert_sum(counters)
-    assert len(listener._sampling._decisions) == 0
+    assert len(listener._sampling.decisions) == 0
 
 
 @BOTH
@@ -119,7 +119,7 @@ def test_a_full_journal_and_a_full_queue_drop_the_newest(
     ids = [run(listener) for _ in range(300)]
     assert not listener.flush(0.2)
     eventually(lambda: listener.counters.dropped, "the journal to be full")
-    assert len(listener._sampling._decisions) <= 50
+    assert len(listener._sampling.decisions) <= 50
     receiver.start()
     eventually(lambda: listener.flush(0.2), "the endpoint's return")
     assert listener.close(DEADLINE)

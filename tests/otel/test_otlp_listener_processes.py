@@ -65,7 +65,7 @@ run(listener)
 assert listener.flush(20)
 child = os.fork()
 if child == 0:
-    assert len(listener._sampling._decisions) == listener.counters.received == 0
+    assert len(listener._sampling.decisions) == listener.counters.received == 0
     run(listener)
     os._exit(0 if listener.close(20) else 1)
 _, status = os.waitpid(child, 0)

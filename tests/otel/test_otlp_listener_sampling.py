@@ -224,5 +224,5 @@ def test_a_late_or_refused_start_leaves_no_decision_behind(
     listener.on_execution_start(uuid4(), 7)  # type: ignore[arg-type]
     listener.on_execution_start(["no id"], "my-pipeline")  # type: ignore[arg-type]
     assert listener.flush(DEADLINE)
-    assert len(listener._sampling._decisions) == 0
+    assert len(listener._sampling.decisions) == 0
     assert (listener.counters.rejected, listener.counters.held) == (2, 0)

@@ -48,7 +48,7 @@ def test_an_exporter_that_blocks_stops_no_callback(
     assert exporter.entered.wait(DEADLINE)
     for _ in range(20):
         run(listener)
-    assert len(listener._sampling._decisions) <= 5
+    assert len(listener._sampling.decisions) <= 5
     assert not listener.flush(0.01)
     counters = listener.counters
     assert counters.dropped > 0
@@ -102,7 +102,7 @@ def test_after_an_overload_traces_are_whole_again(
     exporter.gate.set()
     assert listener.flush(DEADLINE)
     eventually(
-        lambda: listener.flush(DEADLINE) and len(listener._sampling._decisions) == listener.open_executions, "recovery"
+        lambda: listener.flush(DEADLINE) and len(listener._sampling.decisions) == listener.open_executions, "recovery"
     )
     kept.clear()
     for _ in range(20):

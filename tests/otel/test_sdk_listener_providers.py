@@ -268,7 +268,7 @@ with instruments._REGISTRY.lock:
     child = os.fork()
     if child == 0:
         run("child")
-        os._exit(0 if listener.close(20) and not listener._sampling._decisions else 1)
+        os._exit(0 if listener.close(20) and not listener._sampling.decisions else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
     program(receiver, PRELUDE + text)
@@ -280,10 +280,10 @@ def test_a_forked_child_knows_no_decision_of_its_parent(receiver: Receiver) -> N
 import os
 set_up()
 listener.on_execution_start(uuid.UUID(int=1), "the parent's")
-assert len(listener._sampling._decisions) == 1
+assert len(listener._sampling.decisions) == 1
 child = os.fork()
 if child == 0:
-    os._exit(len(listener._sampling._decisions) or listener.counters.received)
+    os._exit(len(listener._sampling.decisions) or listener.counters.received)
 assert os.waitpid(child, 0)[1] == 0
 """
     program(receiver, PRELUDE + text)

@@ -192,7 +192,7 @@ def test_a_late_or_refused_start_leaves_no_decision_behind(
         listener.on_execution_start(uuid4(), name)  # type: ignore[arg-type]
     assert listener.close(DEADLINE)
     listener.on_execution_start(uuid4(), "after closing")
-    assert listener._sampling._decisions == {}
+    assert listener._sampling.decisions == {}
     assert (assembly_of(listener).late, listener.counters.rejected, listener.counters.dropped) == (40, 25, 1)
 
 
@@ -204,9 +204,9 @@ def test_decisions_are_bounded_as_what_is_open(
     for _ in range(300):
         listener.on_execution_start(uuid4(), "d")
         listener.accept(ExecutionStarted(uuid4(), "d", 1))
-    assert len(listener._sampling._decisions) <= 20
+    assert len(listener._sampling.decisions) <= 20
     assert listener.flush(DEADLINE)
-    assert len(listener._sampling._decisions) <= listener.open_executions <= 20
+    assert len(listener._sampling.decisions) <= listener.open_executions <= 20
 
 
 def test_threads_that_start_one_execution_agree_on_a_decision(

@@ -294,7 +294,7 @@ def test_threads_may_decide_and_forget_at_the_same_time() -> None:
 
     in_threads(3, run)
     assert failures == []
-    assert len(sampling._decisions) == 0
+    assert len(sampling.decisions) == 0
 
 
 # --- the environment -------------------------------------------------------------------------------------------------
