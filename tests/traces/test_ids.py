@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from hashlib import blake2b
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from constellation_otel.traces import ids
-from constellation_otel.traces.ids import SpanIds, anonymous_module_id, span_id_of, trace_id_of
+from constellation_otel.traces.ids import (
+    SpanIds,
+    anonymous_module_id,
+    execution_id_of,
+    module_id_of,
+    span_id_of,
+    trace_id_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,3 +129,25 @@ def test_each_bit_of_a_trace_id_is_set_in_half_of_them() -> None:
     trace_ids = [trace_id_of(UUID(int=seeded.getrandbits(128), version=4)) for _ in range(10_000)]
     set_in = [sum(trace_id >> bit & 1 for trace_id in trace_ids) for bit in range(128)]
     assert [count for count in set_in if not 4_750 <= count <= 5_250] == []
+
+
+def test_a_run_of_another_engine_has_its_own_id_where_that_is_a_uuid() -> None:
+    run_id = "6f1c0a5e-3b4b-4d0e-9d0e-2d8a1f5f7c01"
+    assert execution_id_of("dagster", run_id) == UUID(run_id)
+
+
+def test_a_run_whose_id_is_no_uuid_gets_one_that_has_the_engines_name_in_it() -> None:
+    ids = {execution_id_of(engine, run_id) for engine in ("dagster", "kedro") for run_id in ("monday", "tuesday")}
+    assert len(ids) == 4
+    assert execution_id_of("dagster", "monday") == UUID("42e840cb-08b6-5399-aa9c-67369d9b60fa")
+
+
+def test_a_module_of_another_engine_has_an_id_for_each_attempt() -> None:
+    execution_id = UUID("6f1c0a5e-3b4b-4d0e-9d0e-2d8a1f5f7c01")
+    first = uuid5(execution_id, "load")
+    assert [module_id_of(execution_id, "load", attempt) for attempt in (1, 2)] == [first, uuid5(first, "2")]
+
+
+def test_an_id_is_computed_of_any_text() -> None:
+    execution_id = execution_id_of("dagster", "\ud800")
+    assert module_id_of(execution_id, "\ud800") == module_id_of(execution_id, "\\ud800")

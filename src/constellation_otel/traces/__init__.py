@@ -8,7 +8,7 @@ from constellation_otel._support.door import door
 
 if TYPE_CHECKING:
     from constellation_otel.traces.assembler import Assembler, Counters
-    from constellation_otel.traces.ids import span_id_of, trace_id_of
+    from constellation_otel.traces.ids import execution_id_of, module_id_of, span_id_of, trace_id_of
     from constellation_otel.traces.rendering import Execution, Module, Reason
     from constellation_otel.traces.sampling import (
         NOT_TRACED,
@@ -42,7 +42,7 @@ else:
         {
             "assembler": ("Assembler", "Counters"),
             "rendering": ("Execution", "Module", "Reason"),
-            "ids": ("span_id_of", "trace_id_of"),
+            "ids": ("execution_id_of", "module_id_of", "span_id_of", "trace_id_of"),
             "sampling": (
                 "NOT_TRACED",
                 "Decision",
@@ -97,7 +97,9 @@ __all__ = [
     "SpanLink",
     "Tree",
     "decide",
+    "execution_id_of",
     "exported",
+    "module_id_of",
     "sampler_of_environment",
     "span_id_of",
     "trace_id_of",

@@ -10,13 +10,23 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
-__all__ = ["RANDOM_TRACE_ID", "SpanIds", "anonymous_module_id", "span_id_of", "trace_id_of"]
+__all__ = [
+    "RANDOM_TRACE_ID",
+    "SpanIds",
+    "anonymous_module_id",
+    "execution_id_of",
+    "module_id_of",
+    "span_id_of",
+    "trace_id_of",
+]
 
 _TRACE: Final = b"constellation-otel/1/trace/"
 _SPAN: Final = b"constellation-otel/1/span/"
 _MODULE: Final = b"constellation-otel/1/module/"
+_RUNS: Final = UUID("5b0c4f0e-6d0e-4f7c-9a37-0d1a54f2c6b8")
+"""The namespace of execution ids that are made of an engine's run ids."""
 RANDOM_TRACE_ID: Final = 0x02
 """The flag of W3C Trace Context level 2 for a trace id with 56 random bits; older OpenTelemetry has no name for it."""
 
@@ -78,3 +88,34 @@ def anonymous_module_id(execution_id: UUID, module_name: str, occurrence: int) -
     name = module_name.encode("utf-8", "surrogatepass")
     content = _MODULE + execution_id.bytes + occurrence.to_bytes(8) + name
     return UUID(bytes=blake2b(content, digest_size=16).digest())
+
+
+def execution_id_of(engine: str, run_id: str) -> UUID:
+    """The execution's id for a run of another engine.
+
+    Args:
+        engine: The engine's name, ``dagster`` for instance.
+        run_id: What the engine calls the run. The text of a UUID is taken as it is; of anything
+            else the id is a hash, with the engine's name.
+    """
+    try:
+        return UUID(run_id)
+    except ValueError:
+        return uuid5(_RUNS, _encodable(f"{engine}:{run_id}"))
+
+
+def module_id_of(execution_id: UUID, key: str, attempt: int = 1) -> UUID:
+    """The id of a module of another engine, for one run of its body.
+
+    Args:
+        execution_id: The execution.
+        key: What the engine calls the module, unique in its execution.
+        attempt: Which run of its body, from 1.
+    """
+    first = uuid5(execution_id, _encodable(key))
+    return first if attempt == 1 else uuid5(first, str(attempt))
+
+
+def _encodable(text: str) -> str:
+    """Text that a hash can be made of, lone surrogates included."""
+    return text.encode("utf-8", "backslashreplace").decode()
