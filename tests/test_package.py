@@ -120,6 +120,7 @@ def test_a_transport_does_not_know_another_one() -> None:
 HOMES = {
     "click": "click",
     "confluent_kafka": "confluent-kafka",
+    "dagster": "dagster",
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "grpc": "grpcio",
@@ -224,5 +225,5 @@ def test_the_extra_all_has_every_extra_whose_parts_pin_nothing() -> None:
         "optional-dependencies"
     ]
     (everything,) = extras["all"]
-    alone = {"all", "demo", "hamilton", "kedro"}
+    alone = {"all", "demo", "dagster", "hamilton", "kedro"}
     assert everything == f"constellation-otel[{','.join(sorted(extras.keys() - alone))}]"

@@ -32,7 +32,8 @@ EXECUTION = UUID("54b81984-f9a6-4e39-b99f-6ab4e8a03410")
 SECRET = "s3cr3t"
 SOURCES = (
     "ws://host:port or wss://host:port (a Constellation Engine), kafka://broker:9092/topic?group=name,"
-    " postgresql://…, sqlite:///file, jsonl:file (jsonl:- is standard input), journal:file.db[?sink=name]"
+    " postgresql://…, sqlite:///file, jsonl:file (jsonl:- is standard input), journal:file.db[?sink=name],"
+    " dagster:folder[?job=name&since=time] (dagster: is $DAGSTER_HOME)"
 )
 SINKS = (
     "otlp://host:4317 (gRPC), otlp+http://host:4318, otlps://…, otlp+https://…, kafka://broker:9092/topic,"

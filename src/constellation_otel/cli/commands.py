@@ -206,6 +206,7 @@ def bridge(
     \b
     SOURCE: ws[s]://host:port  kafka://broker:9092/topic?group=name
             postgresql://…  sqlite:///file  jsonl:file  jsonl:-  journal:file.db
+            dagster:[folder][?job=name&since=time]
     SINK:   otlp://host:4317  otlp+http://host:4318  otlps://…  otlp+https://…
             kafka://…  postgresql://…  sqlite:///file  jsonl:file  jsonl:-
             journal:file.db
@@ -265,7 +266,7 @@ def replay(
 
     \b
     SOURCE: kafka://broker:9092/topic  postgresql://…  sqlite:///file
-            jsonl:file  jsonl:-  journal:file.db
+            jsonl:file  jsonl:-  journal:file.db  dagster:[folder]
     SINK:   as for bridge
     """
     if not sinks and not dry_run:
@@ -299,7 +300,7 @@ def show(execution_id: UUID, source: str) -> None:
 
     \b
     SOURCE: postgresql://…  sqlite:///file  kafka://broker:9092/topic
-            jsonl:file  journal:file.db
+            jsonl:file  journal:file.db  dagster:[folder]
     """
 
     def run() -> int:

@@ -33,12 +33,14 @@ class _Transport(Struct, frozen=True):
         schemes: What its URLs begin with.
         source: What the URLs of its source look like; ``None`` where it has none.
         sink: Those of its sink.
+        has_default: Whether its scheme alone is a URL, too.
     """
 
     package: str
     schemes: tuple[str, ...]
     source: str | None
     sink: str | None
+    has_default: bool = False
 
 
 _TRANSPORTS: Final = (
@@ -55,6 +57,13 @@ _TRANSPORTS: Final = (
         "jsonl", ("jsonl",), "jsonl:file (jsonl:- is standard input)", "jsonl:file (jsonl:- is standard output)"
     ),
     _Transport("journal", ("journal",), "journal:file.db[?sink=name]", "journal:file.db[?max_bytes=number]"),
+    _Transport(
+        "dagster",
+        ("dagster",),
+        "dagster:folder[?job=name&since=time] (dagster: is $DAGSTER_HOME)",
+        None,
+        has_default=True,
+    ),
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
@@ -73,7 +82,8 @@ def source_of(
     Args:
         url: ``ws://host:port`` or ``wss://host:port``, ``kafka://broker:9092/topic?group=name``,
             ``postgresql://…``, ``sqlite:///file``, ``jsonl:file`` (``jsonl:-`` is standard
-            input), or ``journal:file.db``, read as the sink that ``?sink=name`` says.
+            input), ``journal:file.db``, read as the sink that ``?sink=name`` says, or
+            ``dagster:folder``, the folder of a Dagster instance.
         follow: Whether to go on with what comes, or to end with what there is.
         execution_id: The only execution to be read, where the source can choose; others give all.
         api_key: For the engine.
@@ -181,10 +191,10 @@ def _package_of(url: str, what: Literal["source", "sink"]) -> Any:
     """
     forms = ", ".join(form for transport in _TRANSPORTS if (form := getattr(transport, what)) is not None)
     scheme, colon, rest = url.partition(":")
-    if colon and not rest:
+    transport = _transport_of(url) if colon else None
+    if colon and not rest and not (transport is not None and transport.has_default):
         message = f"a URL that ends after its scheme is not a {what}; use one of: {forms}"
         raise ConfigurationError(message)
-    transport = _transport_of(url) if colon else None
     if transport is None or getattr(transport, what) is None:
         # what stands before a colon may be a user or a key as well, and the rest may have a password
         is_scheme = colon and _SCHEME.fullmatch(scheme) and ("@" not in rest or rest.startswith("//"))
