@@ -18,6 +18,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from constellation_otel.errors import MissingExtraError
+from constellation_otel.events import remote_parent
 from constellation_otel.traces import decide, execution_id_of, module_id_of, span_id_of
 
 try:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["traced"]
 
 _ENGINE: Final = "dagster"
+_TRACEPARENT: Final = "traceparent"
+_TRACESTATE: Final = "tracestate"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,17 +145,18 @@ def _context_of_step() -> Context | None:
     try:
         step = OpExecutionContext.get()
         key, attempt = step.get_step_execution_context().step.key, step.retry_number + 1
-        run_id, job_name = step.run_id, step.job_name
+        run_id, job_name, tags = step.run_id, step.job_name, step.run_tags
     except DagsterError:
         # the function is called as what it is, in a test for instance
         return None
     execution_id = execution_id_of(_ENGINE, run_id)
-    return _module_context(execution_id, module_id_of(execution_id, key, attempt), job_name)
+    parent = remote_parent(tags.get(_TRACEPARENT), tags.get(_TRACESTATE)) or Context()
+    return _module_context(execution_id, module_id_of(execution_id, key, attempt), job_name, parent)
 
 
-def _module_context(execution_id: UUID, module_id: UUID, dag_name: str) -> Context | None:
+def _module_context(execution_id: UUID, module_id: UUID, dag_name: str, parent: Context) -> Context | None:
     sampler = getattr(trace.get_tracer_provider(), "sampler", None)
     if sampler is None:
         return None
-    decision = decide(sampler, execution_id, dag_name, Context())
+    decision = decide(sampler, execution_id, dag_name, parent)
     return decision.context_of(span_id_of(execution_id, module_id), otel_context.get_current())

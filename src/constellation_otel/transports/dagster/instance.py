@@ -83,11 +83,10 @@ class Instance:
         with self._asking():
             self._own.dispose()
 
-    def newest_run(self) -> int:
-        """Where the newest run is; 0 where there is none."""
+    def newest_run(self) -> ListedRun | None:
+        """The run that was made last."""
         with self._asking():
-            records = self._own.get_run_records(self._filter, limit=1)
-        return records[0].storage_id if records else 0
+            return next(iter(self._listed(self._own.get_run_records(self._filter, limit=1))), None)
 
     def has_run(self, run_id: str) -> bool:
         """Whether a run has not been deleted."""
@@ -102,7 +101,9 @@ class Instance:
             limit: How many, at most.
         """
         with self._asking():
-            records = self._own.get_run_records(self._filter, limit=limit, cursor=after, ascending=True)
+            return self._listed(self._own.get_run_records(self._filter, limit=limit, cursor=after, ascending=True))
+
+    def _listed(self, records: Sequence[Any]) -> list[ListedRun]:
         now = datetime.now(UTC)
         return [
             ListedRun(

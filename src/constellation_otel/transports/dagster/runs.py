@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel.delivery import Position, Unreadable
-from constellation_otel.errors import DecodeError
+from constellation_otel.errors import DecodeError, UnavailableError
 from constellation_otel.transports.dagster.records import RunRecords, UnreadableError
 
 if TYPE_CHECKING:
@@ -42,15 +41,18 @@ class RunList:
     def __init__(self, poll_interval: float | None) -> None:
         self._poll_interval = poll_interval
         self.due = -float("inf")
-        # up to where runs are listed, and how far that is done
+        # up to which run they are listed now, how far that is done, and whether it is
         self._until: int | None = None
         self._highest = 0
-        self._latest: deque[str] = deque(maxlen=_REMEMBERED)
+        self._is_all = False
+        # the latest ones: where each is, by its id; and where those are that have certainly been listed
+        self._latest: dict[str, int] = {}
+        self._floor = 0
 
     @property
     def has_ended(self) -> bool:
         """Whether every run has been listed, up to the newest one of the last look."""
-        return self._until is not None and self._highest >= self._until
+        return self._is_all
 
     def fraction_without(self, count: int) -> float | None:
         """How much of the list is done, where so many of the listed ones are not; ``None`` before the first look."""
@@ -63,26 +65,30 @@ class RunList:
         now = time.monotonic()
         if now < self.due:
             return []
-        if self._until is None or (self.has_ended and self._poll_interval is not None):
-            self._until = instance.newest_run()
+        if self._until is None or (self._is_all and self._poll_interval is not None):
+            newest = instance.newest_run()
+            self._until = 0 if newest is None else newest.storage_id
+            # not by its place: SQLite gives that of a run that was deleted to the next one
+            self._is_all = newest is None or newest.run_id in self._latest
             if self._poll_interval is not None:
                 # one with a lower id may be on its way
                 self.due = now + self._poll_interval
                 return []
-        if self.has_ended:
+        if self._is_all:
             return []
         # behind one that was deleted, there is nothing for Dagster
         after = next((run_id for run_id in reversed(self._latest) if instance.has_run(run_id)), None)
-        found = instance.runs(after, _PAGE)
-        listed = [
-            run
-            for run in found
-            if run.storage_id <= self._until
-            and (run.storage_id > self._highest if after is None else run.run_id not in self._latest)
-        ]
-        self._latest += [run.run_id for run in listed]
-        is_all = len(found) < _PAGE or found[-1].storage_id >= self._until
-        self._highest = self._until if is_all else max(self._highest, found[-1].storage_id)
+        if after is None:
+            self._floor = min(self._latest.values(), default=0)
+        page = instance.runs(after, _PAGE)
+        found = [run for run in page if run.storage_id <= self._until]
+        listed = [run for run in found if run.storage_id >= self._floor and run.run_id not in self._latest]
+        for run in found:
+            self._latest[run.run_id] = run.storage_id
+            self._highest = run.storage_id
+        for run_id in list(self._latest)[:-_REMEMBERED]:
+            del self._latest[run_id]
+        self._is_all = len(page) < _PAGE or page[-1].storage_id >= self._until
         return listed
 
 
@@ -125,35 +131,51 @@ class OpenRun:
         if self._after >= self._until:
             self._look(instance)
             return 0
-        while True:
-            try:
-                page = instance.records(self.run_id, self._after, limit)
-            except UnreadableError as error:
-                if limit > 1:
-                    # those before it can be read
-                    limit //= 2
-                    continue
-                end = instance.end_of_unreadable(self.run_id, self._after)
-                gathered.put(Unreadable(b"", str(error), Position(self.run_id, end)))
-                self._after = end
-                self.heard_at = time.monotonic()
-                return 1
-            break
+        try:
+            page, asked_for = self._page(instance, limit)
+        except UnreadableError as error:
+            self._after = instance.end_of_unreadable(self.run_id, self._after)
+            gathered.put(Unreadable(b"", str(error), Position(self.run_id, self._after)))
+            self.heard_at = time.monotonic()
+            return 1
+        except UnavailableError:
+            # with a run, its database is deleted
+            if instance.has_run(self.run_id):
+                raise
+            self.is_done = True
+            return 0
         known = [(storage_id, entry) for storage_id, entry in page if storage_id <= self._until]
         for storage_id, entry in known:
             self._add(storage_id, entry, gathered)
             self._after = storage_id
         if known:
             self.heard_at = time.monotonic()
-        if len(known) < limit:
+        if len(known) < asked_for:
             if self._poll_interval is None:
                 self.is_done = True
             else:
                 self._after = int(self._until)
         return len(known)
 
+    def _page(self, instance: Instance, limit: int) -> tuple[list[tuple[int, Any]], int]:
+        """The next records, and how many were asked for: fewer where one behind them cannot be read.
+
+        Raises:
+            UnreadableError: The next one is that.
+        """
+        while True:
+            try:
+                return instance.records(self.run_id, self._after, limit), limit
+            except UnreadableError:
+                if limit == 1:
+                    raise
+                limit //= 2
+
     def _look(self, instance: Instance) -> None:
         """Looks for records that may be read at the next look: one with a lower id may be on its way."""
+        if not instance.has_run(self.run_id):
+            self.is_done = True
+            return
         now = time.monotonic()
         silent_for = now - self.heard_at
         self._until = max(self._until, instance.newest_record(self.run_id))
