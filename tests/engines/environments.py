@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ENGINES = ("hamilton", "kedro")
+ENGINES = ("dagster", "hamilton", "kedro")
 VERSIONS = ("oldest", "newest")
 OLDEST = {"hamilton": "sf-hamilton==1.88"}
 """What users have that is older than the bound: Hamilton under its former name."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 import pytest
-from dagster import DagsterInstance
+from dagster import DagsterInstance, ReexecutionOptions, execute_job, reconstructable
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -143,6 +143,20 @@ conformance (server) success
     inside-flaky (internal)
   load (internal) success
     inside-load (internal)""",
+    "recovered": """\
+conformance (server) failure ERROR "boom failed: no number"
+  boom (internal) failure ERROR "no number"
+    inside-boom (internal)
+  clean (internal) success
+    inside-clean (internal)
+  flaky (internal) failure ERROR "not yet"
+    inside-flaky (internal)
+  flaky (internal) failure ERROR "not yet"
+    inside-flaky (internal)
+  flaky (internal) success
+    inside-flaky (internal)
+  load (internal) success
+    inside-load (internal)""",
     "mapped": """\
 conformance (server) success
   length (internal) success
@@ -161,6 +175,13 @@ conformance (server) success
     inside-load (internal)
   sub.shout (internal) success
     inside-shout (internal)""",
+    "skipped": """\
+conformance (server) success
+  after (internal) skipped
+  branch (internal) success
+    inside-branch (internal)
+  clean (internal) success
+    inside-clean (internal)""",
     "asynchronous": """\
 conformance (server) success
   awaited (internal) success
@@ -177,6 +198,46 @@ def test_a_run_is_drawn_as_it_was_with_its_bodies_spans(name: str, home: Home) -
     assert home.replay().is_delivered
     assert home.tree() == TREES[name]
     check_lengths(home.receiver.spans)
+
+
+def test_attempts_are_numbered(home: Home) -> None:
+    home.run(jobs.retried)
+    home.replay()
+    tries = sorted(by_name(home.receiver.spans, "flaky"), key=lambda span: span.start_ns)
+    assert [span.attributes.get("constellation.module.attempt", 1) for span in tries] == [1, 2, 3]
+
+
+def test_steps_link_to_those_whose_outputs_they_take(home: Home) -> None:
+    home.run(jobs.mapped)
+    home.replay()
+    spans = home.receiver.spans
+    names = {span.span_id: span.name for span in spans}
+    links = {(span.name, names[link.span_id]) for span in spans for link in span.links}
+    assert links == {("length", "split"), ("total", "length")}
+    (total,) = by_name(spans, "total")
+    assert len(total.links) == 3
+    indices = {span.attributes["dagster.mapping_key"] for span in by_name(spans, "length")}
+    assert indices == {"k0", "k1", "k2"}
+
+
+def test_a_re_execution_is_a_trace_that_names_the_run_before(home: Home) -> None:
+    job = reconstructable(jobs.failure)
+    with execute_job(job, instance=home.instance) as result:
+        first = result.run_id
+    options = ReexecutionOptions(parent_run_id=first, step_selection=["boom"])
+    with execute_job(job, instance=home.instance, reexecution_options=options) as result:
+        assert not result.success
+    home.receiver.clear()
+    home.replay(execution_id=UUID(result.run_id))
+    assert (
+        home.tree()
+        == """\
+conformance (server) failure ERROR "boom failed: no number"
+  boom (internal) failure ERROR "no number\""""
+    )
+    (execution,) = by_name(home.receiver.spans, "conformance")
+    assert execution.attributes["dagster.parent_run_id"] == first
+    assert execution.attributes["constellation.engine"] == "dagster"
 
 
 def check_lengths(spans: Sequence[Span]) -> None:

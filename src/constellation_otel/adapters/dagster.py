@@ -8,6 +8,7 @@ before there are such spans.
 from __future__ import annotations
 
 import contextvars
+import logging
 from contextlib import contextmanager
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.context import Context
 
+from constellation_otel._support.log import RateLimitedLog
+from constellation_otel.bodies import module_context
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.events import remote_parent
-from constellation_otel.traces import decide, execution_id_of, module_id_of, span_id_of
+from constellation_otel.traces import execution_id_of, module_id_of
 
 try:
     from dagster import DagsterError, OpExecutionContext
@@ -30,13 +31,15 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
-    from uuid import UUID
+
+    from opentelemetry.context import Context
 
 __all__ = ["traced"]
 
 _ENGINE: Final = "dagster"
 _TRACEPARENT: Final = "traceparent"
-_TRACESTATE: Final = "tracestate"
+_LOGGER: Final = logging.getLogger(__name__)
+_LOG: Final = RateLimitedLog()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,22 +144,21 @@ def _current(context: Context | None) -> Iterator[None]:
 
 
 def _context_of_step() -> Context | None:
-    """The context of the body of the step that Dagster runs here; ``None`` where it runs none."""
+    """The context of the body of the step that Dagster runs here; ``None`` where there is nothing to nest."""
+    sampler = getattr(trace.get_tracer_provider(), "sampler", None)
+    if sampler is None:
+        return None
     try:
         step = OpExecutionContext.get()
         key, attempt = step.get_step_execution_context().step.key, step.retry_number + 1
-        run_id, job_name, tags = step.run_id, step.job_name, step.run_tags
+        run_id, traceparent = step.run_id, step.run_tags.get(_TRACEPARENT)
     except DagsterError:
         # the function is called as what it is, in a test for instance
         return None
     execution_id = execution_id_of(_ENGINE, run_id)
-    parent = remote_parent(tags.get(_TRACEPARENT), tags.get(_TRACESTATE)) or Context()
-    return _module_context(execution_id, module_id_of(execution_id, key, attempt), job_name, parent)
-
-
-def _module_context(execution_id: UUID, module_id: UUID, dag_name: str, parent: Context) -> Context | None:
-    sampler = getattr(trace.get_tracer_provider(), "sampler", None)
-    if sampler is None:
+    try:
+        return module_context(execution_id, module_id_of(execution_id, key, attempt), traceparent, sampler=sampler)
+    except Exception as error:  # noqa: BLE001 - a sampler of the user's own, which must not fail the step
+        message = "the sampler raised for run %s; spans of its bodies do not nest"
+        _LOG.write(_LOGGER, logging.ERROR, "sampler", message, run_id, error=error)
         return None
-    decision = decide(sampler, execution_id, dag_name, parent)
-    return decision.context_of(span_id_of(execution_id, module_id), otel_context.get_current())

@@ -6,6 +6,7 @@ from uuid import UUID, uuid5
 
 import pytest
 
+from constellation_otel.adapters.telling import Teller
 from constellation_otel.errors import DecodeError
 from constellation_otel.events import (
     ErrorInfo,
@@ -13,18 +14,21 @@ from constellation_otel.events import (
     ExecutionCompleted,
     ExecutionStarted,
     ModuleCompleted,
+    ModuleDescribed,
+    ModuleDetails,
     ModuleFailed,
     ModuleStarted,
 )
+from constellation_otel.listener import ExecutionListener
 from constellation_otel.testing import span_tree
-from constellation_otel.traces import Assembler
+from constellation_otel.traces import Assembler, execution_id_of, module_id_of
 from constellation_otel.transports.dagster.records import Run, RunRecords
 from transports.dagster.helpers import entry, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from constellation_otel.events import Event
+    from constellation_otel.events import Attributes, Event
     from constellation_otel.traces import Span
 
 RUN_ID = "6f1c0a5e-3b4b-4d0e-9d0e-2d8a1f5f7c01"
@@ -52,7 +56,7 @@ def recorded_events() -> list[tuple[int, Event]]:
 
 
 def test_a_recorded_run_is_drawn_as_it_was() -> None:
-    """Attempts are siblings of one name, as are mapped steps; what did not run has no span."""
+    """Attempts are siblings of one name, as are mapped steps; what did not run after a failure has no span."""
     assert (
         span_tree(spans_of([event for _, event in recorded_events()]))
         == """\
@@ -71,6 +75,7 @@ conformance (server) failure ERROR "fail2 failed: desc"
   length (internal) success
   load (internal) success
   maybe (internal) success
+  skipme (internal) skipped
   split (internal) success
   sub.clean (internal) success"""
     )
@@ -97,7 +102,7 @@ def test_a_step_lasts_from_its_start_record_to_its_end_record() -> None:
     )
     load = uuid5(EXECUTION, "load")
     assert events == [
-        (10, ExecutionStarted(EXECUTION, "nightly", SECOND)),
+        (10, ExecutionStarted(EXECUTION, "nightly", SECOND, engine="dagster")),
         (20, ModuleStarted(EXECUTION, load, "load", 2 * SECOND)),
         (30, ModuleCompleted(EXECUTION, load, "load", None, 2_500_000_000)),
         (40, ExecutionCompleted(EXECUTION, "nightly", True, None, 3_250_000_000)),
@@ -136,6 +141,81 @@ def test_a_mapped_step_has_the_name_of_its_op_and_an_id_of_its_own() -> None:
     events = events_of(RUN, *(entry("STEP_START", 1.0, f"length[k{index}]") for index in range(3)))
     assert [getattr(event, "module_name", None) for _, event in events] == ["length"] * 3
     assert len({getattr(event, "module_id", None) for _, event in events}) == 3
+
+
+def details_of(run: Run, *entries: object) -> list[ModuleDetails | None]:
+    """The details of what the records give."""
+    return [getattr(event, "details", None) for _, event in events_of(run, *entries)]
+
+
+def test_an_attempt_tells_its_number_and_the_first_ones_id() -> None:
+    retry = SimpleNamespace(error=error("ValueError: not yet\n", "ValueError"))
+    told = details_of(
+        RUN,
+        entry("STEP_START", 1.0, "flaky"),
+        entry("STEP_UP_FOR_RETRY", 2.0, "flaky", event_specific_data=retry),
+        entry("STEP_RESTARTED", 3.0, "flaky"),
+        entry("STEP_SUCCESS", 4.0, "flaky"),
+    )
+    second = ModuleDetails(attempt=2, attempt_of=uuid5(EXECUTION, "flaky"))
+    assert told == [None, None, second, second]
+
+
+def test_a_mapped_step_tells_its_index() -> None:
+    (told,) = details_of(RUN, entry("STEP_START", 1.0, "length[k0]"))
+    assert told == ModuleDetails(attributes={"dagster.mapping_key": "k0"})
+
+
+def test_a_skipped_step_tells_why() -> None:
+    ((offset, event),) = events_of(RUN, entry("STEP_SKIPPED", 1.0, "after", message="no input"))
+    details = ModuleDetails(outcome="skipped", reason="no input")
+    assert (offset, event) == (10, ModuleDescribed(EXECUTION, uuid5(EXECUTION, "after"), "after", SECOND, details))
+
+
+PLAN = {
+    "split": [],
+    "length[?]": ["split"],
+    "square[?]": ["length[?]"],
+    "total": ["square[?]", "load"],
+}
+
+
+def test_a_step_tells_which_steps_it_takes_the_outputs_of() -> None:
+    """Of a mapped one those with its index, of one that collects all; those of another run are not in this one."""
+    keys = ["split", "length[a]", "length[b]", "square[a]", "square[b]", "total"]
+    told = details_of(Run(RUN_ID, "nightly", upstream=PLAN), *(entry("STEP_START", 1.0, key) for key in keys))
+    ids = {uuid5(EXECUTION, key): key for key in keys}
+    upstream = [[] if each is None else [ids[module] for module in each.upstream] for each in told]
+    assert upstream == [[], ["split"], ["split"], ["length[a]"], ["length[b]"], ["square[a]", "square[b]"]]
+
+
+def test_a_step_links_to_the_attempt_whose_output_it_takes() -> None:
+    retry = SimpleNamespace(error=error("ValueError: not yet\n", "ValueError"))
+    told = details_of(
+        Run(RUN_ID, "nightly", upstream={"after": ["flaky"]}),
+        entry("STEP_START", 1.0, "flaky"),
+        entry("STEP_UP_FOR_RETRY", 2.0, "flaky", event_specific_data=retry),
+        entry("STEP_RESTARTED", 3.0, "flaky"),
+        entry("STEP_START", 4.0, "after"),
+    )
+    assert told[-1] == ModuleDetails(upstream=(uuid5(uuid5(EXECUTION, "flaky"), "2"),))
+
+
+def test_a_re_execution_tells_which_runs_it_repeats() -> None:
+    run = Run(RUN_ID, "nightly", parent_run_id="parent", root_run_id="root")
+    ((_, event),) = events_of(run, entry("PIPELINE_START", 1.0))
+    relations: Attributes = {"dagster.parent_run_id": "parent", "dagster.root_run_id": "root"}
+    assert event == ExecutionStarted(EXECUTION, "nightly", SECOND, attributes=relations, engine="dagster")
+
+
+def test_a_teller_computes_the_same_ids() -> None:
+    """An adapter and a source of one engine are of one trace."""
+    teller = Teller(ExecutionListener.noop, "dagster")
+    for run_id in (RUN_ID, "monday"):
+        execution_id = teller.execution_id(run_id)
+        assert execution_id == execution_id_of("dagster", run_id)
+        for attempt in (1, 2):
+            assert teller.module_id(execution_id, "load", attempt) == module_id_of(execution_id, "load", attempt)
 
 
 def test_an_old_record_without_a_handle_has_the_name_in_its_key() -> None:
@@ -197,7 +277,7 @@ def test_a_run_that_never_started_begins_when_it_began_to_wait() -> None:
         RUN, entry("PIPELINE_ENQUEUED", 1.0), entry("PIPELINE_STARTING", 2.0), entry("PIPELINE_CANCELED", 3.0)
     )
     assert events == [
-        (29, ExecutionStarted(EXECUTION, "nightly", SECOND)),
+        (29, ExecutionStarted(EXECUTION, "nightly", SECOND, engine="dagster")),
         (30, ExecutionCancelled(EXECUTION, "nightly", 3 * SECOND)),
     ]
 
@@ -205,7 +285,7 @@ def test_a_run_that_never_started_begins_when_it_began_to_wait() -> None:
 def test_a_run_that_only_failed_has_a_start_and_an_end() -> None:
     events = events_of(RUN, entry("PIPELINE_FAILURE", 3.0))
     assert events == [
-        (9, ExecutionStarted(EXECUTION, "nightly", 3 * SECOND)),
+        (9, ExecutionStarted(EXECUTION, "nightly", 3 * SECOND, engine="dagster")),
         (10, ExecutionCompleted(EXECUTION, "nightly", False, None, 3 * SECOND)),
     ]
 
@@ -234,7 +314,7 @@ def test_a_run_is_in_the_trace_that_its_tags_name() -> None:
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     run = Run(RUN_ID, "nightly", traceparent=traceparent, tracestate="vendor=1")
     ((_, event),) = events_of(run, entry("PIPELINE_START", 1.0))
-    assert event == ExecutionStarted(EXECUTION, "nightly", SECOND, traceparent, "vendor=1")
+    assert event == ExecutionStarted(EXECUTION, "nightly", SECOND, traceparent, "vendor=1", engine="dagster")
 
 
 def test_a_run_whose_id_is_no_uuid_has_an_execution_id_of_its_own() -> None:
@@ -244,7 +324,7 @@ def test_a_run_whose_id_is_no_uuid_has_an_execution_id_of_its_own() -> None:
 
 def test_what_says_neither_begin_nor_end_gives_nothing() -> None:
     log_line = SimpleNamespace(timestamp=1.0, dagster_event=None)
-    assert events_of(RUN, log_line, entry("STEP_OUTPUT", 1.0, "load"), entry("STEP_SKIPPED", 2.0, "load")) == []
+    assert events_of(RUN, log_line, entry("STEP_OUTPUT", 1.0, "load")) == []
 
 
 @pytest.mark.parametrize(

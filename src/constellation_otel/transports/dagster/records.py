@@ -6,22 +6,29 @@ A record is looked at by the names of its fields, which Dagster keeps for old lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from constellation_otel.errors import DecodeError
 from constellation_otel.events import (
+    MAX_UPSTREAM,
     ErrorInfo,
     Event,
     ExecutionCancelled,
     ExecutionCompleted,
     ExecutionStarted,
     ModuleCompleted,
+    ModuleDescribed,
+    ModuleDetails,
     ModuleFailed,
     ModuleStarted,
 )
 from constellation_otel.traces import execution_id_of, module_id_of
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = ["ENGINE", "READ_TYPES", "Run", "RunRecords", "UnreadableError"]
 
@@ -40,6 +47,11 @@ READ_TYPES: Final = frozenset(
     {*_WAITING, _STARTED, _CANCELLED, *_ENDED, *_STEP_BEGINS, _STEP_SUCCESS, _STEP_FAILURE, _STEP_RETRY, _STEP_SKIPPED}
 )
 """The types of the records that are read, as Dagster writes them: its runs were once called pipelines."""
+_ANY_INDEX: Final = "[?]"
+_MAPPING_KEY: Final = "dagster.mapping_key"
+_PARENT_RUN: Final = "dagster.parent_run_id"
+_ROOT_RUN: Final = "dagster.root_run_id"
+_NO_DETAILS: Final = ModuleDetails()
 _USER_CODE: Final = "USER_CODE_ERROR"
 _RETRY_REQUESTED: Final = {"RetryRequested", "RetryRequestedFromPolicy"}
 
@@ -127,12 +139,20 @@ class RunRecords:
             return [(storage_id, self._start(at_ns))]
         if kind in _ENDED or kind == _CANCELLED:
             return self._end(storage_id, kind, at_ns)
-        event = self._step_event(kind, record, at_ns)
-        return [] if event is None else [(storage_id, event)]
+        return [(storage_id, self._step_event(kind, record, at_ns))]
 
     def _start(self, at_ns: int) -> Event:
         run = self._run
-        return ExecutionStarted(self._execution_id, run.job_name, at_ns, run.traceparent, run.tracestate)
+        relations = {_PARENT_RUN: run.parent_run_id, _ROOT_RUN: run.root_run_id}
+        return ExecutionStarted(
+            self._execution_id,
+            run.job_name,
+            at_ns,
+            run.traceparent,
+            run.tracestate,
+            attributes={name: run_id for name, run_id in relations.items() if run_id is not None} or None,
+            engine=ENGINE,
+        )
 
     def _end(self, storage_id: int, kind: str, at_ns: int) -> list[tuple[int, Event]]:
         name = self._run.job_name
@@ -150,22 +170,53 @@ class RunRecords:
         self.has_ended = True
         return events
 
-    def _step_event(self, kind: str, record: Any, at_ns: int) -> Event | None:
+    def _step_event(self, kind: str, record: Any, at_ns: int) -> Event:
         step = _Step.of(record)
         attempt = self._attempts.setdefault(step.key, 1)
-        module_id = module_id_of(self._execution_id, step.key, attempt)
+        module_id = self._id_of(step.key)
+        details = self._details(step, attempt)
+        if kind == _STEP_SKIPPED:
+            described = replace(details or ModuleDetails(), outcome="skipped", reason=record.message)
+            return ModuleDescribed(self._execution_id, module_id, step.name, at_ns, described)
         if kind in _STEP_BEGINS:
-            return ModuleStarted(self._execution_id, module_id, step.name, at_ns)
+            return ModuleStarted(self._execution_id, module_id, step.name, at_ns, details)
         if kind == _STEP_SUCCESS:
             # not the record's own duration, which is measured from when the start record was stored: bodies
             # would end after it
-            return ModuleCompleted(self._execution_id, module_id, step.name, None, at_ns)
-        if kind == _STEP_SKIPPED:
-            return None
+            return ModuleCompleted(self._execution_id, module_id, step.name, None, at_ns, details=details)
         if kind == _STEP_RETRY:
             # Dagster's own number of an attempt counts these, too
             self._attempts[step.key] = attempt + 1
-        return ModuleFailed(self._execution_id, module_id, step.name, _error_of(record), at_ns)
+        return ModuleFailed(self._execution_id, module_id, step.name, _error_of(record), at_ns, details=details)
+
+    def _details(self, step: _Step, attempt: int) -> ModuleDetails | None:
+        """What is more than the callbacks' facts; ``None`` where there is nothing."""
+        details = ModuleDetails(
+            attempt=attempt,
+            attempt_of=module_id_of(self._execution_id, step.key) if attempt > 1 else None,
+            upstream=tuple(self._id_of(key) for key in self._upstream_of(step)),
+            attributes={} if step.index is None else {_MAPPING_KEY: step.index},
+        )
+        return None if details == _NO_DETAILS else details
+
+    def _upstream_of(self, step: _Step) -> list[str]:
+        """The steps of this run whose outputs a step takes; those of a run before it have no spans here."""
+        found: list[str] = []
+        for key in self._run.upstream.get(step.key if step.index is None else f"{step.op}{_ANY_INDEX}", ()):
+            if not key.endswith(_ANY_INDEX):
+                found.append(key)
+            elif step.index is not None:
+                # mapped over the same outputs
+                found.append(f"{key.removesuffix(_ANY_INDEX)}[{step.index}]")
+            else:
+                # it collects what was mapped
+                begins = key.removesuffix(_ANY_INDEX) + "["
+                found += [other for other in self._attempts if other.startswith(begins)]
+        return [key for key in found if key in self._attempts][:MAX_UPSTREAM]
+
+    def _id_of(self, key: str) -> UUID:
+        """The id of a step's latest attempt."""
+        return module_id_of(self._execution_id, key, self._attempts[key])
 
 
 class _Step(Struct, frozen=True):
@@ -173,11 +224,13 @@ class _Step(Struct, frozen=True):
 
     Attributes:
         key: Dagster's key of it, unique in the run.
+        op: The key without an index.
         name: The op's name, with the graphs that it is in: the same for all steps of a mapped op.
         index: Which of the steps of a mapped op it is.
     """
 
     key: str
+    op: str
     name: str
     index: str | None
 
@@ -194,7 +247,7 @@ class _Step(Struct, frozen=True):
             raise ValueError(message)
         op, bracket, rest = key.partition("[")
         index = rest.removesuffix("]") if bracket else None
-        return cls(key, str(record.node_handle or op), index)
+        return cls(key, op, str(record.node_handle or op), index)
 
 
 def _error_of(record: Any) -> ErrorInfo:
