@@ -119,10 +119,11 @@ prints; and the traces that arrive."""
 
 
 ON_ENGINES = {
+    "docs/dagster.md": "tests/engines/test_dagster.py",
     "docs/hamilton.md": "tests/engines/test_hamilton.py",
     "docs/kedro.md": "tests/engines/test_kedro.py",
 }
-"""Each page whose Python needs an engine, and what runs it where that is."""
+"""Each page whose Python, or commands, need an engine, and what runs them where that is."""
 
 
 def program_of(page: str, receiver: Receiver, folder: Path) -> str:
@@ -207,6 +208,7 @@ def runnable(text: str) -> str:
 SHELL = [
     pytest.param(block, output, id=f"{page}: {block.text.splitlines()[0]}")
     for page in PAGES
+    if page not in ON_ENGINES
     for block, output in with_outputs("sh", page)
 ]
 

@@ -126,6 +126,7 @@ letters (server) success
     ),
 }
 ELSEWHERE = {
+    "dagster_job": "tests/engines/test_dagster.py",
     "hamilton_driver": "tests/engines/test_hamilton.py",
     "kafka_events": "tests/e2e/test_examples.py",
     "kedro_project": "tests/engines/test_kedro.py",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -22,6 +25,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from constellation_otel.adapters.dagster import traced
+from constellation_otel.cli import cli
 from constellation_otel.delivery import Batch, Bridge, Unreadable
 from constellation_otel.errors import ConfigurationError, SourceError, UnavailableError
 from constellation_otel.testing import check_source, span_tree
@@ -30,7 +34,7 @@ from constellation_otel.transports import sink_of, source_of
 from constellation_otel.transports.dagster import DagsterSource
 from constellation_otel.transports.otlp import make_resource
 from engines import dagster_jobs as jobs
-from programs import run_command
+from programs import ROOT, run_command
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -59,10 +63,10 @@ conformance (server) success
 class Home:
     """A Dagster instance, and an endpoint for the spans of its steps' bodies."""
 
-    def __init__(self, folder: Path, receiver: Receiver) -> None:
+    def __init__(self, folder: Path, receiver: Receiver, storage: str = "") -> None:
         self.folder = folder
         self.receiver = receiver
-        (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        (folder / "dagster.yaml").write_text(f"telemetry:\n  enabled: false\n{storage}")
         self.instance = DagsterInstance.from_config(str(folder))
 
     def run(self, job: Any, **options: Any) -> str:
@@ -96,6 +100,24 @@ class Home:
 def home(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     monkeypatch.setenv(jobs.ENDPOINT, receiver.http_endpoint)
     made = Home(tmp_path, receiver)
+    yield made
+    made.instance.dispose()
+
+
+CONSOLIDATED = """\
+event_log_storage:
+  module: dagster._core.storage.event_log
+  class: ConsolidatedSqliteEventLogStorage
+  config:
+    base_dir: {folder}
+"""
+"""A storage with one table for all runs, as PostgreSQL's and MySQL's are."""
+
+
+@pytest.fixture
+def one_table(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    monkeypatch.setenv(jobs.ENDPOINT, receiver.http_endpoint)
+    made = Home(tmp_path, receiver, CONSOLIDATED.format(folder=tmp_path / "history"))
     yield made
     made.instance.dispose()
 
@@ -434,6 +456,17 @@ def following(home: Home, **options: Any) -> Iterator[Callable[[str, int], bool]
         assert not thread.is_alive()
 
 
+def test_runs_whose_records_are_in_one_table_are_read_one_by_one(one_table: Home) -> None:
+    first = one_table.start("retried")
+    second = one_table.start("ok")
+    assert [first.wait(2 * DEADLINE), second.wait(2 * DEADLINE)] == [0, 0]
+    events = events_of(read_all(one_table.source()))
+    check_source(one_table.source, events=events)
+    assert one_table.replay().is_delivered
+    assert sorted(one_table.tree().split("\n\n")) == sorted([OK, TREES["retried"]])
+    check_lengths(one_table.receiver.spans)
+
+
 def test_only_the_runs_of_a_job_or_since_a_time_are_read(home: Home) -> None:
     first = home.run(jobs.ok)
     home.run(jobs.shop())
@@ -579,3 +612,43 @@ def test_the_command_line_replays_and_shows_a_run(home: Home) -> None:
     assert len(home.receiver.spans) == 5
     stdout, _ = run_command(home.receiver, f"{command} show {run_id} --from dagster:", **options)
     assert "conformance" in stdout
+
+
+# --- what users read ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_a_job_and_commands(home: Home, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs/dagster.md").read_text(), re.MULTILINE | re.DOTALL)
+    (code,) = [text for kind, text in blocks if kind == "python"]
+    program = tmp_path / "page.py"
+    program.write_text(code)
+    page = runpy.run_path(str(program))
+    home.run(page["nightly"])
+    replay, bridge = [shlex.split(text) for kind, text in blocks if kind == "sh"]
+    endpoint = home.receiver.grpc_endpoint.replace("http:", "otlp:")
+    words = shlex.join([sys.executable, "-m", "constellation_otel", *replay[1:]])
+    options: dict[str, str] = {"PYTHONWARNINGS": "ignore", "DAGSTER_HOME": str(home.folder)}
+    run_command(home.receiver, words.replace("otlp://localhost:4317", endpoint), **options)
+    assert (
+        home.tree()
+        == """\
+nightly (server) success
+  orders (internal) success
+    SELECT orders (internal)
+  total (internal) success"""
+    )
+    cli.commands["bridge"].make_context("bridge", bridge[2:])
+    source_of(bridge[2].replace(":", f":{home.folder}", 1), follow=True).close()
+
+
+def test_the_example_is_one_trace(receiver: Receiver) -> None:
+    printed, _ = run_command(receiver, "python examples/dagster_job.py", PYTHONWARNINGS="ignore")
+    assert printed == "total: 6\n6 events replayed as 3 spans; delivered: True\n"
+    assert (
+        span_tree(receiver.spans)
+        == """\
+nightly (server) success
+  orders (internal) success
+    SELECT orders (internal)
+  total (internal) success"""
+    )
