@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from opentelemetry.sdk.resources import Resource
 
-from constellation_otel.errors import ConfigurationError, JournalError
+from constellation_otel.errors import ConfigurationError, JournalError, MissingExtraError
 from constellation_otel.transports import check_sink, sink_of, source_of
 from constellation_otel.transports.journal import DEFAULT_SINK, Journal, JournalSink, JournalSource, forget
 from constellation_otel.transports.jsonl import JsonlSink, JsonlSource
@@ -334,6 +334,17 @@ def test_without_websockets_an_engine_is_what_cannot_be_followed() -> None:
         "MissingExtraError: websockets is not installed; run: pip install 'constellation-otel[websocket]'"
     )
     assert sink.startswith("ConfigurationError: a URL that begins with 'ws' is not a sink;")
+
+
+@pytest.mark.parametrize("url", ["dagster:", "dagster:/srv/dagster", "dagster:?job=nightly"])
+def test_without_dagster_its_event_log_is_what_cannot_be_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheme alone is a URL: it is the instance that the environment names."""
+    monkeypatch.setitem(sys.modules, "dagster", None)
+    expected = r"dagster is not installed; run: pip install 'constellation-otel\[dagster\]'"
+    with pytest.raises(MissingExtraError, match=expected):
+        source_of(url, follow=False)
+    with pytest.raises(ConfigurationError, match="is not a sink"):
+        sink_of(url, resource=Resource.get_empty())
 
 
 @UNWATCHED
