@@ -74,8 +74,8 @@ class Environment:
         _say(f"== {self.engine}, {self.version}")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
         environment |= {"PYTHONPATH": str(ROOT / "src"), "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
-        tests = f"tests/engines/test_{self.engine}.py"
-        command = [self.python, "-m", "pytest", tests]
+        tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/engines").glob(f"test_{self.engine}*.py"))
+        command = [self.python, "-m", "pytest", *tests]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
 
 

@@ -5,15 +5,18 @@ All that is asked of Dagster is here. Whatever it raises becomes an error of thi
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.errors import MissingExtraError, SourceError, UnavailableError
 from constellation_otel.transports.dagster.records import READ_TYPES, Run, UnreadableError
 
 try:
     from dagster import DagsterEventType, DagsterInstance, RunsFilter
+    from dagster._check import CheckError
     from dagster._core.errors import DagsterError, DagsterEventLogInvalidForRun
     from dagster._core.event_api import EventLogCursor
 except ModuleNotFoundError as error:
@@ -30,6 +33,16 @@ __all__ = ["Instance", "ListedRun"]
 _TYPES: Final = {DagsterEventType(value) for value in READ_TYPES}
 _LEFT_ALONE: Final = timedelta(minutes=1)
 """How long ago a run must have ended for nothing more to be written of it."""
+_NOT_UNDERSTOOD: Final = (
+    DagsterEventLogInvalidForRun,
+    CheckError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+)
+"""What Dagster raises of a stored thing that it cannot make its own object of."""
+_LOGGER: Final = logging.getLogger(__package__)
 _MAX_SAID: Final = 500
 _TRACEPARENT: Final = "traceparent"
 _TRACESTATE: Final = "tracestate"
@@ -58,7 +71,7 @@ class Instance:
         home: The folder.
         name: What errors call it.
         job: Only runs of this job.
-        since: Only runs that were made after this time.
+        since: Only runs that were made after this time, which has a zone.
         run_id: Only this run.
 
     Raises:
@@ -70,7 +83,9 @@ class Instance:
         self, home: Path, name: str, *, job: str | None = None, since: datetime | None = None, run_id: str | None = None
     ) -> None:
         self._name = name
-        self._filter = RunsFilter(run_ids=None if run_id is None else [run_id], job_name=job, created_after=since)
+        self._log = RateLimitedLog()
+        made_after = None if since is None else since.astimezone(UTC)
+        self._filter = RunsFilter(run_ids=None if run_id is None else [run_id], job_name=job, created_after=made_after)
         # Dagster would make an empty one
         if not any((home / part).exists() for part in ("dagster.yaml", "history")):
             message = f"{name}: {home} is not the folder of a Dagster instance; name the one that is DAGSTER_HOME"
@@ -173,20 +188,25 @@ class Instance:
         with self._asking():
             try:
                 found = self._own.get_records_for_run(run_id, cursor, _TYPES, limit, ascending)
-            except DagsterEventLogInvalidForRun as error:
+            except _NOT_UNDERSTOOD as error:
                 raise UnreadableError(_said(error.__cause__ or error)) from error
         return [(record.storage_id, record.event_log_entry) for record in found.records]
 
     def _upstream(self, plan_id: str | None) -> Mapping[str, Sequence[str]]:
-        """The steps whose outputs each step takes; of a run whose plan was not stored, nothing is known."""
+        """The steps whose outputs each step takes; of a run whose plan cannot be had, nothing is known."""
         if plan_id is None:
             return {}
         with self._asking():
-            plan = self._own.get_execution_plan_snapshot(plan_id)
-        return {
-            step.key: tuple(dict.fromkeys(key for each in step.inputs for key in each.upstream_step_keys))
-            for step in plan.steps
-        }
+            try:
+                plan = self._own.get_execution_plan_snapshot(plan_id)
+                return {
+                    step.key: tuple(dict.fromkeys(key for each in step.inputs for key in each.upstream_step_keys))
+                    for step in plan.steps
+                }
+            except _NOT_UNDERSTOOD as error:
+                message = "%s: the plan %s of a run cannot be read; its steps do not link to the ones before them: %s"
+                self._log.write(_LOGGER, logging.WARNING, "plan", message, self._name, plan_id, _said(error))
+                return {}
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
