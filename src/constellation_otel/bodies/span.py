@@ -7,8 +7,10 @@ are. What the body has set by then is frozen in the callback of its end, and is 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal
+import threading
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from msgspec import Struct
 from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -16,6 +18,7 @@ from opentelemetry.sdk.trace import Span, SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode
 
+from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel._support.text import message_of
@@ -46,22 +49,19 @@ _STATUSES: Final[dict[StatusCode, Literal["unset", "ok", "error"]]] = {
 }
 
 
-_DEFAULTS: Final = {"has_ended": False, "is_elsewhere": False, "module_name": "", "remote": None}
-"""What is not set when a span is made, which is a step less each."""
-
-
 class _Recorder(Span):
     """A span of the SDK's, whose own class is for its tracers only."""
 
 
-class BodySpan(trace.Span):
+class BodySpan(Struct, eq=False, weakref=True):
     """Records what a module's body sets on it, from any thread or task, within the SDK's limits.
 
     What is set, and what is read of it as of the SDK's ``ReadableSpan``, a span of the SDK's keeps, which is made when
     that is first done: a body that does neither costs nothing. The engine ends it, with its module: what the body
     does to end it is left out, with a warning.
 
-    It is made by whoever keeps it, who gives it the first three of these.
+    A subclass of the API's ``Span`` by registration: one of these is made for every module, and with that
+    one's dictionary it would take as long again.
 
     Attributes:
         decision: What was decided on its execution, which is recorded.
@@ -71,46 +71,53 @@ class BodySpan(trace.Span):
         is_elsewhere: Whether the body runs in another process than the one that submitted it.
         module_name: The module's name, where the engine has said it.
         remote: What it has set there.
+        known_context: Its span context, once somebody has asked for it.
+        recorder: Keeps what is set, once something is.
+        exceptions: The ids of the exceptions that were recorded.
     """
 
-    decision: Decision
+    decision: Any
     module_id: int
-    has_something: bool
-    has_ended: bool
-    is_elsewhere: bool
-    module_name: str
-    remote: BodyRecord | None
+    has_something: bool = False
+    has_ended: bool = False
+    is_elsewhere: bool = False
+    module_name: str = ""
+    remote: BodyRecord | None = None
+    known_context: SpanContext | None = None
+    recorder: Any = None
+    exceptions: set[int] | None = None
 
-    __slots__ = ("decision", "has_ended", "has_something", "is_elsewhere", "module_id", "module_name", "remote")
+    def __enter__(self) -> Self:
+        return self
 
     def get_span_context(self) -> SpanContext:
-        known = self.__dict__.get("context")
+        known = self.known_context
         if known is None:
-            ids = self.decision.ids
-            made = self.decision.span_context_of(0 if ids is None else ids.of_module(self.module_id))
-            known = self.__dict__.setdefault("context", made or trace.INVALID_SPAN_CONTEXT)
-        return known  # type: ignore[no-any-return] # what was just put there
+            decision = self.decision
+            made = decision.span_context_of(0 if decision.ids is None else decision.ids.of_module(self.module_id))
+            known = self.known_context = made or trace.INVALID_SPAN_CONTEXT
+        return known
 
     def is_recording(self) -> bool:
         return not self.has_ended
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        self._recorder().set_attributes(attributes)
+        self._made().set_attributes(attributes)
 
     def set_attribute(self, key: str, value: Any) -> None:
-        self._recorder().set_attribute(key, value)
+        self._made().set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        self._recorder().add_event(name, attributes, timestamp)
+        self._made().add_event(name, attributes, timestamp)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        self._recorder().add_link(context, attributes)
+        self._made().add_link(context, attributes)
 
     def update_name(self, name: str) -> None:
-        self._recorder().update_name(name)
+        self._made().update_name(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        self._recorder().set_status(status, description)
+        self._made().set_status(status, description)
 
     def record_exception(
         self,
@@ -119,8 +126,8 @@ class BodySpan(trace.Span):
         timestamp: int | None = None,
         escaped: bool = False,  # noqa: FBT002 - the SDK's signature
     ) -> None:
-        recorder = self._recorder()
-        self.__dict__.setdefault("exceptions", set()).add(id(exception))
+        recorder = self._made()
+        self.exceptions = {*(self.exceptions or ()), id(exception)}
         recorder.record_exception(exception, attributes, timestamp, escaped)
 
     def end(self, end_time: int | None = None) -> None:  # noqa: ARG002 - the SDK's signature
@@ -129,21 +136,22 @@ class BodySpan(trace.Span):
         _LIMITED.write(_LOGGER, logging.WARNING, "end", message)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         """As the SDK's own: an exception is recorded, and is the status; the span goes on."""
         if error is not None and self.is_recording():
             self.record_exception(error, escaped=True)
             self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {message_of(error)}"))
-        super().__exit__(kind, error, traceback)
+        self.end()
 
     def __getattr__(self, name: str) -> Any:
         """What of the SDK's ``ReadableSpan`` is asked for."""
-        if name in _DEFAULTS:
-            return _DEFAULTS[name]
         if name.startswith("_"):
             raise AttributeError(name=name, obj=self)
-        return getattr(self._recorder(), name)
+        return getattr(self._made(), name)
 
     def is_of(self, decision: Decision, module_id: int) -> bool:
         """Whether it is of a module: several listeners have one span between them."""
@@ -167,35 +175,37 @@ class BodySpan(trace.Span):
         self.has_ended = True
         if self.remote is not None:
             return replace(self.remote, is_elsewhere=True)
-        recorder = self.__dict__.get("recorder")
+        recorder = self.recorder
         if recorder is None:
             return _ELSEWHERE if self.is_elsewhere else None
         _end(recorder)
         record = self._record(recorder, error)
         return None if record == _EMPTY else record
 
-    def _recorder(self) -> _Recorder:
-        own = self.__dict__
-        recorder: _Recorder | None = own.get("recorder")
+    def _made(self) -> _Recorder:
+        recorder: _Recorder | None = self.recorder
         if recorder is None:
+            # before it is made: what is set from now on may be looked for
             self.has_something = True
-            made = _Recorder(
-                self.module_name or _UNNAMED,
-                self.get_span_context(),
-                parent=self.decision.span_context,
-                resource=_NO_RESOURCE,
-                limits=self.decision.limits or SpanLimits(),
-                instrumentation_scope=_SCOPE,
-            )
-            made.start()
-            # of threads that come at once, all have the first one's
-            recorder = own.setdefault("recorder", made)
+            with _MAKING.lock:
+                recorder = self.recorder
+                if recorder is None:
+                    recorder = _Recorder(
+                        self.module_name or _UNNAMED,
+                        self.get_span_context(),
+                        parent=self.decision.span_context,
+                        resource=_NO_RESOURCE,
+                        limits=self.decision.limits or SpanLimits(),
+                        instrumentation_scope=_SCOPE,
+                    )
+                    recorder.start()
+                    self.recorder = recorder
             if self.has_ended:
                 _end(recorder)
         return recorder
 
     def _record(self, recorder: _Recorder, error: BaseException | None) -> BodyRecord:
-        is_recorded = error is not None and id(error) in self.__dict__.get("exceptions", ())
+        is_recorded = error is not None and id(error) in (self.exceptions or ())
         own = _type_and_message(error) if error is not None and is_recorded else None
         events = [
             RecordedEvent(event.name, event.timestamp, _plain(event.attributes))
@@ -226,6 +236,18 @@ class BodySpan(trace.Span):
         )
 
 
+trace.Span.register(BodySpan)
+
+
+class _Making:
+    """Of the threads of a body that come at once, the first makes what keeps all that they set."""
+
+    lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
+
+
+_MAKING: Final = _Making()
+
+
 def recording(module_id: UUID, context: Context) -> tuple[BodySpan | None, Context]:
     """A span for the body of a module that another process has submitted, in place of the current one.
 
@@ -239,11 +261,10 @@ def recording(module_id: UUID, context: Context) -> tuple[BodySpan | None, Conte
     known = trace.get_current_span(context).get_span_context()
     if not known.trace_flags.sampled:
         return None, context
-    span = BodySpan()
-    span.decision, span.module_id, span.has_something = Decision(context), module_id.int, False
     own = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
-    span.__dict__["context"] = own
-    return span, trace.set_span_in_context(span, context)
+    span = BodySpan(Decision(context), module_id.int, known_context=own)
+    current: Any = span
+    return span, trace.set_span_in_context(current, context)
 
 
 def _end(recorder: _Recorder) -> None:
