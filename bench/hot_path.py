@@ -83,6 +83,7 @@ def _measure(endpoint: Endpoint) -> Sequence[Figure]:
 ROW: Final = Row(
     "hot-path",
     "CPU time of the thread that calls `on_module_start`, `module_context` and `on_module_complete` of"
-    " `OpenTelemetryListener`, for a body that sets nothing, beside that of the thread that makes the same telemetry by hand.",
+    " `OpenTelemetryListener`, for a body that sets nothing, beside that of the thread that makes the same telemetry by"
+    " hand.",
     _measure,
 )

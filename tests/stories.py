@@ -179,7 +179,9 @@ engines = st.sampled_from([None, "kedro"])
 plain_values: list[PlainValue] = ["a", "b", 1, 2.5, True, ("x", "y")]
 
 
-attributes = st.dictionaries(st.sampled_from(["tenant", "queue", "constellation.outcome", "error.type"]), st.sampled_from(plain_values))
+attributes = st.dictionaries(
+    st.sampled_from(["tenant", "queue", "constellation.outcome", "error.type"]), st.sampled_from(plain_values)
+)
 
 
 UNHEARD_OF = UUID("eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee")

@@ -287,7 +287,7 @@ def test_the_readme_has_every_metric() -> None:
 
 ATTRIBUTES = sorted([
     spans.EXECUTION_ID, spans.DAG_NAME, spans.MODULE_ID, spans.MODULE_NAME, spans.OUTCOME, spans.MISSING,
-    spans.REPORTED_DURATION, spans.ABANDONED_REASON, spans.ERROR_TYPE,
+    spans.REPORTED_DURATION, spans.ENGINE, spans.ATTEMPT, spans.REASON, spans.ABANDONED_REASON, spans.ERROR_TYPE,
 ])  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def test_a_bridge_follows_an_engine_until_sigterm(receiver: Receiver, tmp_path: 
     assert (assembly["executions"], assembly["spans"]) == (50, 200)
     assert {name: sink["sending"]["sent"] for name, sink in report["sinks"].items()} == {"otlp": 200, "jsonl": 400}
     assert len(receiver.spans) == 200
+    assert {span.attributes["constellation.engine"] for span in receiver.spans} == {"constellation"}
     assert {it.resource.attributes["service.name"] for it in receiver.received} == {"engine"}
     assert len((tmp_path / "events.jsonl").read_bytes().splitlines()) == 400
     names = {point.name for point in receiver.metrics}

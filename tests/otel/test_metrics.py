@@ -166,6 +166,17 @@ def test_one_exemplar_a_second_points_at_the_first_of_a_kind(
     assert sorted(exemplar.span_id for exemplar in point.exemplars) == [2, 4]
 
 
+def test_a_later_attempt_is_counted_as_such_up_to_ten(metrics: tuple[InMemoryMetricReader, Instruments]) -> None:
+    """Each number is a series; what was skipped has no duration."""
+    reader, instruments = metrics
+    for attempt in (None, 2, 10, 11):
+        more = {} if attempt is None else {"constellation.module.attempt": attempt}
+        instruments.record(replace(EXECUTION, attributes=EXECUTION.attributes | more), NOT_TRACED)
+    instruments.record(replace(EXECUTION, duration_ns=None), NOT_TRACED)
+    counts = {(point.attributes or {}).get("constellation.module.attempt"): point.count for point in durations(reader)}
+    assert counts == {None: 1, "2": 1, "10": 2}
+
+
 def test_durations_of_any_number_of_kinds_take_bounded_memory(
     metrics: tuple[InMemoryMetricReader, Instruments], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,6 +34,7 @@ from constellation_otel.delivery.retry import Retry
 from constellation_otel.delivery.sender import Sender
 from constellation_otel.delivery.transform import PassThrough, TraceAssembly
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, SourceError, UnavailableError
+from constellation_otel.events import ExecutionStarted
 from constellation_otel.traces import Assembler, Sampling, decide, exported, sampler_of_environment
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ class Bridge:
             message = "a bridge needs at least one sink"
             raise ConfigurationError(message)
         retry = retry or Retry()
+        self._engine: str | None = getattr(source, "engine", None)
         self._source = as_source(source)
         self._waits = on_full == "wait" or (on_full is None and self._source.is_durable)
         self._abandon_open = abandon_open
@@ -432,7 +434,7 @@ class Bridge:
             if self._is_cut and not isinstance(item, Revoked):
                 continue
             if isinstance(item, Batch):
-                self._deliver(item)
+                self._deliver(item if self._engine is None else _of_engine(item, self._engine))
             elif isinstance(item, Unreadable):
                 self._skip(item)
             elif isinstance(item, Restarted):
@@ -675,3 +677,12 @@ class _Ledger:
                     del missing[position]
                     safe.append(position)
         return safe
+
+
+def _of_engine(batch: Batch, engine: str) -> Batch:
+    """The same batch, whose executions' starts say which engine they are of."""
+    events = [
+        replace(event, engine=engine) if type(event) is ExecutionStarted and event.engine is None else event
+        for event in batch.events
+    ]
+    return replace(batch, events=events)

@@ -161,6 +161,7 @@ class Source:
     """Where events come from. All calls come from one thread, but for :meth:`close`.
 
     A subclass has :attr:`name`, :meth:`read` and :meth:`close`, and overrides the defaults that do not fit it.
+    One whose events do not say which engine they are of, and are all of one, has its name as ``engine``.
     """
 
     @property

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec import Struct, field
 from opentelemetry.context import Context
@@ -19,7 +19,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, NoOpMeter, Observa
 from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.otel._sdk_internals import Recorder
-from constellation_otel.traces import DAG_NAME, ERROR_TYPE, MODULE_NAME, OUTCOME
+from constellation_otel.traces import ATTEMPT, DAG_NAME, ERROR_TYPE, MODULE_NAME, OUTCOME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,6 +53,8 @@ _DURATION_BOUNDARIES: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 _EXEMPLAR_EVERY_S: Final = 1.0
 _MAX_KINDS: Final = 4_096
 """Sets of attributes whose histogram is remembered; the SDK itself has 2,000 of an instrument."""
+_MAX_ATTEMPT: Final = 10
+"""What stands for all later attempts, since each number is a series of its own."""
 
 
 class _Kind(Struct):
@@ -153,7 +155,10 @@ class Instruments:
         if duration_ns is None:
             return
         get = attributes.get
-        key = (get(DAG_NAME), get(MODULE_NAME), get(OUTCOME), get(ERROR_TYPE))
+        attempt: Any = get(ATTEMPT)
+        if attempt is not None:
+            attempt = min(attempt, _MAX_ATTEMPT)
+        key = (get(DAG_NAME), get(MODULE_NAME), get(OUTCOME), get(ERROR_TYPE), attempt)
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kind_of(key)
@@ -167,7 +172,7 @@ class Instruments:
     def _kind_of(self, key: tuple[AttributeValue, ...]) -> _Kind:
         attributes = {
             name: str(value)
-            for name, value in zip((DAG_NAME, MODULE_NAME, OUTCOME, ERROR_TYPE), key, strict=True)
+            for name, value in zip((DAG_NAME, MODULE_NAME, OUTCOME, ERROR_TYPE, ATTEMPT), key, strict=True)
             if value is not None
         }
         histogram = self._module_duration if MODULE_NAME in attributes else self._execution_duration

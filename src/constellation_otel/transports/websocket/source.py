@@ -18,7 +18,6 @@ from ssl import SSLContext, create_default_context
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, Self
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from constellation_otel._support.deadline import bounded
 from constellation_otel._support.log import RateLimitedLog
@@ -33,7 +32,7 @@ from constellation_otel.delivery import (
     Unreadable,
 )
 from constellation_otel.errors import ConfigurationError, MisconfiguredError, UnavailableError
-from constellation_otel.events import ExecutionCancelled, ExecutionCompleted, ExecutionStarted, Reading, read_frame
+from constellation_otel.events import ExecutionCancelled, ExecutionCompleted, read_frame
 from constellation_otel.transports.websocket.address import headers_of, name_of, uri_of
 from constellation_otel.transports.websocket.connection import (
     Message,
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketCounters", "WebSocketSource", "WebSocketState"]
 
 _LOGGER: Final = logging.getLogger(__package__)
-_ENGINE: Final = "constellation"
-"""What the spans of its executions say of the engine."""
 _LONGEST_WAITS: Final = {True: 5.0, False: 30.0}
 """Seconds between two tries, at most, by whether the host answers."""
 _LOOK_AGAIN: Final = 0.05
@@ -256,6 +253,11 @@ class WebSocketSource(Source):
         return self._name
 
     @property
+    def engine(self) -> str:
+        """What the spans of its executions say of the engine."""
+        return "constellation"
+
+    @property
     def state(self) -> WebSocketState:
         """How the connection is."""
         return WebSocketState("closed", None) if self._closed else self._state
@@ -324,7 +326,7 @@ class WebSocketSource(Source):
             if isinstance(held, Restarted):
                 gathered.put(held)
             elif held.message.unreadable is None:
-                gathered.decode(_read, held.message.data, held.number)
+                gathered.decode(read_frame, held.message.data, held.number)
             else:
                 gathered.put(Unreadable(held.message.data, held.message.unreadable, Position(None, held.number)))
         for item in gathered.items:
@@ -615,11 +617,3 @@ class _Running(NamedTuple):
 def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[NoReturn]) -> None:
     with closing(loop), suppress(asyncio.CancelledError):
         loop.run_until_complete(task)
-
-
-def _read(data: bytes | str) -> Reading:
-    """A frame's event; an execution's start says which engine it is of."""
-    reading = read_frame(data)
-    if isinstance(reading.event, ExecutionStarted):
-        return Reading(replace(reading.event, engine=_ENGINE), reading.corrected)
-    return reading
