@@ -120,8 +120,8 @@ class Bodies:
         """
         try:
             decision = self._decisions.get(execution_id.int)
-            span = None if decision is None else decision.bodies.pop(module_id.int, None)
-        except AttributeError:
+            span: BodySpan | None = None if decision is None else decision.bodies.pop(module_id.int, None)
+        except (AttributeError, TypeError):
             # an id is none, and the event will be rejected
             return None
         if span is None:
@@ -129,7 +129,12 @@ class Bodies:
         span.has_ended = True
         if not span.has_something:
             return None
-        record = span.finish(error)
+        try:
+            record = span.finish(error)
+        except Exception as raised:  # noqa: BLE001 - of odd values, their own code
+            message = "what the body of module %s has set on its span is lost, since reading it raised"
+            self._let_go.write(_LOGGER, logging.ERROR, "finish", message, module_id, error=raised)
+            return None
         return record if record is None or self._redact is None else redacted_body(record, self._redact)
 
     def _count(self) -> None:
@@ -144,11 +149,10 @@ class Bodies:
 
     def _drop_first(self, decision: Decision) -> None:
         try:
-            span: Any = decision.bodies.pop(next(iter(decision.bodies)), None)
-        except (StopIteration, RuntimeError):
+            span: BodySpan = decision.bodies.pop(next(iter(decision.bodies)))
+        except (LookupError, StopIteration, RuntimeError):
             # another thread has taken some meanwhile
             return
-        if span is not None:
-            span.has_ended = True
-            message = "more than %d modules run; what the body of the oldest sets on its span is lost"
-            self._let_go.write(_LOGGER, logging.WARNING, "let go", message, self._max_open)
+        span.close()
+        message = "more than %d modules run; what the body of the oldest sets on its span is lost"
+        self._let_go.write(_LOGGER, logging.WARNING, "let go", message, self._max_open)

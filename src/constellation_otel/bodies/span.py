@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from msgspec import Struct
@@ -21,8 +23,8 @@ from opentelemetry.trace import SpanContext, Status, StatusCode
 from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
-from constellation_otel._support.text import message_of
-from constellation_otel.events import BodyRecord, RecordedEvent, RecordedLink
+from constellation_otel._support.text import message_of, shown
+from constellation_otel.events import MAX_VALUE, BodyRecord, RecordedEvent, RecordedLink, cleaned_body
 from constellation_otel.traces import Decision
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from opentelemetry.context import Context
+    from opentelemetry.trace import Link
     from opentelemetry.util.types import Attributes
 
 __all__ = ["BodyRecord", "BodySpan", "recording"]
@@ -39,7 +42,10 @@ _LOGGER: Final = logging.getLogger(__name__)
 _LIMITED: Final = RateLimitedLog()
 _SCOPE: Final = InstrumentationScope(SCOPE_NAME, SCOPE_VERSION, SCHEMA_URL)
 _NO_RESOURCE: Final = Resource.get_empty()
-_UNNAMED: Final = "module"
+_EXCEPTION: Final = "exception"
+_MAX_EXCEPTIONS: Final = 1_024
+_UNNAMED: Final = str(b"module", "ascii")
+"""The name of a span whose module's is not known; a text that is the same one is still another object."""
 _EMPTY: Final = BodyRecord()
 _ELSEWHERE: Final = BodyRecord(is_elsewhere=True)
 _STATUSES: Final[dict[StatusCode, Literal["unset", "ok", "error"]]] = {
@@ -58,7 +64,8 @@ class BodySpan(Struct, eq=False, weakref=True):
 
     What is set, and what is read of it as of the SDK's ``ReadableSpan``, a span of the SDK's keeps, which is made when
     that is first done: a body that does neither costs nothing. The engine ends it, with its module: what the body
-    does to end it is left out, with a warning.
+    does to end it is left out, with a warning. Whatever it is given, it does not raise, and keeps no more of a value
+    than will be kept in the end.
 
     A subclass of the API's ``Span`` by registration: one of these is made for every module, and with that
     one's dictionary it would take as long again.
@@ -73,7 +80,7 @@ class BodySpan(Struct, eq=False, weakref=True):
         remote: What it has set there.
         known_context: Its span context, once somebody has asked for it.
         recorder: Keeps what is set, once something is.
-        exceptions: The ids of the exceptions that were recorded.
+        exceptions: The ids of the exceptions that were recorded, and when.
     """
 
     decision: Any
@@ -85,7 +92,7 @@ class BodySpan(Struct, eq=False, weakref=True):
     remote: BodyRecord | None = None
     known_context: SpanContext | None = None
     recorder: Any = None
-    exceptions: set[int] | None = None
+    exceptions: deque[tuple[int, int]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -102,22 +109,23 @@ class BodySpan(Struct, eq=False, weakref=True):
         return not self.has_ended
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        self._made().set_attributes(attributes)
+        self._try("set_attributes", _all_cut(attributes))
 
     def set_attribute(self, key: str, value: Any) -> None:
-        self._made().set_attribute(key, value)
+        self._try("set_attribute", key, _cut(value))
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        self._made().add_event(name, attributes, timestamp)
+        at_ns = timestamp if isinstance(timestamp, int) else None
+        self._try("add_event", _text(name), _all_cut(attributes), at_ns)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        self._made().add_link(context, attributes)
+        self._try("add_link", context, _all_cut(attributes))
 
     def update_name(self, name: str) -> None:
-        self._made().update_name(name)
+        self._try("update_name", _text(name))
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        self._made().set_status(status, description)
+        self._try("set_status", status, description)
 
     def record_exception(
         self,
@@ -126,9 +134,28 @@ class BodySpan(Struct, eq=False, weakref=True):
         timestamp: int | None = None,
         escaped: bool = False,  # noqa: FBT002 - the SDK's signature
     ) -> None:
-        recorder = self._made()
-        self.exceptions = {*(self.exceptions or ()), id(exception)}
-        recorder.record_exception(exception, attributes, timestamp, escaped)
+        at_ns = timestamp if isinstance(timestamp, int) else time_ns()
+        if not self._try("record_exception", exception, attributes, at_ns, escaped):
+            # its own code has raised, where the SDK asks it for its message
+            kind, message = _type_and_message(exception)
+            self.add_event(_EXCEPTION, {"exception.type": kind, "exception.message": message}, at_ns)
+        # by which its own event is known: another one may say the same
+        if self.exceptions is not None:
+            self.exceptions.append((id(exception), at_ns))
+
+    def _try(self, name: str, *arguments: Any) -> bool:
+        """Calls the recorder's method; what that raises of odd values costs the body nothing but what it sets.
+
+        Returns:
+            Whether it has not raised.
+        """
+        try:
+            getattr(self._made(), name)(*arguments)
+        except Exception as error:  # noqa: BLE001 - the values' own code, too
+            message = "%s of a module's span raised, and what it was to set is left out"
+            _LIMITED.write(_LOGGER, logging.WARNING, name, message, name, error=error)
+            return False
+        return True
 
     def end(self, end_time: int | None = None) -> None:  # noqa: ARG002 - the SDK's signature
         """Does nothing: it ends with its module."""
@@ -163,23 +190,27 @@ class BodySpan(Struct, eq=False, weakref=True):
             and (ours.trace_id, ours.span_id) == (theirs.trace_id, theirs.span_id)
         )
 
+    def close(self) -> None:
+        """Ends it; what is set from now on does nothing, with the SDK's own warning."""
+        self.has_ended = True
+        if self.recorder is not None:
+            _end(self.recorder)
+
     def finish(self, error: BaseException | None = None) -> BodyRecord | None:
-        """Ends it with its module; what is set from now on does nothing, with the SDK's own warning.
+        """Ends it with its module.
 
         Args:
             error: What the module has failed with, which is recorded by the module's own event.
 
         Returns:
-            What was set; ``None`` where there is nothing to be said.
+            What was set, plain and within bounds; ``None`` where there is nothing to be said.
         """
-        self.has_ended = True
+        self.close()
         if self.remote is not None:
             return replace(self.remote, is_elsewhere=True)
-        recorder = self.recorder
-        if recorder is None:
+        if self.recorder is None:
             return _ELSEWHERE if self.is_elsewhere else None
-        _end(recorder)
-        record = self._record(recorder, error)
+        record = cleaned_body(self._record(self.recorder, error))
         return None if record == _EMPTY else record
 
     def _made(self) -> _Recorder:
@@ -199,36 +230,28 @@ class BodySpan(Struct, eq=False, weakref=True):
                         instrumentation_scope=_SCOPE,
                     )
                     recorder.start()
+                    self.exceptions = deque(maxlen=_MAX_EXCEPTIONS)
                     self.recorder = recorder
             if self.has_ended:
                 _end(recorder)
         return recorder
 
     def _record(self, recorder: _Recorder, error: BaseException | None) -> BodyRecord:
-        is_recorded = error is not None and id(error) in (self.exceptions or ())
-        own = _type_and_message(error) if error is not None and is_recorded else None
+        recorded = self.exceptions.copy() if self.exceptions is not None else ()
+        own = {at_ns for number, at_ns in recorded if error is not None and number == id(error)}
         events = [
             RecordedEvent(event.name, event.timestamp, _plain(event.attributes))
             for event in recorder.events
-            if own is None or event.name != "exception" or _said(event.attributes) != own
+            if event.name != _EXCEPTION or event.timestamp not in own
         ]
-        links = [
-            RecordedLink(
-                format(link.context.trace_id, "032x"),
-                format(link.context.span_id, "016x"),
-                _plain(link.attributes),
-                link.context.trace_state.to_header(),
-                int(link.context.trace_flags),
-            )
-            for link in recorder.links
-        ]
+        status, name = recorder.status, recorder.name
         return BodyRecord(
             _plain(recorder.attributes),
             tuple(events),
-            tuple(links),
-            _STATUSES[recorder.status.status_code],
-            recorder.status.description,
-            None if recorder.name == (self.module_name or _UNNAMED) else recorder.name,
+            tuple(map(_recorded_link, recorder.links)),
+            _STATUSES[status.status_code],
+            status.description,
+            None if name is _UNNAMED or name == self.module_name else name,
             recorder.dropped_attributes,
             recorder.dropped_events,
             recorder.dropped_links,
@@ -248,21 +271,20 @@ class _Making:
 _MAKING: Final = _Making()
 
 
-def recording(module_id: UUID, context: Context) -> tuple[BodySpan | None, Context]:
+def recording(module_id: UUID, module_name: str, context: Context) -> tuple[BodySpan, Context]:
     """A span for the body of a module that another process has submitted, in place of the current one.
 
     Args:
         module_id: The module.
+        module_name: Its name.
         context: Has the module's own span as the current one.
 
     Returns:
-        The span, ``None`` where that is not sampled, and the context to make current.
+        The span, and the context to make current.
     """
     known = trace.get_current_span(context).get_span_context()
-    if not known.trace_flags.sampled:
-        return None, context
     own = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
-    span = BodySpan(Decision(context), module_id.int, known_context=own)
+    span = BodySpan(Decision(context, known), module_id.int, module_name=module_name, known_context=own)
     current: Any = span
     return span, trace.set_span_in_context(current, context)
 
@@ -277,13 +299,39 @@ def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(attributes or {})
 
 
-def _type_and_message(error: BaseException) -> tuple[object, object]:
+def _recorded_link(link: Link) -> RecordedLink:
+    """A link; one without ids, which is dropped and counted, where it is to nothing."""
+    context: object = link.context
+    if not (isinstance(context, SpanContext) and context.is_valid):
+        return RecordedLink("", "")
+    return RecordedLink(
+        format(context.trace_id, "032x"),
+        format(context.span_id, "016x"),
+        _plain(link.attributes),
+        context.trace_state.to_header(),
+        int(context.trace_flags),
+    )
+
+
+def _text(value: object) -> str:
+    return str.__str__(value) if isinstance(value, str) else shown(value)
+
+
+def _cut(value: Any) -> Any:
+    """A value without what would not be kept of it: bodies run for long."""
+    if isinstance(value, str | bytes | list | tuple) and len(value) > MAX_VALUE:
+        return value[:MAX_VALUE]
+    return value
+
+
+def _all_cut(attributes: Any) -> Any:
+    if not isinstance(attributes, dict):
+        return attributes
+    return {key: _cut(value) for key, value in attributes.items()}
+
+
+def _type_and_message(error: BaseException) -> tuple[str, str]:
     """As the SDK records them."""
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     return name, message_of(error)
-
-
-def _said(attributes: Mapping[str, Any] | None) -> tuple[object, object]:
-    known = attributes or {}
-    return known.get("exception.type"), known.get("exception.message")

@@ -12,7 +12,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
 from constellation_otel.engine.outputs import awaited, discard, is_awaitable
-from constellation_otel.engine.remote import picklable, record_in, run_remotely
+from constellation_otel.engine.remote import failure_in, picklable, run_remotely
 from constellation_otel.listener import ModuleContextProvider, ModuleDetailsTaker
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Call:
             executor = self._threads.executor
             module = self.module
             function = picklable(module) if isinstance(executor, ProcessPoolExecutor) else module.function
-            records = self._body is not None
+            records = None if self._body is None else module.name
             call = (function, module.is_async, self._run.arguments(module), headers, self.module_id, records)
             future = self._threads.track(executor.submit(run_remotely, *call))
             if not self._run.keep(future, self._run.sent):
@@ -194,7 +194,11 @@ class Call:
         self._run.sent.discard(future)
         try:
             error = future.exception()  # result() would treat an exception that is false as none
-            output, duration_ms, record = (None, 0.0, record_in(error)) if error is not None else future.result()
+            if error is None:
+                output, duration_ms, record = future.result()
+            else:
+                output, duration_ms = None, 0.0
+                error, record = failure_in(error)
             if self._body is not None and record is not None:
                 self._body.remote = record
         except BaseException as raised:  # noqa: BLE001 - cancelled, or a result that was not one of ours

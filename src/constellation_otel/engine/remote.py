@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from constellation_otel.bodies import BodyRecord
     from constellation_otel.engine.dag import Module
 
-__all__ = ["picklable", "record_in", "run_remotely"]
+__all__ = ["FailedElsewhere", "failure_in", "picklable", "run_remotely"]
 
 _RECORD: Final = "_constellation_body"
 
@@ -54,19 +54,27 @@ def run_remotely(
     arguments: dict[str, Any],
     headers: dict[str, str],
     module_id: UUID,  # makes each call another one for executors that remember calls, as Dask's does
-    records: bool = False,  # noqa: FBT002 - executors take arguments by position
+    records: str | None = None,
 ) -> tuple[Any, float, BodyRecord | None]:
     """Runs a module in this process, under the trace context of the headers.
 
+    Args:
+        function: The module's function.
+        is_async: Whether it is a coroutine function.
+        arguments: By name.
+        headers: The trace context.
+        module_id: The module's id in its execution.
+        records: The module's name, where its span records what its body sets.
+
     Returns:
-        Its output, how long it took, in milliseconds, and what its body has set on its span, where that records.
+        Its output, how long it took, in milliseconds, and what its body has set on its span.
     """
     context = propagate.extract(headers, context=Context())
     body = None
-    if records:
+    if records is not None:
         from constellation_otel.bodies import recording  # noqa: PLC0415 - the SDK, only where it records
 
-        body, context = recording(module_id, context)
+        body, context = recording(module_id, records, context)
     token = otel_context.attach(context)
     began = perf_counter()
     try:
@@ -79,24 +87,48 @@ def run_remotely(
         return output, duration_ms, None if body is None else body.finish()
     except BaseException as raised:  # noqa: BLE001 - raised below, where nothing is its context
         record = None if body is None else body.finish(raised)
-        if record is not None:
-            _put_into(raised, record)
         failure = _returnable(raised)
+        if record is not None:
+            failure = _with_record(failure, record)
     finally:
         otel_context.detach(token)
     raise failure
 
 
-def record_in(error: BaseException) -> BodyRecord | None:
-    """What the body had set that failed elsewhere; it is taken from the error."""
+class FailedElsewhere(Exception):  # noqa: N818 - nobody meets it: it is unwrapped where it arrives
+    """Brings back what the body of a module had set before it failed.
+
+    Args:
+        error: What it has failed with.
+        record: What it had set.
+    """
+
+    def __init__(self, error: BaseException, record: BodyRecord) -> None:
+        super().__init__(error, record)
+        self.error = error
+        self.record = record
+
+
+def failure_in(error: BaseException) -> tuple[BaseException, BodyRecord | None]:
+    """What a module has failed with elsewhere, and what its body had set there."""
+    if isinstance(error, FailedElsewhere):
+        # an executor may say there where it was raised
+        error.error.__cause__ = error.error.__cause__ or error.__cause__
+        return error.error, error.record
     record: BodyRecord | None = getattr(error, "__dict__", {}).pop(_RECORD, None)
-    return record
+    return error, record
 
 
-def _put_into(error: BaseException, record: BodyRecord) -> None:
+def _with_record(error: BaseException, record: BodyRecord) -> BaseException:
     """An exception travels with its attributes, unless its class pickles it in another way."""
     with suppress(AttributeError, TypeError):
         error.__dict__[_RECORD] = record
+    try:
+        travelled = pickle.loads(pickle.dumps(error))  # noqa: S301 - just made here
+    except (AttributeError, pickle.PicklingError):
+        # Dask sends its class along
+        return error
+    return error if failure_in(travelled)[1] == record else FailedElsewhere(error, record)
 
 
 async def _outcome_of(returned: Any) -> tuple[Any, BaseException | None]:

@@ -29,6 +29,7 @@ from constellation_otel.events.reading import Reading
 from constellation_otel.events.record import (
     MAX_ATTRIBUTES,
     MAX_UPSTREAM,
+    MAX_VALUE,
     Attributes,
     BodyRecord,
     Budget,
@@ -47,6 +48,7 @@ __all__ = [
     "EVENT_TYPES",
     "MAX_ATTRIBUTES",
     "MAX_UPSTREAM",
+    "MAX_VALUE",
     "Attributes",
     "BodyRecord",
     "Budget",

@@ -220,13 +220,12 @@ def redacted_body(record: BodyRecord, redact: Callable[[str], str]) -> BodyRecor
 
 
 def _redacted_exception(attributes: Attributes, redact: Callable[[str], str]) -> Attributes:
-    message, stacktrace = attributes.get("exception.message"), attributes.get("exception.stacktrace")
-    if not isinstance(message, str) or not message:
-        return attributes
-    rewritten = redacted(message, redact)
-    changed: Attributes = {**attributes, "exception.message": rewritten}
-    if isinstance(stacktrace, str) and rewritten != message:
-        changed["exception.stacktrace"] = stacktrace.replace(message, rewritten)
+    changed = dict(attributes)
+    for name in ("exception.message", "exception.stacktrace"):
+        text = attributes.get(name)
+        # a stack trace has the messages of causes, and notes
+        if isinstance(text, str) and text:
+            changed[name] = redacted(text, redact)
     return changed
 
 

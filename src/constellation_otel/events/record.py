@@ -7,7 +7,7 @@ plain: every value can be written on every wire, and they are bounded in number 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
@@ -41,8 +41,8 @@ MAX_ATTRIBUTES: Final = 128
 """Attributes that details may have, as many as the SDK gives a span."""
 MAX_VALUE: Final = 8_192
 """Characters that are kept of a text in an attribute, and values of a sequence."""
-MAX_RECORD: Final = 262_144
-"""Characters and numbers that are kept of everything that a body has set."""
+MAX_RECORD: Final = 131_072
+"""Bytes that are kept of everything that a body has set: twice as many in JSON, at most, as it escapes characters."""
 MAX_UPSTREAM: Final = 128
 """Modules that a module may link to, as many links as the SDK gives a span."""
 _MAX_KEY: Final = 256
@@ -55,10 +55,18 @@ _NOT_IN_TEXTS: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\u
 _NOT_IN_KEYS: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TRACE_ID: Final = re.compile("(?!0{32})[0-9a-f]{32}")
 _SPAN_ID: Final = re.compile("(?!0{16})[0-9a-f]{16}")
-_NUMBER_SIZE: Final = 8
+_MAX_COUNT: Final = 2**31 - 1
+"""Of what was dropped, since backends hold that in 32 bits."""
+# what JSON needs besides the texts
+_TEXT_SIZE: Final = 8
+_NUMBER_SIZE: Final = 24
+_EVENT_SIZE: Final = 64
+_LINK_SIZE: Final = 128
 _MAX_NAME: Final = 1_024
+_MAX_FLAGS: Final = 0xFF
 _TOO_MUCH: Final = MAX_RECORD + 1
 _OUTCOMES: Final = ("skipped", "cached")
+_STATUSES: Final = ("unset", "ok", "error")
 
 _Scalar: TypeAlias = str | bool | int | float
 PlainValue: TypeAlias = str | bool | int | float | tuple[str | bool | int | float, ...]
@@ -152,7 +160,7 @@ class Budget:
     """How much more is kept of something that many parts add to.
 
     Args:
-        left: Characters and numbers.
+        left: Bytes.
     """
 
     __slots__ = ("left",)
@@ -191,11 +199,13 @@ def clean_attributes(
     cleaned: Attributes = {}
     dropped = 0
     for key, value in attributes.items():
-        plain = _plain_value(value) if isinstance(key, str) and key else None
-        if plain is None or len(cleaned) >= limit or not budget.takes(len(key) + _size(plain)):
+        name = _clean_key(key) if isinstance(key, str) else ""
+        has_room = name in cleaned or (name and len(cleaned) < limit)
+        plain: PlainValue | None = _or_none(_plain_value, value) if has_room else None
+        if plain is None or not budget.takes(_size(name) + _size(plain)):
             dropped += 1
         else:
-            cleaned[_clean_key(key)] = plain
+            cleaned[name] = plain
     return cleaned, dropped
 
 
@@ -212,7 +222,7 @@ def plain_size(attributes: object, limit: int = MAX_ATTRIBUTES) -> int:
                 return _TOO_MUCH
         elif not _is_plain_scalar(value):
             return _TOO_MUCH
-        size += len(key) + _size(value)
+        size += _size(key) + _size(value)
     return size
 
 
@@ -228,16 +238,19 @@ def is_plain_body(record: BodyRecord) -> bool:
             return False
         if type(event.timestamp_ns) is not int or not 0 <= event.timestamp_ns < _MAX_INT:
             return False
-        size += len(event.name) + _NUMBER_SIZE + plain_size(event.attributes, _MAX_MOMENTS)
-    # links are rare, and go the longer way
+        size += _size(event.name) + _EVENT_SIZE + plain_size(event.attributes, _MAX_MOMENTS)
+    for link in record.links:
+        if type(link) is not RecordedLink or not _is_plain_link(link):
+            return False
+        size += _size(link.trace_state) + _LINK_SIZE + plain_size(link.attributes, _MAX_MOMENTS)
     return (
         size <= MAX_RECORD
-        and not record.links
-        and record.status in {"unset", "ok", "error"}
+        and type(record.status) is str
+        and record.status in _STATUSES
         and (record.description is None or _is_plain_text(record.description))
         and (record.name is None or (_is_plain_text(record.name) and 0 < len(record.name) <= _MAX_NAME))
         and all(
-            type(count) is int and 0 <= count < _MAX_INT
+            type(count) is int and 0 <= count <= _MAX_COUNT
             for count in (record.dropped_attributes, record.dropped_events, record.dropped_links)
         )
         and type(record.is_elsewhere) is bool
@@ -253,7 +266,7 @@ def are_plain_details(details: ModuleDetails, module_id: UUID | None) -> bool:
         and 0 < details.attempt < _MAX_ATTEMPT
         and (parent_id is None or (type(parent_id) is UUID and parent_id != module_id))
         and (attempt_of is None or (type(attempt_of) is UUID and attempt_of != module_id))
-        and (details.outcome is None or details.outcome in _OUTCOMES)
+        and (details.outcome is None or (type(details.outcome) is str and details.outcome in _OUTCOMES))
         and (details.reason is None or _is_plain_text(details.reason))
         and type(details.upstream) is tuple
         and len(details.upstream) <= MAX_UPSTREAM
@@ -265,36 +278,45 @@ def are_plain_details(details: ModuleDetails, module_id: UUID | None) -> bool:
 def cleaned_body(record: BodyRecord) -> BodyRecord:
     """The same record as every wire can hold it, within bounds; an equal one where there is nothing to be done.
 
-    Raises:
-        Exception: What it is made of is not what it is declared as.
+    What is not what it is declared as is left out, and counted as dropped where that is counted. Never raises.
     """
+    told: Any = record
     budget = Budget()
-    attributes, dropped_attributes = clean_attributes(record.attributes, budget, _MAX_MOMENTS)
-    events: list[RecordedEvent] = []
-    for event in record.events[:_MAX_MOMENTS]:
-        its, _ = clean_attributes(event.attributes, budget, _MAX_MOMENTS)
-        name = clean_text(event.name)
-        if budget.takes(len(name) + _NUMBER_SIZE) and 0 <= event.timestamp_ns < _MAX_INT:
-            events.append(RecordedEvent(name, int(event.timestamp_ns), its))
-    links: list[RecordedLink] = []
-    for link in record.links[:_MAX_MOMENTS]:
-        its, _ = clean_attributes(link.attributes, budget, _MAX_MOMENTS)
-        state = clean_text(link.trace_state)
-        is_valid = _TRACE_ID.fullmatch(link.trace_id) and _SPAN_ID.fullmatch(link.span_id)
-        if is_valid and state.isascii() and budget.takes(2 * _NUMBER_SIZE + len(state)):
-            links.append(RecordedLink(str(link.trace_id), str(link.span_id), its, state, int(link.trace_flags) & 0xFF))
+    attributes, dropped_attributes = _attributes_of(told.attributes, budget)
+    events, links = _first(told.events), _first(told.links)
+    kept_events = [kept for each in events if (kept := _or_none(_cleaned_event, each, budget)) is not None]
+    kept_links = [kept for each in links if (kept := _or_none(_cleaned_link, each, budget)) is not None]
     return BodyRecord(
         attributes,
-        tuple(events),
-        tuple(links),
-        record.status if record.status in {"ok", "error"} else "unset",
-        None if record.description is None else clean_text(record.description),
-        clean_text(record.name, _MAX_NAME) if record.name else None,
-        _count(record.dropped_attributes) + dropped_attributes,
-        _count(record.dropped_events) + len(record.events) - len(events),
-        _count(record.dropped_links) + len(record.links) - len(links),
-        bool(record.is_elsewhere),
+        tuple(kept_events),
+        tuple(kept_links),
+        record.status if type(told.status) is str and told.status in _STATUSES else "unset",
+        clean_text(told.description) if isinstance(told.description, str) else None,
+        (clean_text(told.name, _MAX_NAME) or None) if isinstance(told.name, str) else None,
+        _count(told.dropped_attributes, dropped_attributes),
+        _count(told.dropped_events, _length(told.events) - len(kept_events)),
+        _count(told.dropped_links, _length(told.links) - len(kept_links)),
+        told.is_elsewhere is True,
     )
+
+
+def _cleaned_event(event: RecordedEvent, budget: Budget) -> RecordedEvent | None:
+    name = clean_text(event.name)
+    timestamp_ns = int.__int__(event.timestamp_ns)
+    if not 0 <= timestamp_ns < _MAX_INT or not budget.takes(_size(name) + _EVENT_SIZE):
+        return None
+    return RecordedEvent(name, timestamp_ns, _attributes_of(event.attributes, budget)[0])
+
+
+def _cleaned_link(link: RecordedLink, budget: Budget) -> RecordedLink | None:
+    state = clean_text(link.trace_state)
+    ids = str.__str__(link.trace_id), str.__str__(link.span_id)
+    if not (_TRACE_ID.fullmatch(ids[0]) and _SPAN_ID.fullmatch(ids[1]) and state.isascii()):
+        return None
+    if not budget.takes(_size(state) + _LINK_SIZE):
+        return None
+    flags = int.__int__(link.trace_flags) & _MAX_FLAGS
+    return RecordedLink(*ids, _attributes_of(link.attributes, budget)[0], state, flags)
 
 
 def cleaned_details(details: ModuleDetails, module_id: UUID | None, corrected: list[str]) -> ModuleDetails:
@@ -315,11 +337,11 @@ def cleaned_details(details: ModuleDetails, module_id: UUID | None, corrected: l
         return default if plain is None else plain
 
     attempt = told.attempt if type(told.attempt) is int and 0 < told.attempt < _MAX_ATTEMPT else None
-    upstream, attributes = _plain_ids(told.upstream), None
-    if isinstance(told.attributes, Mapping):
-        attributes, dropped = clean_attributes(told.attributes, Budget())
-        if dropped:
-            corrected.append(f"details.attributes has {dropped} of {len(told.attributes)} that cannot be kept")
+    upstream = _plain_ids(told.upstream)
+    cleaned = _or_none(clean_attributes, told.attributes, Budget())
+    attributes, dropped = (None, 0) if cleaned is None else cleaned
+    if dropped:
+        corrected.append(f"details.attributes has {dropped} of {len(told.attributes)} that cannot be kept")
     return ModuleDetails(
         kept("parent_id", "the id of another module", _plain_id(told.parent_id, module_id), None),
         kept("attempt", "a whole number from 1", attempt, 1),
@@ -331,20 +353,41 @@ def cleaned_details(details: ModuleDetails, module_id: UUID | None, corrected: l
     )
 
 
-def _plain_outcome(outcome: object) -> Literal["skipped", "cached"] | None:
-    return "skipped" if outcome == "skipped" else "cached" if outcome == "cached" else None
+def _or_none(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function makes of values that are somebody else's, whose own code may raise anything; ``None`` then."""
+    try:
+        return function(*arguments)
+    except Exception:  # noqa: BLE001 - the values' own code; whoever asks counts what is left out
+        return None
 
 
-def _plain_ids(ids: object) -> tuple[UUID, ...] | None:
+def _attributes_of(attributes: Any, budget: Budget) -> tuple[Attributes, int]:
+    """Of something that is no mapping, none; how many those were is not known."""
+    return _or_none(clean_attributes, attributes, budget, _MAX_MOMENTS) or ({}, 1)
+
+
+def _first(items: Any) -> Sequence[Any]:
+    return items[:_MAX_MOMENTS] if type(items) in {tuple, list} else ()
+
+
+def _length(items: Any) -> int:
+    return len(items) if type(items) in {tuple, list} else 0
+
+
+def _plain_outcome(outcome: object) -> str | None:
+    text = str.__str__(outcome) if isinstance(outcome, str) else None
+    return text if text in _OUTCOMES else None
+
+
+def _plain_ids(ids: Any) -> tuple[UUID, ...] | None:
     """``None`` where some are left out."""
     first = _first_ids(ids)
-    return first if isinstance(ids, Sequence) and len(first) == len(ids) else None
+    return first if isinstance(ids, Sequence) and len(first) == _or_none(len, ids) else None
 
 
-def _first_ids(ids: object) -> tuple[UUID, ...]:
-    if not isinstance(ids, Sequence):
-        return ()
-    return tuple(plain for value in ids[:MAX_UPSTREAM] if (plain := _plain_id(value, None)) is not None)
+def _first_ids(ids: Any) -> tuple[UUID, ...]:
+    first = _or_none(lambda: ids[:MAX_UPSTREAM]) if isinstance(ids, Sequence) else None
+    return tuple(plain for value in first or () if (plain := _plain_id(value, None)) is not None)
 
 
 def _clean_key(key: str) -> str:
@@ -353,6 +396,19 @@ def _clean_key(key: str) -> str:
 
 def _is_plain_text(text: object) -> bool:
     return type(text) is str and len(text) <= MAX_VALUE and (text.isprintable() or clean_text(text) == text)
+
+
+def _is_plain_link(link: RecordedLink) -> bool:
+    texts = link.trace_id, link.span_id, link.trace_state
+    return (
+        all(type(text) is str for text in texts)
+        and _TRACE_ID.fullmatch(link.trace_id) is not None
+        and _SPAN_ID.fullmatch(link.span_id) is not None
+        and link.trace_state.isascii()
+        and _is_plain_text(link.trace_state)
+        and type(link.trace_flags) is int
+        and 0 <= link.trace_flags <= _MAX_FLAGS
+    )
 
 
 def _is_plain_scalar(value: object) -> bool:
@@ -370,8 +426,8 @@ def _plain_id(value: object, other_than: UUID | None) -> UUID | None:
     return value if type(value) is UUID else UUID(int=value.int)
 
 
-def _count(value: int) -> int:
-    return min(max(int(value), 0), _MAX_INT - 1)
+def _count(told: object, more: int) -> int:
+    return min(max(int.__int__(told), 0) + more, _MAX_COUNT) if isinstance(told, int) else more
 
 
 def _plain_value(value: object) -> PlainValue | None:
@@ -380,9 +436,17 @@ def _plain_value(value: object) -> PlainValue | None:
         return _plain_scalar(value)
     if isinstance(value, bytes):
         return clean_text(value[:MAX_VALUE].decode(errors="replace"))
-    if isinstance(value, Sequence):
-        return tuple(_plain_scalar(item) for item in value[:MAX_VALUE] if isinstance(item, str | bool | int | float))
-    return None
+    if not isinstance(value, Sequence):
+        return None
+    size, plain = 0, list[_Scalar]()
+    for item in value[:MAX_VALUE]:
+        if isinstance(item, str | bool | int | float):
+            plain.append(_plain_scalar(item))
+            size += _size(plain[-1])
+        if size > MAX_RECORD:
+            # what is too much is not looked at to its end
+            return None
+    return tuple(plain)
 
 
 def _plain_scalar(value: _Scalar) -> _Scalar:
@@ -397,5 +461,5 @@ def _plain_scalar(value: _Scalar) -> _Scalar:
 
 def _size(value: PlainValue) -> int:
     if isinstance(value, str):
-        return len(value)
-    return sum(map(_size, value)) + 1 if isinstance(value, tuple) else _NUMBER_SIZE
+        return _TEXT_SIZE + (len(value) if value.isascii() else len(value.encode()))
+    return sum(map(_size, value)) + _TEXT_SIZE if isinstance(value, tuple) else _NUMBER_SIZE

@@ -35,6 +35,7 @@ __all__ = [
     "NoThreadAfterFork",
     "Recorder",
     "emit_log",
+    "give_dropped",
     "give_flags",
     "is_enabled",
     "is_proxy",
@@ -126,6 +127,19 @@ def give_flags(made: Span, flags: TraceFlags) -> None:
         marked._context = SpanContext(  # noqa: SLF001 - it has no other way
             context.trace_id, context.span_id, context.is_remote, flags, context.trace_state
         )
+
+
+def give_dropped(made: Span, **counts: int) -> None:
+    """Counts on a span of the SDK's what was dropped before it was made.
+
+    Args:
+        made: The span, which has not ended.
+        **counts: How many ``attributes``, ``events`` and ``links``.
+    """
+    for name, count in counts.items():
+        kept = getattr(made, f"_{name}", None)
+        if count and kept is not None:
+            kept.dropped += count
 
 
 def emit_log(logger: Logger, **parts: Any) -> None:

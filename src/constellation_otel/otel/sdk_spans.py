@@ -214,6 +214,8 @@ class _RealSpans:
             span.name, parent, span.kind, _theirs(span.attributes), links, start_time=span.start_ns
         )
         internals.give_flags(made, execution.trace_flags)
+        dropped = span.dropped
+        internals.give_dropped(made, attributes=dropped.attributes, events=dropped.events, links=dropped.links)
         _finish(made, span)
 
 

@@ -543,8 +543,8 @@ class Rendering:
             for name, value in attributes.items()
             if not name.startswith(_OWN)
         }
-        # in this order, since the model's are what a limit of attributes must not cut
-        attributes: dict[str, AttributeValue] = {**own, **{name: told[name] for name in told if name not in own}}
+        # in this order: the SDK drops the first ones where there are too many
+        attributes: dict[str, AttributeValue] = {**{name: told[name] for name in told if name not in own}, **own}
         links = [
             SpanLink(constants.trace_id, constants.ids.of_module(each.int), {LINK: "upstream"})
             for each in details.upstream

@@ -164,6 +164,12 @@ def _joined(decision: Decision, execution_id: UUID, theirs: SpanContext) -> Deci
     )
 
 
+def _close_bodies(decision: Decision) -> None:
+    """Ends the spans of bodies that run on, as those of a cancelled execution's modules may."""
+    for span in list(decision.bodies.values()):
+        span.close()
+
+
 def exported(*, with_events: bool) -> Callable[[Sequence[Span]], Sequence[Span]]:
     """What is exported of spans of one execution that were made together: all of them, where it is sampled.
 
@@ -281,10 +287,8 @@ class Sampling:
     def forget(self, execution_id: UUID) -> None:
         """For an execution whose own span was made, or of which no span will come."""
         decision = self.decisions.pop(execution_id.int, None)
-        if decision is not None and decision.bodies:
-            # bodies that run on, as those of a cancelled execution's modules may
-            for span in list(decision.bodies.values()):
-                span.has_ended = True
+        if decision is not None:
+            _close_bodies(decision)
 
     def _remembered(self, key: int, decision: Decision) -> Decision:
         """What is remembered from now on: another thread may have been faster."""
@@ -292,7 +296,7 @@ class Sampling:
         if len(self.decisions) > self._max_remembered:
             # unless all were forgotten since
             with suppress(KeyError):
-                self.decisions.popitem(last=False)
+                _close_bodies(self.decisions.popitem(last=False)[1])
         return known
 
     def _decided(
