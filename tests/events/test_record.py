@@ -221,9 +221,13 @@ def test_the_counts_of_what_was_dropped_stay_within_32_bits() -> None:
 def test_more_events_and_links_than_are_kept_are_counted() -> None:
     record = BodyRecord(events=(RecordedEvent("e", NOW, {}),) * 3_000, links=(RecordedLink("1" * 32, "1" * 16),) * 900)
     cleaned = cleaned_body(record)
-    assert (len(cleaned.events), cleaned.dropped_events) == (1_024, 1_976)
-    # of what is left of all that is kept
-    assert (len(cleaned.links), cleaned.dropped_links) == (414, 486)
+    assert (len(cleaned.links), cleaned.dropped_links) == (900, 0)
+    # what is left of all that is kept has room for so many
+    assert (len(cleaned.events), cleaned.dropped_events) == (118, 2_882)
+    many = cleaned_body(structs.replace(record, links=record.links * 2, events=()))
+    assert (len(many.links), many.dropped_links) == (963, 837)
+    few = cleaned_body(structs.replace(record, links=()))
+    assert (len(few.events), few.dropped_events) == (1_024, 1_976)
     assert is_plain_body(cleaned)
     assert not is_plain_body(record)
 

@@ -284,8 +284,9 @@ def cleaned_body(record: BodyRecord) -> BodyRecord:
     budget = Budget()
     attributes, dropped_attributes = _attributes_of(told.attributes, budget)
     events, links = _first(told.events), _first(told.links)
-    kept_events = [kept for each in events if (kept := _or_none(_cleaned_event, each, budget)) is not None]
+    # the few and small ones first: events may take all that is kept
     kept_links = [kept for each in links if (kept := _or_none(_cleaned_link, each, budget)) is not None]
+    kept_events = [kept for each in events if (kept := _or_none(_cleaned_event, each, budget)) is not None]
     return BodyRecord(
         attributes,
         tuple(kept_events),
