@@ -46,6 +46,6 @@ def current_in(bodies: Bodies, module_id: UUID = MODULE, context: Context | None
 
 def recorded_by(bodies: Bodies, module_id: UUID = MODULE, context: Context | None = None) -> BodySpan:
     """The same, which is one that records."""
-    span = current_in(bodies, module_id, context)
+    span: object = current_in(bodies, module_id, context)
     assert isinstance(span, BodySpan)
     return span

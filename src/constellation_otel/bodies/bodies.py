@@ -90,7 +90,11 @@ class Bodies:
                 shared = self._shared(decision, key, context)
                 if shared is not None:
                     return shared
-            span = bodies.setdefault(key, BodySpan(decision, key))
+            span = BodySpan()
+            span.decision = decision
+            span.module_id = key
+            span.has_something = False
+            span = bodies.setdefault(key, span)
             self._left = left = self._left - 1
             if left < 0:
                 self._count()

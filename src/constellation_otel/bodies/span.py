@@ -10,13 +10,12 @@ import logging
 import threading
 from collections import deque
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Span, SpanLimits
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode
 
@@ -59,7 +58,18 @@ class _Recorder(Span):
     """A span of the SDK's, whose own class is for its tracers only."""
 
 
-class BodySpan(Struct, eq=False, weakref=True):
+_DEFAULTS: Final[dict[str, Any]] = {
+    "exceptions": None,
+    "has_ended": False,
+    "is_elsewhere": False,
+    "known_context": None,
+    "module_name": "",
+    "recorder": None,
+    "remote": None,
+}
+
+
+class BodySpan(trace.Span, ReadableSpan):
     """Records what a module's body sets on it, from any thread or task, within the SDK's limits.
 
     What is set, and what is read of it as of the SDK's ``ReadableSpan``, a span of the SDK's keeps, which is made when
@@ -67,8 +77,7 @@ class BodySpan(Struct, eq=False, weakref=True):
     does to end it is left out, with a warning. Whatever it is given, it does not raise, and keeps no more of a value
     than will be kept in the end.
 
-    A subclass of the API's ``Span`` by registration: one of these is made for every module, and with that
-    one's dictionary it would take as long again.
+    One is made for every module, in the callback: by whoever keeps it, who gives it the first three of these.
 
     Attributes:
         decision: What was decided on its execution, which is recorded.
@@ -83,19 +92,34 @@ class BodySpan(Struct, eq=False, weakref=True):
         exceptions: The ids of the exceptions that were recorded, and when.
     """
 
-    decision: Any
-    module_id: int
-    has_something: bool = False
-    has_ended: bool = False
-    is_elsewhere: bool = False
-    module_name: str = ""
-    remote: BodyRecord | None = None
-    known_context: SpanContext | None = None
-    recorder: Any = None
-    exceptions: deque[tuple[int, int]] | None = None
+    __slots__ = (
+        "decision",
+        "exceptions",
+        "has_ended",
+        "has_something",
+        "is_elsewhere",
+        "known_context",
+        "module_id",
+        "module_name",
+        "recorder",
+        "remote",
+    )
+    # the SDK's own is called where there is something to be kept
+    __init__ = object.__init__
 
-    def __enter__(self) -> Self:
-        return self
+    decision: Decision
+    module_id: int
+    has_something: bool
+    has_ended: bool
+    is_elsewhere: bool
+    module_name: str
+    remote: BodyRecord | None
+    known_context: SpanContext | None
+    recorder: _Recorder | None
+    exceptions: deque[tuple[int, int]] | None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.module_name or _UNNAMED!r}, context={self.get_span_context()})"
 
     def get_span_context(self) -> SpanContext:
         known = self.known_context
@@ -172,11 +196,13 @@ class BodySpan(Struct, eq=False, weakref=True):
         if error is not None and self.is_recording():
             self.record_exception(error, escaped=True)
             self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {message_of(error)}"))
-        self.end()
+        super().__exit__(kind, error, traceback)
 
     def __getattr__(self, name: str) -> Any:
-        """What of the SDK's ``ReadableSpan`` is asked for."""
-        if name.startswith("_"):
+        """What is not set when one is made, and what of ``ReadableSpan`` is asked for, which the recorder has."""
+        if name in _DEFAULTS:
+            return _DEFAULTS[name]
+        if name.startswith("__"):
             raise AttributeError(name=name, obj=self)
         return getattr(self._made(), name)
 
@@ -259,9 +285,6 @@ class BodySpan(Struct, eq=False, weakref=True):
         )
 
 
-trace.Span.register(BodySpan)
-
-
 class _Making:
     """Of the threads of a body that come at once, the first makes what keeps all that they set."""
 
@@ -284,9 +307,10 @@ def recording(module_id: UUID, module_name: str, context: Context) -> tuple[Body
     """
     known = trace.get_current_span(context).get_span_context()
     own = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
-    span = BodySpan(Decision(context, known), module_id.int, module_name=module_name, known_context=own)
-    current: Any = span
-    return span, trace.set_span_in_context(current, context)
+    span = BodySpan()
+    span.decision, span.module_id, span.has_something = Decision(context, known), module_id.int, False
+    span.module_name, span.known_context = module_name, own
+    return span, trace.set_span_in_context(span, context)
 
 
 def _end(recorder: _Recorder) -> None:
