@@ -51,9 +51,9 @@ MAY_IMPORT = {
 """Each room, and which others it may enter: arrows point one way, and ``cli`` knows all."""
 
 DOCUMENTED = {
-    "AsyncListenerAdapter", "Constellation", "Dag", "ExecutionJoiner", "ExecutionListener", "LoggingListener",
-    "ModuleContextProvider", "ModuleDetailsTaker",
-    "Bridge", "BufferedListener", "OpenTelemetryListener", "OtlpListener", "module", "span_id_of", "trace_id_of",
+    "AsyncListenerAdapter", "Constellation", "Dag", "ExecutionJoined", "ExecutionJoiner", "ExecutionListener",
+    "LoggingListener", "ModuleContextProvider", "ModuleDescribed", "ModuleDetails", "ModuleDetailsTaker",
+    "Bridge", "BufferedListener", "OpenTelemetryListener", "OtlpListener", "module", "module_context", "span_id_of", "trace_id_of",
     "ErrorInfo", "Event", "EventListener", "Execution", "ExecutionCancelled", "ExecutionCompleted",
     "ExecutionStarted", "ModuleCompleted", "ModuleFailed", "ModuleStarted",
     "ConfigurationError", "ConstellationOtelError", "DagError", "DeliveryError", "JournalError", "MisconfiguredError",

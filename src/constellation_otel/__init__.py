@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from constellation_otel._support.door import door
 
 if TYPE_CHECKING:
+    from constellation_otel.bodies import module_context
     from constellation_otel.delivery import AsyncListenerAdapter, Bridge, BufferedListener
     from constellation_otel.engine import Constellation, Dag, Execution, module
     from constellation_otel.errors import (
@@ -37,8 +38,11 @@ if TYPE_CHECKING:
         EventListener,
         ExecutionCancelled,
         ExecutionCompleted,
+        ExecutionJoined,
         ExecutionStarted,
         ModuleCompleted,
+        ModuleDescribed,
+        ModuleDetails,
         ModuleFailed,
         ModuleStarted,
     )
@@ -55,6 +59,7 @@ else:
     __getattr__, __dir__ = door(
         __name__,
         {
+            "bodies": ("module_context",),
             "delivery": ("AsyncListenerAdapter", "Bridge", "BufferedListener"),
             "engine": ("Constellation", "Dag", "Execution", "module"),
             "errors": (
@@ -81,8 +86,11 @@ else:
                 "EventListener",
                 "ExecutionCancelled",
                 "ExecutionCompleted",
+                "ExecutionJoined",
                 "ExecutionStarted",
                 "ModuleCompleted",
+                "ModuleDescribed",
+                "ModuleDetails",
                 "ModuleFailed",
                 "ModuleStarted",
             ),
@@ -117,6 +125,7 @@ __all__ = [
     "ExecutionCancelledError",
     "ExecutionCompleted",
     "ExecutionFailedError",
+    "ExecutionJoined",
     "ExecutionJoiner",
     "ExecutionListener",
     "ExecutionStarted",
@@ -127,6 +136,8 @@ __all__ = [
     "MissingExtraError",
     "ModuleCompleted",
     "ModuleContextProvider",
+    "ModuleDescribed",
+    "ModuleDetails",
     "ModuleDetailsTaker",
     "ModuleFailed",
     "ModuleStarted",
@@ -138,6 +149,7 @@ __all__ = [
     "SourceError",
     "UnavailableError",
     "module",
+    "module_context",
     "span_id_of",
     "trace_id_of",
 ]

@@ -14,12 +14,17 @@ from constellation_otel import (
     Dag,
     Event,
     Execution,
+    ExecutionJoined,
+    ExecutionJoiner,
     ExecutionListener,
     ExecutionStarted,
     LoggingListener,
     ModuleContextProvider,
+    ModuleDescribed,
+    ModuleDetails,
     OpenTelemetryListener,
     module,
+    module_context,
     span_id_of,
     trace_id_of,
 )
@@ -58,6 +63,10 @@ def listeners() -> None:
     assert_type(telemetry.counters, Counters)
     provider: ModuleContextProvider = telemetry
     assert_type(provider.module_context(UUID(int=1), UUID(int=2), Context()), Context)
+    joiner: ExecutionJoiner = telemetry
+    assert_type(joiner.traceparent_of(UUID(int=1)), str | None)
+    assert_type(joiner.join(UUID(int=1), "d", None), None)
+    assert_type(module_context(UUID(int=1), UUID(int=2), joiner.traceparent_of(UUID(int=1))), Context)
     adapter: ExecutionListener = AsyncListenerAdapter(object())
     assert_type(adapter.on_execution_start(UUID(int=1), "d"), None)
 
