@@ -53,7 +53,8 @@ MAY_IMPORT = {
 DOCUMENTED = {
     "AsyncListenerAdapter", "Constellation", "Dag", "ExecutionJoined", "ExecutionJoiner", "ExecutionListener",
     "LoggingListener", "ModuleContextProvider", "ModuleDescribed", "ModuleDetails", "ModuleDetailsTaker",
-    "Bridge", "BufferedListener", "OpenTelemetryListener", "OtlpListener", "module", "module_context", "span_id_of", "trace_id_of",
+    "Bridge", "BufferedListener", "OpenTelemetryListener", "OtlpListener", "module", "module_context", "span_id_of",
+    "trace_id_of",
     "ErrorInfo", "Event", "EventListener", "Execution", "ExecutionCancelled", "ExecutionCompleted",
     "ExecutionStarted", "ModuleCompleted", "ModuleFailed", "ModuleStarted",
     "ConfigurationError", "ConstellationOtelError", "DagError", "DeliveryError", "JournalError", "MisconfiguredError",

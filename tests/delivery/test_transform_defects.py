@@ -201,7 +201,7 @@ def test_an_observer_sees_every_span_and_may_raise_for_one(caplog: pytest.LogCap
 def test_a_sampler_is_asked_once_where_few_answers_are_remembered() -> None:
     asked: list[int] = []
 
-    def decider(execution_id: UUID, dag_name: str, context: Context) -> Decision:
+    def decider(execution_id: UUID, dag_name: str, context: Context, **_: Any) -> Decision:
         asked.append(execution_id.int)
         return decide(ALWAYS_OFF, execution_id, dag_name, context)
 

@@ -251,7 +251,7 @@ def test_an_exceptions_type_is_left_out_where_it_is_not_known() -> None:
 def test_what_a_sampling_decides_is_on_the_spans_it_is_about() -> None:
     """Flags and state on all of them, attributes on the execution's, where none of ours has their name."""
     decision = Decision(Context(), None, None, True, 1, "rule=all", {"rule": "all", "constellation.outcome": "?"})
-    assembler = Assembler(sampling=Sampling(lambda *_: decision))
+    assembler = Assembler(sampling=Sampling(lambda *_, **__: decision))
     module, execution = [span for event in (STORY[0], STORY[3], STORY[-1]) for span in assembler.add(event, 0)]
     assert {(span.trace_flags, span.trace_state) for span in (module, execution)} == {(1, "rule=all")}
     assert "rule" not in module.attributes

@@ -267,7 +267,7 @@ def test_two_threads_that_decide_at_once_agree_on_one_decision() -> None:
     both = threading.Barrier(2)
     found: list[bool] = []
 
-    def decider(execution_id: UUID, dag_name: str, context: Context) -> Decision:
+    def decider(execution_id: UUID, dag_name: str, context: Context, **_: Any) -> Decision:
         both.wait(DEADLINE)
         return decide(ALWAYS_ON, execution_id, dag_name, context)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace.sampling import Sampler
+    from opentelemetry.trace import SpanContext
 
     from constellation_otel.delivery.contract import Sink, Store
     from constellation_otel.delivery.counters import AssemblyCounters
@@ -361,8 +362,10 @@ def _is_usable(execution_id: object, dag_name: object) -> bool:
     return isinstance(execution_id, UUID) and isinstance(dag_name, str)
 
 
-def _decide_by_environment(execution_id: UUID, dag_name: str, context: Context) -> Decision:
-    return decide(_sampler(), execution_id, dag_name, context)
+def _decide_by_environment(
+    execution_id: UUID, dag_name: str, context: Context, *, own: SpanContext | None = None
+) -> Decision:
+    return decide(_sampler(), execution_id, dag_name, context, own=own)
 
 
 @cache

@@ -409,7 +409,8 @@ def remote_parent(traceparent: str | None, tracestate: str | None) -> Context | 
     Returns:
         ``None`` where there is no header, or none that is valid.
     """
-    if traceparent is None:
+    if not isinstance(traceparent, str):
+        # whoever joins an execution may give anything
         return None
     carrier = {"traceparent": traceparent}
     if tracestate:

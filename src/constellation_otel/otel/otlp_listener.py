@@ -21,14 +21,12 @@ from constellation_otel.transports.otlp import OtlpSink, make_resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from uuid import UUID
 
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from constellation_otel.delivery import Retry
     from constellation_otel.otel.span_listener import ExecutionAttributes
-    from constellation_otel.traces import Decision
+    from constellation_otel.traces import Decider
 
 __all__ = ["OtlpListener"]
 
@@ -147,7 +145,7 @@ class OtlpListener(SpanListener[Span]):
         self._is_active = is_enabled
         self._signals.watch(self)
 
-    def _decider(self) -> Callable[[UUID, str, Context], Decision]:
+    def _decider(self) -> Decider:
         return self._decide_by
 
     def _as_items(self, spans: Sequence[Span]) -> Sequence[Span]:

@@ -24,15 +24,13 @@ from constellation_otel.traces import without_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from uuid import UUID
 
     from opentelemetry._logs import LoggerProvider
-    from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
     from constellation_otel.otel.span_listener import ExecutionAttributes
-    from constellation_otel.traces import Decision, Span
+    from constellation_otel.traces import Decider, Decision, Span
 
 __all__ = ["OpenTelemetryListener"]
 
@@ -114,7 +112,7 @@ class OpenTelemetryListener(SpanListener[Recorded]):
         )
         self._is_listening()
 
-    def _decider(self) -> Callable[[UUID, str, Context], Decision] | None:
+    def _decider(self) -> Decider | None:
         # afresh, also in a forked child, where the providers may be other ones
         self._spans.traces, self._spans.failed = None, 0
         self._instruments: Instruments | None = None

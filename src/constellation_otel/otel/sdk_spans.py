@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode
 from opentelemetry.trace.span import TraceState
 
 from constellation_otel._support.log import RateLimitedLog
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanLimits
     from opentelemetry.sdk.trace import Tracer as SdkTracer
     from opentelemetry.trace import Tracer
@@ -107,20 +107,23 @@ class SdkTraces:
         self._processors: object = None
         self._real: _RealSpans | None = None
 
-    def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:
+    def decide(
+        self, execution_id: UUID, dag_name: str, context: Context, *, own: SpanContext | None = None
+    ) -> Decision:
         """Asks the application's sampler about an execution.
 
         Args:
             execution_id: The execution.
             dag_name: Its DAG's name.
             context: The caller's context.
+            own: The execution's own span, where another process has started it; its flag is the answer.
 
         Raises:
             Exception: What the sampler raises.
         """
         if not internals.is_enabled(self._tracer):
             return NOT_TRACED
-        return decide(self._tracer.sampler, execution_id, dag_name, context, self._limits)
+        return decide(self._tracer.sampler, execution_id, dag_name, context, self._limits, own=own)
 
     def emit(self, span: Span, decision: Decision) -> None:
         """Hands over a span.
@@ -223,7 +226,8 @@ class PlainTraces:
     """Creates spans through a tracer that is not the OpenTelemetry SDK's.
 
     Its spans get ids of its own choosing, so an execution's spans are created
-    together, when it has ended. For one thread only.
+    together, when it has ended. Those of an execution that another process has started are
+    created at once, below its span where that is known. For one thread only.
 
     Args:
         tracer: Any tracer.
@@ -238,8 +242,18 @@ class PlainTraces:
         self._modules: dict[UUID | None, tuple[Context, list[Span]]] = {}
         self._log = RateLimitedLog()
 
-    def decide(self, execution_id: UUID, dag_name: str, context: Context) -> Decision:  # noqa: ARG002 - as SdkTraces
-        """Keeps the caller's context; the sampling is the tracer's own business."""
+    def decide(
+        self,
+        execution_id: UUID,  # noqa: ARG002 - as SdkTraces
+        dag_name: str,  # noqa: ARG002 - likewise
+        context: Context,
+        *,
+        own: SpanContext | None = None,
+    ) -> Decision:
+        """Keeps the caller's context, or the execution's own span; the sampling is the tracer's own business."""
+        if own is not None:
+            caller = trace.set_span_in_context(NonRecordingSpan(own), Context())
+            return Decision(caller, is_recorded=own.trace_flags.sampled)
         return Decision(context, is_recorded=True)
 
     def emit(self, span: Span, decision: Decision) -> None:
@@ -248,6 +262,9 @@ class PlainTraces:
         Raises:
             Exception: What the tracer raises.
         """
+        if decision.is_joined and not span.is_execution:
+            _finish(self._start(span, decision.caller), span)
+            return
         if not span.is_execution:
             self._modules.setdefault(span.execution_id, (decision.caller, []))[1].append(span)
             self._held += 1

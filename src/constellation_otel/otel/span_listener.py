@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from constellation_otel.delivery import AssemblyCounters, SpanObserver
     from constellation_otel.events import Event
-    from constellation_otel.traces import Decision, Span
+    from constellation_otel.traces import Decider, Span
 
 __all__ = ["ExecutionAttributes", "SpanListener"]
 
@@ -91,7 +91,7 @@ class SpanListener(BufferedListener[T]):
     def _assembler(self, sampling: Sampling) -> Assembler:
         return Assembler(**self._limits, sampling=sampling, on_loss=self._loss_log)  # type: ignore[arg-type] # by name
 
-    def _decider(self) -> Callable[[UUID, str, Context], Decision] | None:
+    def _decider(self) -> Decider | None:
         """What decides on executions; ``None`` while nothing does."""
         raise NotImplementedError
 

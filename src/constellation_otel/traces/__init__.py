@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from constellation_otel.traces.rendering import Execution, Module, Reason
     from constellation_otel.traces.sampling import (
         NOT_TRACED,
+        Decider,
         Decision,
         Sampling,
         decide,
@@ -45,6 +46,7 @@ else:
             "ids": ("execution_id_of", "module_id_of", "span_id_of", "trace_id_of"),
             "sampling": (
                 "NOT_TRACED",
+                "Decider",
                 "Decision",
                 "Sampling",
                 "decide",
@@ -86,6 +88,7 @@ __all__ = [
     "Assembler",
     "AttributeValue",
     "Counters",
+    "Decider",
     "Decision",
     "Dropped",
     "Execution",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
     from constellation_otel.traces.span import Span
 
-__all__ = ["NOT_TRACED", "Decision", "Sampling", "decide", "exported", "sampler_of_environment", "without_exceptions"]
+__all__ = [
+    "NOT_TRACED",
+    "Decider",
+    "Decision",
+    "Sampling",
+    "decide",
+    "exported",
+    "sampler_of_environment",
+    "without_exceptions",
+]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _SAMPLED: Final = int(TraceFlags.SAMPLED)
@@ -59,6 +68,7 @@ class Decision(Struct, frozen=True):
         limits: Of what a span may have; the environment's where there are none.
         bodies: The spans of its modules' bodies that run, by the module's id as a number.
         has_bodies: Whether there are any: its spans are recorded, and their ids are known.
+        is_joined: Whether another process has started the execution, and makes its span.
     """
 
     caller: Context
@@ -72,6 +82,7 @@ class Decision(Struct, frozen=True):
     limits: SpanLimits | None = None
     bodies: dict[int, Any] = field(default_factory=dict)
     has_bodies: bool = False
+    is_joined: bool = False
 
     def span_context_of(self, span_id: int) -> SpanContext | None:
         """The context of a span of the execution's trace; ``None`` where that is not known, or not traced."""
@@ -92,8 +103,23 @@ NOT_TRACED: Final = Decision(Context())
 """For an execution of which no spans are made."""
 
 
+class Decider(Protocol):
+    """Decides on executions, as :func:`decide` with a sampler."""
+
+    def __call__(
+        self, execution_id: UUID, dag_name: str, context: Context, *, own: SpanContext | None = None
+    ) -> Decision:
+        """Decides on an execution; where its own span is known, that has the answer."""
+
+
 def decide(
-    sampler: Sampler, execution_id: UUID, dag_name: str, context: Context, limits: SpanLimits | None = None
+    sampler: Sampler,
+    execution_id: UUID,
+    dag_name: str,
+    context: Context,
+    limits: SpanLimits | None = None,
+    *,
+    own: SpanContext | None = None,
 ) -> Decision:
     """Asks a sampler about an execution, for all of its spans.
 
@@ -103,10 +129,14 @@ def decide(
         dag_name: Its DAG's name.
         context: The caller's context.
         limits: Of what a span may have.
+        own: The execution's own span, where another process has started it: its flag is the answer, and the
+            sampler is not asked.
 
     Raises:
         Exception: What the sampler raises.
     """
+    if own is not None:
+        return _answered(execution_id, own, limits)
     # there is none in an empty context
     caller = trace.get_current_span(context).get_span_context() if context else INVALID_SPAN_CONTEXT
     has_caller = caller.is_valid
@@ -145,22 +175,20 @@ def decide(
     )
 
 
-def _joined(decision: Decision, execution_id: UUID, theirs: SpanContext) -> Decision:
-    """A decision that is already taken elsewhere."""
-    is_sampled = bool(theirs.trace_flags & _SAMPLED)
-    flags = int(theirs.trace_flags) & len(_FLAGS) - 1
+def _answered(execution_id: UUID, own: SpanContext, limits: SpanLimits | None) -> Decision:
+    """The decision that another process has taken."""
+    is_sampled = bool(own.trace_flags & _SAMPLED)
+    flags = own.trace_flags & len(_FLAGS) - 1
     ids = SpanIds(execution_id)
-    return replace(
-        decision,
-        span_context=SpanContext(theirs.trace_id, ids.execution, False, _FLAGS[flags], theirs.trace_state),
-        result=SamplingResult(_SAMPLE if is_sampled else _DROP),
-        is_recorded=is_sampled,
-        trace_flags=flags,
-        trace_state="",
-        attributes={},
+    return Decision(
+        Context(),
+        SpanContext(own.trace_id, ids.execution, False, _FLAGS[flags], own.trace_state),
+        SamplingResult(_SAMPLE if is_sampled else _DROP),
+        is_sampled,
+        flags,
         ids=ids,
-        bodies={},
         has_bodies=is_sampled,
+        limits=limits,
     )
 
 
@@ -211,9 +239,7 @@ class Sampling:
         decisions: What was decided, by the execution's id as a number.
     """
 
-    def __init__(
-        self, decider: Callable[[UUID, str, Context], Decision] | None, *, max_remembered: int = 100_000
-    ) -> None:
+    def __init__(self, decider: Decider | None, *, max_remembered: int = 100_000) -> None:
         self.decider = decider
         self._max_remembered = max_remembered
         self._log = RateLimitedLog()
@@ -271,9 +297,10 @@ class Sampling:
         if decider is None:
             return NOT_TRACED
         parent = remote_parent(traceparent, None)
-        decision = self._decided(decider, execution_id, dag_name, Context())
-        if parent is not None and decision is not NOT_TRACED:
-            decision = _joined(decision, execution_id, trace.get_current_span(parent).get_span_context())
+        own = None if parent is None else trace.get_current_span(parent).get_span_context()
+        decision = self._decided(decider, execution_id, dag_name, Context(), own)
+        if decision.is_recorded:
+            decision = replace(decision, is_joined=True)
         return self._remembered(execution_id.int, decision)
 
     def recall(self, execution_id: UUID) -> Decision | None:
@@ -300,10 +327,10 @@ class Sampling:
         return known
 
     def _decided(
-        self, decider: Callable[[UUID, str, Context], Decision], execution_id: UUID, dag_name: str, context: Context
+        self, decider: Decider, execution_id: UUID, dag_name: str, context: Context, own: SpanContext | None = None
     ) -> Decision:
         try:
-            return decider(execution_id, dag_name, context)
+            return decider(execution_id, dag_name, context, own=own)
         except Exception as error:  # noqa: BLE001 - a sampler of the user's own
             message = "the sampler raised for execution %s; the execution is not traced"
             self._log.write(_LOGGER, logging.ERROR, "sampler", message, execution_id, error=error)
