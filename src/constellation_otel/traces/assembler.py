@@ -156,8 +156,8 @@ class Assembler:
         self._open: OrderedDict[int, Execution] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
         self._settled: OrderedDict[int, None] = OrderedDict()
-        # of executions that were joined, and forgotten: there may be more modules of them
-        self._joined: OrderedDict[int, ExecutionJoined] = OrderedDict()
+        # of executions that were joined, and forgotten: there may be more modules of them, beside those emitted
+        self._joined: OrderedDict[int, tuple[ExecutionJoined, dict[int, Module]]] = OrderedDict()
         self._open_joined = 0
         # which modules of whose were emitted, the oldest emission first, its first module last; and how many they are
         self._emitted: deque[tuple[dict[int, Module], list[int]]] = deque()
@@ -329,9 +329,10 @@ class Assembler:
             self._counters.late += 1
             return None
         execution = self._open[key] = Execution(event.execution_id, key, now_ns, now_ns)
-        if self._joined:
-            execution.start = self._joined.get(key)
-            self._open_joined += execution.is_joined
+        if key in self._joined:
+            execution.start, execution.modules = self._joined.pop(key)
+            execution.has_emitted = bool(execution.modules)
+            self._open_joined += 1
         self._touched[key] = None
         self.held += 1
         self._evict_at_ns = min(self._evict_at_ns, now_ns + min(self._idle_ns, self._max_age_ns))
@@ -678,11 +679,7 @@ class Assembler:
         """
         left = self._close(execution)
         counters, start = self._counters, execution.start
-        if isinstance(start, ExecutionJoined):
-            self._joined[execution.key] = start
-            if len(self._joined) > self._max_settled:
-                self._joined.popitem(last=False)
-        else:
+        if not isinstance(start, ExecutionJoined):
             self._settled[execution.key] = None
             if len(self._settled) > self._max_settled:
                 self._settled.popitem(last=False)
@@ -699,11 +696,27 @@ class Assembler:
             else:
                 is_loss = missing != "end" or succeeded
             self._count_incomplete(span, is_loss=is_loss)
-        # the memory of what was emitted has the same dictionary
-        execution.modules.clear()
-        counters.executions += not isinstance(start, ExecutionJoined)
         counters.spans += len(spans)
+        if isinstance(start, ExecutionJoined):
+            self._remember_joined(execution, start, left)
+        else:
+            counters.executions += 1
+            # the memory of what was emitted has the same dictionary
+            execution.modules.clear()
         return spans
+
+    def _remember_joined(self, execution: Execution, start: ExecutionJoined, left: list[Module]) -> None:
+        """What another process has started may have more modules here, and events of those that were emitted."""
+        if left:
+            keys = [module.key for module in reversed(left)]
+            execution.modules.update(dict.fromkeys(keys, EMITTED))
+            self._emitted.append((execution.modules, keys))
+            self._remembered += len(keys)
+            self._forget_oldest()
+        self._joined[execution.key] = (start, execution.modules)
+        if len(self._joined) > self._max_settled:
+            _, (_, modules) = self._joined.popitem(last=False)
+            modules.clear()
 
     def _count_incomplete(self, span: Span, *, is_loss: bool) -> None:
         if span.is_execution:

@@ -322,8 +322,9 @@ class Rendering:
             ended = [module for module in modules if module.is_over]
             if ended:
                 spans += self.module_spans(execution, ended, are_anonymous=are_anonymous)
-        # known once its parts are
-        parts = ([*left, *self._unknown_groups(execution)], False), (anonymous, True)
+        # known once its parts are; those of an execution that was joined may be told of by another process
+        unknown = [] if execution.is_joined else self._unknown_groups(execution)
+        parts = ([*left, *unknown], False), (anonymous, True)
         running = [([module for module in modules if not module.is_over], are_it) for modules, are_it in parts]
         own = self._execution_span(execution, reason, [module for modules, _ in running for module in modules])
         for modules, are_anonymous in running:
