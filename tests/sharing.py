@@ -34,7 +34,7 @@ _together: Any
 def make_listener(kind: str, endpoint: str, more: str | None) -> ExecutionListener:
     """A listener of a process."""
     if kind == "otlp":
-        listener: Any = OtlpListener(endpoint, journal=more)
+        listener: Any = OtlpListener(endpoint, protocol="http/protobuf", journal=more)
         _flushes[:] = [lambda: listener.flush(PATIENCE)]
         return listener  # type: ignore[no-any-return] # it is one
     if kind == "kafka":

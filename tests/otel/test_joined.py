@@ -90,8 +90,7 @@ def contexts_of(span: ReadableSpan) -> tuple[object, object, int]:
 @pytest.mark.parametrize("kind", ["otlp", "sdk"])
 def test_a_pool_whose_workers_tell_their_modules_makes_one_trace(receiver: Receiver, kind: str, method: str) -> None:
     """It arrives once, and whole; what bodies set in the workers is on it."""
-    endpoint = receiver.grpc_endpoint if kind == "otlp" else receiver.http_endpoint
-    with sharing("pool", method, kind, endpoint) as program:
+    with sharing("pool", method, kind, receiver.http_endpoint) as program:
         printed, logged = program.communicate(timeout=DEADLINE)
     assert (program.returncode, logged) == (0, "")
     pids, counts = (list(map(int, line.split())) for line in printed.splitlines())
@@ -115,7 +114,7 @@ def test_a_killed_parents_execution_is_abandoned_once_by_its_journals_reader(
 ) -> None:
     """And not by its children, which tell of their modules to the end."""
     journal = tmp_path / "journal.db"
-    with sharing("orphans", method, "otlp", receiver.grpc_endpoint, str(journal)) as program:
+    with sharing("orphans", method, "otlp", receiver.http_endpoint, str(journal)) as program:
         assert program.stdout is not None
         assert [program.stdout.readline() for _ in range(2)] == ["running\n"] * 2
         program.send_signal(signal.SIGKILL)
