@@ -111,7 +111,7 @@ PYTHON = {
         '{"trim":"to be","uppercase":"TO BE","word_count":2}\n',
         f"GET /report/<text> (server)\n  {IN_REQUEST}\n\n{WITH_JOURNAL}",
     ),
-    "docs/trace-model.md": ("", "", "", ""),
+    "docs/trace-model.md": ("", "", "", "letters (server) success\n  count (internal) success"),
     "docs/adapters.md": ("", "", "", f"{CHECKED}\n\n{LETTERS}"),
 }
 """Each page with Python: what is printed before the outputs that it shows; what is done behind it, and what that

@@ -96,6 +96,14 @@ word-counts (server) success
         "10\n",
         made_elsewhere="dask-cluster",
     ),
+    "worker_processes": Shown(
+        """\
+word-counts (server) success
+  first (internal) success
+  second (internal) success""",
+        "10\n",
+        is_stable=True,
+    ),
     "audit_log": Shown(
         """\
 sum (server) failure ERROR "total failed: invalid literal for int() with base 10: 'three'"
