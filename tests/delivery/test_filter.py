@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from constellation_otel.delivery import Batch, Bridge, ExecutionFilter, Position, Revoked, Source, Unreadable
 from constellation_otel.errors import UnavailableError
-from constellation_otel.events import Event, ExecutionStarted
+from constellation_otel.events import Event, ExecutionJoined, ExecutionStarted
 from deliveries import MS, T0, ListSink, ListSource, execution, records
 from support import UNWATCHED
 
@@ -128,6 +128,14 @@ def test_one_execution_in_a_window_has_to_have_started_in_it() -> None:
         (first[1:], {"since_ns": T0}, []),
     ]:
         assert selected(events, execution_id=UUID(int=1), **window) == taken
+
+
+def test_an_execution_that_was_joined_is_taken_by_when_that_was() -> None:
+    """Where it started is told by another process, in its own journal."""
+    _, *modules, _ = execution(1)
+    joined = [ExecutionJoined(execution(1)[0].execution_id, "dag-1", T0 + 5 * MS), *modules]
+    assert selected(joined, since_ns=T0 + 5 * MS) == joined
+    assert selected(joined, until_ns=T0 + 5 * MS) == []
 
 
 def test_events_that_still_wait_at_the_end_count_as_left() -> None:

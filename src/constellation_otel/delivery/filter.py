@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from constellation_otel.delivery.contract import Batch, Forwarding, Revoked, batches_of
-from constellation_otel.events import Event, ExecutionStarted
+from constellation_otel.events import Event, ExecutionJoined, ExecutionStarted
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -121,7 +121,7 @@ class ExecutionFilter(Forwarding):
         taken = [here]
         if execution_id in self._is_taken:
             self._is_taken.move_to_end(execution_id)
-        elif isinstance(event, ExecutionStarted):
+        elif isinstance(event, ExecutionStarted | ExecutionJoined):
             taken = [*self._no_longer_waiting(execution_id), here]
             self._decide(execution_id, is_taken=self._is_in_window(event))
         else:
@@ -132,7 +132,7 @@ class ExecutionFilter(Forwarding):
         self._left += len(taken)
         return []
 
-    def _is_in_window(self, start: ExecutionStarted) -> bool:
+    def _is_in_window(self, start: ExecutionStarted | ExecutionJoined) -> bool:
         return (self._since_ns is None or start.timestamp_ns >= self._since_ns) and (
             self._until_ns is None or start.timestamp_ns < self._until_ns
         )
