@@ -256,6 +256,20 @@ def test_too_many_joined_ones_are_forgotten_the_most_silent_first() -> None:
     assert assembler.counters == Counters(events=3)
 
 
+def test_what_makes_room_first_is_joined_with_nothing_open() -> None:
+    """Not an execution of this process that is silent since a module of it takes long, or one with an open module."""
+    assembler = Assembler(max_open=8)
+    own = [replace(event, execution_id=E2) for event in STORY[:2]]
+    lasting: list[Event] = [replace(event, execution_id=UUID(int=1)) for event in (JOINED, STORY[1])]
+    taken(assembler, [*own, *lasting])
+    for number in range(2, 100):
+        assert taken(assembler, [replace(event, execution_id=UUID(int=number)) for event in PART]) != []
+    assert [assembler.is_open(it) for it in (E2, UUID(int=1), UUID(int=99))] == [True, True, True]
+    assert assembler.counters.abandoned == 0
+    assert assembler.counters.incomplete_modules == 0
+    assert assembler.held <= assembler.max_open
+
+
 def test_one_that_is_revoked_is_forgotten_without_a_trace() -> None:
     """Whoever reads its events again makes its spans again."""
     assembler = Assembler()

@@ -480,7 +480,7 @@ class Assembler:
         return [it for it in self._open.values() if abandon or it.end is not None]
 
     def evict(self) -> list[Span]:
-        """Emits an execution, to make room: one that has ended, or that was silent longest.
+        """Emits an execution, to make room: one of which nothing is open, or that was silent longest.
 
         Returns:
             Its spans; none where nothing is open.
@@ -493,8 +493,9 @@ class Assembler:
         if not self._touched:
             return None
         # of those that were silent longest only, so that it costs little
-        ended = (key for key in islice(self._touched, _LOOKED_AT) if self._open[key].end is not None)
-        return self._open[next(ended, next(iter(self._touched)))]
+        silent = (self._open[key] for key in islice(self._touched, _LOOKED_AT))
+        over = (it for it in silent if it.end is not None or it.is_only_remembered)
+        return next(over, self._open[next(iter(self._touched))])
 
     def unsettle(self, execution_id: UUID) -> None:
         """Forgets that an execution was emitted, so that its events, read once more, make the same spans again."""

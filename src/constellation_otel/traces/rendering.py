@@ -237,6 +237,11 @@ class Execution(Struct):
         """Whether another process has started it, and tells of it."""
         return type(self.start) is ExecutionJoined
 
+    @property
+    def is_only_remembered(self) -> bool:
+        """Whether it was joined, and all that is known of it was emitted."""
+        return self.is_joined and not self.anonymous and all(it is EMITTED for it in self.modules.values())
+
     def tell(self, module: Module, timestamp_ns: int, details: ModuleDetails) -> None:
         """Takes in details of a module."""
         module.known = merged(module.known, timestamp_ns, details)
