@@ -168,7 +168,8 @@ class SpanListener(BufferedListener[T]):
         give: Any = self._attributes
         log, said = self._log, shown(give)
         try:
-            attributes, dropped = clean_attributes(give(event, context), Budget())
+            given = give(event, context)
+            attributes, dropped = clean_attributes({} if given is None else given, Budget())
         except Exception as error:  # noqa: BLE001 - the user's own code
             message = "attributes=%s raised for execution %s, whose span goes without them"
             log.write(_LOGGER, logging.ERROR, "attributes", message, said, event.execution_id, error=error)
