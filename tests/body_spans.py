@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -34,7 +35,7 @@ def bodies_of(
     caller: Context | None = None,
 ) -> Bodies:
     """What a listener keeps that has heard of an execution's start."""
-    sampling = Sampling(lambda execution_id, name, context: decide(sampler, execution_id, name, context, limits))
+    sampling = Sampling(partial(decide, sampler, limits=limits))
     sampling.decide(EXECUTION, "pipeline", Context() if caller is None else caller)
     return Bodies(sampling, max_open, redact)
 

@@ -286,7 +286,7 @@ def test_a_tracer_without_the_sdks_ids_hands_on_its_own_context() -> None:
     """Its spans are made when the execution has ended."""
     from constellation_otel.traces import Decision as Made  # noqa: PLC0415 - the SDK's has the same name
 
-    bodies = Bodies(Sampling(lambda _id, _name, context: Made(context, is_recorded=True)), 10)
+    bodies = Bodies(Sampling(lambda execution_id, dag_name, context, own=None: Made(context, is_recorded=True)), 10)
     bodies.sampling.decide(EXECUTION, "pipeline", Context())
     context = Context({"kept": 1})
     assert bodies.context_of(EXECUTION, MODULE, context) is context
