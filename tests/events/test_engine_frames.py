@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from constellation_otel.events import decode_frame, encode_frame
+from constellation_otel.events import ModuleDetails, decode_frame, encode_frame
 from constellation_otel.events.model import (
     ErrorInfo,
     Event,
     ExecutionCancelled,
     ExecutionCompleted,
+    ExecutionJoined,
     ExecutionStarted,
     Frames,
     ModuleCompleted,
+    ModuleDescribed,
     ModuleFailed,
     ModuleStarted,
 )
@@ -129,3 +131,12 @@ def test_a_frame_loses_nothing_of_an_event_in_whole_milliseconds(event: Event) -
 @given(FRAME_EVENTS)
 def test_a_frame_of_a_frame_is_the_same_frame(event: Event) -> None:
     assert encode_frame(decode_frame(encode_frame(event))) == encode_frame(event)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [ExecutionJoined(EXECUTION, "d", 1), ModuleDescribed(EXECUTION, MODULE, "m", 1, ModuleDetails(outcome="skipped"))],
+)
+def test_what_no_callback_tells_of_has_no_frame(event: Event) -> None:
+    with pytest.raises(ValueError, match=f"the engine's WebSocket has no frame for {event.kind}"):
+        encode_frame(event)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from constellation_otel.errors import DecodeError
 from constellation_otel.events import (
     EVENT_TYPES,
+    ModuleDescribed,
+    ModuleDetails,
     decode_json,
     encode_json,
     engine_frames,
@@ -266,3 +270,14 @@ def test_the_guides_numbers_are_the_nanoseconds_cut_to_whole_milliseconds(event:
 def test_a_long_message_is_the_same_after_any_number_of_hops(length: int) -> None:
     once = decode_json(encode_json(ModuleFailed(EXECUTION, MODULE, "Trim", ErrorInfo(None, "x" * length), NS)))
     assert decode_json(encode_json(once)) == once
+
+
+@pytest.mark.parametrize("missing", ["details", "moduleId"])
+def test_a_module_that_did_not_run_needs_its_details_and_id(missing: str) -> None:
+    event = ModuleDescribed(UUID(int=1), UUID(int=2), "m", 1_000_000, ModuleDetails(outcome="skipped", reason="cached"))
+    record = encode_json(event)
+    assert decode_json(record) == event
+    fields = json.loads(record)
+    del fields[missing]
+    with pytest.raises(DecodeError, match=f"{missing} is missing or null"):
+        decode_json(json.dumps(fields))

@@ -17,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from constellation_otel.errors import RemoteError
-from constellation_otel.events import EventListener
+from constellation_otel.events import EventListener, ExecutionJoined, ModuleDescribed, ModuleDetails
 from constellation_otel.events.model import (
     MAX_MESSAGE,
     MAX_NAME,
@@ -302,3 +302,41 @@ def test_what_cannot_be_a_duration_is_none(duration_ms: float) -> None:
 
 def test_a_duration_is_rounded_to_the_nanosecond() -> None:
     assert [duration_ns_of(each) for each in (0, 2, 2.5, 0.0000004, 0.0000006)] == [0, 2_000_000, 2_500_000, 0, 1]
+
+
+class Told(ExecutionListener):
+    """Keeps the names of what it was told, and takes details and executions that others have started."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def module_details(self, execution_id: UUID, module_id: UUID, **details: object) -> None:
+        self.told.append((module_id, details))
+
+    def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+        self.told.append((dag_name, traceparent))
+
+    def traceparent_of(self, execution_id: UUID) -> str | None:
+        return None
+
+    def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
+        self.told.append(module_name)
+
+
+def test_details_and_joined_executions_reach_who_takes_them() -> None:
+    """The details before the callback; a listener without the methods gets the six callbacks only."""
+    details = ModuleDetails(attempt=2, reason="why", attributes={"tenant": "a"})
+    events: list[Event] = [
+        ModuleStarted(EXECUTION, MODULE, "Trim", 1, details),
+        ModuleDescribed(EXECUTION, MODULE, "Trim", 1, details),
+        ExecutionJoined(EXECUTION, "pipeline", 1, "00-1"),
+    ]
+    told = Told()
+    for event in events:
+        event.notify(told)
+        event.notify(ExecutionListener.noop)
+    said = {
+        "module_name": "Trim", "parent_id": None, "attempt": 2, "attempt_of": None, "outcome": None, "reason": "why",
+        "upstream": (), "attributes": {"tenant": "a"},
+    }  # fmt: skip
+    assert told.told == [(MODULE, said), "Trim", (MODULE, said), ("pipeline", "00-1")]

@@ -24,9 +24,19 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.otel.sdk_spans import PlainTraces, Recorded, SdkSink, SdkTraces, _RealSpans
-from constellation_otel.traces import NOT_TRACED, Assembler, Decision, Span, SpanEvent, decide, span_id_of
+from constellation_otel.traces import (
+    NOT_TRACED,
+    Assembler,
+    Decision,
+    Dropped,
+    Span,
+    SpanEvent,
+    SpanLink,
+    decide,
+    span_id_of,
+)
 from deliveries import execution
-from stories import E1, M1, STORY, assemble
+from stories import E1, M1, M2, STORY, assemble
 from support import UNWATCHED
 from telemetry import provider_with
 
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Tracer
 
 RESOURCE = Resource({"service.name": "shop"})
-MODULE_ID = M1
+MODULE_ID, OUTER_ID = M1, M2
 
 
 class Keeps(SpanProcessor):
@@ -98,7 +108,10 @@ def everything_of(span: ReadableSpan) -> dict[str, Any]:
             (event.name, event.timestamp, list((event.attributes or {}).items()), event.dropped_attributes)
             for event in span.events
         ],
-        "links": span.links,
+        "links": [
+            (parts_of(link.context), list((link.attributes or {}).items()), link.dropped_attributes)
+            for link in span.links
+        ],
         "resource": span.resource,
         "scope": span.instrumentation_scope,
         "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
@@ -119,10 +132,14 @@ attributes = st.dictionaries(names, values, max_size=6)
 counts = st.sampled_from([SpanLimits.UNSET, 0, 1, 2, 3, 128])
 states = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=2, unique_by=lambda it: it[0])
 times = st.integers(0, 2**63 - 1)
+trace_ids, span_ids = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
+states_of_links, few = st.sampled_from(["", "a=1,b=2"]), st.integers(0, 3)
 limits_of_providers = st.builds(
     SpanLimits,
     max_events=counts,
     max_span_attributes=counts,
+    max_links=counts,
+    max_link_attributes=counts,
     max_event_attributes=counts,
     max_attribute_length=counts,
     max_span_attribute_length=counts,
@@ -151,8 +168,8 @@ def finished(draw: st.DrawFn) -> Recorded:
     decision = decide(draw(answers), E1, "d", context)
     assert decision.span_context is not None
     is_execution = draw(st.booleans())
-    description = draw(st.none() | texts)
-    parent_span_id = decision.span_context.span_id
+    status = draw(st.sampled_from(StatusCode))
+    parent_span_id = draw(st.sampled_from([decision.span_context.span_id, span_id_of(E1, OUTER_ID)]))
     if is_execution:
         parent_span_id = caller.span_id if caller is not None else None  # type: ignore[assignment] # a root has none
     span = Span(
@@ -167,11 +184,13 @@ def finished(draw: st.DrawFn) -> Recorded:
         draw(times),
         # as rendering does it
         {**(decision.attributes if is_execution else {}), **draw(attributes)},
-        StatusCode.UNSET if description is None else StatusCode.ERROR,
-        description,
+        status,
+        draw(texts) if status is StatusCode.ERROR else None,
         tuple(draw(st.lists(st.builds(SpanEvent, names, times, attributes), max_size=4))),
         E1,
         is_execution,
+        links=tuple(draw(st.lists(st.builds(SpanLink, trace_ids, span_ids, attributes, states_of_links), max_size=4))),
+        dropped=draw(st.builds(Dropped, few, few, few)),
     )
     return Recorded(span, decision)
 
