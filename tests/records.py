@@ -13,6 +13,7 @@ from constellation_otel.events import (
     Budget,
     ErrorInfo,
     Event,
+    ExecutionStarted,
     ModuleCompleted,
     ModuleDetails,
     ModuleFailed,
@@ -125,3 +126,15 @@ EXTREME = BodyRecord(
     name='"' * 5_000,
 )
 """As much as anybody could have set, of what takes most room in JSON."""
+
+
+def told_all() -> list[Event]:
+    """One event of each kind that carries something, and one as large as any can be."""
+    largest = validated(ModuleCompleted(EXECUTION, OTHER, "Trim", 2.5, NOW + 4, DETAILS, EXTREME)).event
+    return [
+        ExecutionStarted(EXECUTION, "pipeline", NOW, attributes={"tenant": "acme", "rows": (1, 2)}, engine="loom"),
+        ModuleStarted(EXECUTION, MODULE, "Trim", NOW + 1, DETAILS),
+        ModuleCompleted(EXECUTION, MODULE, "Trim", 2.5, NOW + 2, DETAILS, BODY),
+        ModuleFailed(EXECUTION, MODULE, "Trim", ErrorInfo("ValueError", "boom"), NOW + 3, None, BODY),
+        largest,
+    ]
