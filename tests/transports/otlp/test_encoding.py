@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel.receiver import Received, Resource, Scope, decode_traces
-from constellation_otel.traces import MODULE_NAME, AttributeValue, Span, SpanEvent
+from constellation_otel.traces import MODULE_NAME, NOTHING_DROPPED, AttributeValue, Dropped, Span, SpanEvent, SpanLink
 from constellation_otel.transports.otlp import encode_request
 from support import UNWATCHED
 
@@ -41,6 +41,10 @@ nanoseconds = st.integers(0, 2**64 - 1)
 span_ids = st.integers(1, 2**64 - 1)
 
 
+counts = st.just(0) | st.integers(0, 2**32 - 1)
+links = st.builds(SpanLink, st.integers(1, 2**128 - 1), span_ids, attributes, texts, st.integers(0, 255))
+
+
 @st.composite
 def spans(draw: st.DrawFn) -> Span:
     failed = draw(st.booleans())
@@ -59,6 +63,8 @@ def spans(draw: st.DrawFn) -> Span:
         status_description=draw(st.none() | texts.filter(bool)) if failed else None,
         events=tuple(draw(st.lists(st.builds(SpanEvent, texts, nanoseconds, attributes), max_size=2))),
         is_execution=draw(st.booleans()),
+        links=tuple(draw(st.lists(links, max_size=2))),
+        dropped=draw(st.just(NOTHING_DROPPED) | st.builds(Dropped, counts, counts, counts)),
     )
 
 
@@ -95,7 +101,18 @@ def with_protobufs_classes(spans: list[Span], resource: SdkResource) -> bytes:
             end_time_unix_nano=span.end_ns,
             attributes=key_values(span.attributes),
             flags=span.trace_flags | (trace_pb2.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK if is_local else 0),
+            dropped_attributes_count=span.dropped.attributes,
+            dropped_events_count=span.dropped.events,
+            dropped_links_count=span.dropped.links,
         )
+        for link in span.links:
+            message.links.add(
+                trace_id=link.trace_id.to_bytes(16),
+                span_id=link.span_id.to_bytes(8),
+                trace_state=link.trace_state,
+                attributes=key_values(link.attributes),
+                flags=link.trace_flags,
+            )
         for event in span.events:
             message.events.add(
                 time_unix_nano=event.timestamp_ns, name=event.name, attributes=key_values(event.attributes)
