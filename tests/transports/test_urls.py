@@ -11,7 +11,9 @@ from uuid import UUID
 import pytest
 from opentelemetry.sdk.resources import Resource
 
+from constellation_otel.delivery import Bridge
 from constellation_otel.errors import ConfigurationError, JournalError, MissingExtraError
+from constellation_otel.events import ExecutionStarted, ModuleDescribed, ModuleDetails, decode_json
 from constellation_otel.transports import check_sink, sink_of, source_of
 from constellation_otel.transports.journal import DEFAULT_SINK, Journal, JournalSink, JournalSource, forget
 from constellation_otel.transports.jsonl import JsonlSink, JsonlSource
@@ -19,7 +21,7 @@ from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 from constellation_otel.transports.otlp import OtlpSink
 from constellation_otel.transports.registry import places_of
 from constellation_otel.transports.sql import SqlSink, SqlSource
-from constellation_otel.transports.url import Secrets
+from constellation_otel.transports.url import Secrets, without_details
 from constellation_otel.transports.websocket import WebSocketSource
 from deliveries import execution, flat
 from support import UNWATCHED
@@ -391,3 +393,37 @@ def test_two_urls_of_one_place_have_something_in_common(
     (tmp_path / "link.db").symlink_to("a.db")
     other = other.replace("{folder}", str(tmp_path))
     assert bool(places_of(one) & places_of(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("url", "without", "asks"),
+    [
+        ("jsonl:a.jsonl", "jsonl:a.jsonl", False),
+        ("jsonl:a?b.jsonl", "jsonl:a?b.jsonl", False),
+        ("jsonl:a.jsonl?details=records", "jsonl:a.jsonl", True),
+        ("kafka://broker/topic?acks=1&details=records&linger.ms=5", "kafka://broker/topic?acks=1&linger.ms=5", True),
+        ("sqlite:///a.db?details=fields", "sqlite:///a.db", False),
+    ],
+)
+def test_a_sinks_url_may_ask_for_modules_that_did_not_run(url: str, without: str, asks: bool) -> None:
+    assert without_details(url) == (without, asks)
+
+
+def test_what_asks_for_unknown_details_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"\?details=rows cannot be used; give details=fields or details=rec"):
+        sink_of("jsonl:a.jsonl?details=rows", resource=Resource.get_empty())
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_modules_that_did_not_run_are_written_where_asked_for(tmp_path: Path, asks: bool) -> None:
+    """A reader that matches on the six kinds never meets a seventh unasked."""
+    details = ModuleDetails(outcome="skipped", reason="up to date")
+    start = ExecutionStarted(UUID(int=1), "d", 1_000_000)
+    described = ModuleDescribed(UUID(int=1), UUID(int=2), "m", 2_000_000, details)
+    with closing(JournalSink(tmp_path / "journal.db")) as journal:
+        journal.send([start, described], 1.0)
+    file = tmp_path / "events.jsonl"
+    sink = sink_of(f"jsonl:{file}{'?details=records' if asks else ''}", resource=Resource.get_empty())
+    report = Bridge(JournalSource(tmp_path / "journal.db", follow=False), [sink]).run()
+    assert report.is_delivered
+    assert [decode_json(line) for line in file.read_bytes().splitlines()] == [start, *([described] if asks else [])]

@@ -7,7 +7,6 @@ are. What the body has set by then is frozen in the callback of its end, and is 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -19,7 +18,6 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode
 
-from constellation_otel._support.fork import PerProcess
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION
 from constellation_otel._support.text import message_of, shown
@@ -59,7 +57,7 @@ class _Recorder(Span):
 
 
 _DEFAULTS: Final[dict[str, Any]] = {
-    "exceptions": None,
+    "exceptions": (),
     "has_ended": False,
     "is_elsewhere": False,
     "known_context": None,
@@ -94,14 +92,12 @@ class BodySpan(trace.Span, ReadableSpan):
 
     __slots__ = (
         "decision",
-        "exceptions",
         "has_ended",
         "has_something",
         "is_elsewhere",
         "known_context",
         "module_id",
         "module_name",
-        "recorder",
         "remote",
     )
     # the SDK's own is called where there is something to be kept
@@ -116,7 +112,7 @@ class BodySpan(trace.Span, ReadableSpan):
     remote: BodyRecord | None
     known_context: SpanContext | None
     recorder: _Recorder | None
-    exceptions: deque[tuple[int, int]] | None
+    exceptions: deque[tuple[int, int]]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.module_name or _UNNAMED!r}, context={self.get_span_context()})"
@@ -164,8 +160,7 @@ class BodySpan(trace.Span, ReadableSpan):
             kind, message = _type_and_message(exception)
             self.add_event(_EXCEPTION, {"exception.type": kind, "exception.message": message}, at_ns)
         # by which its own event is known: another one may say the same
-        if self.exceptions is not None:
-            self.exceptions.append((id(exception), at_ns))
+        self.__dict__.get("exceptions", []).append((id(exception), at_ns))
 
     def _try(self, name: str, *arguments: Any) -> bool:
         """Calls the recorder's method; what that raises of odd values costs the body nothing but what it sets.
@@ -244,27 +239,24 @@ class BodySpan(trace.Span, ReadableSpan):
         if recorder is None:
             # before it is made: what is set from now on may be looked for
             self.has_something = True
-            with _MAKING.lock:
-                recorder = self.recorder
-                if recorder is None:
-                    recorder = _Recorder(
-                        self.module_name or _UNNAMED,
-                        self.get_span_context(),
-                        parent=self.decision.span_context,
-                        resource=_NO_RESOURCE,
-                        limits=self.decision.limits or SpanLimits(),
-                        instrumentation_scope=_SCOPE,
-                    )
-                    recorder.start()
-                    self.exceptions = deque(maxlen=_MAX_EXCEPTIONS)
-                    self.recorder = recorder
+            made = _Recorder(
+                self.module_name or _UNNAMED,
+                self.get_span_context(),
+                parent=self.decision.span_context,
+                resource=_NO_RESOURCE,
+                limits=self.decision.limits or SpanLimits(),
+                instrumentation_scope=_SCOPE,
+            )
+            made.start()
+            # of threads that come at once, all get the first one's
+            self.__dict__.setdefault("exceptions", deque(maxlen=_MAX_EXCEPTIONS))
+            recorder = self.__dict__.setdefault("recorder", made)
             if self.has_ended:
                 _end(recorder)
         return recorder
 
     def _record(self, recorder: _Recorder, error: BaseException | None) -> BodyRecord:
-        recorded = self.exceptions.copy() if self.exceptions is not None else ()
-        own = {at_ns for number, at_ns in recorded if error is not None and number == id(error)}
+        own = {at_ns for number, at_ns in tuple(self.exceptions) if error is not None and number == id(error)}
         events = [
             RecordedEvent(event.name, event.timestamp, _plain(event.attributes))
             for event in recorder.events
@@ -283,15 +275,6 @@ class BodySpan(trace.Span, ReadableSpan):
             recorder.dropped_links,
             self.is_elsewhere,
         )
-
-
-class _Making:
-    """Of the threads of a body that come at once, the first makes what keeps all that they set."""
-
-    lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
-
-
-_MAKING: Final = _Making()
 
 
 def recording(module_id: UUID, module_name: str, context: Context) -> tuple[BodySpan, Context]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from msgspec import Struct
 
 from constellation_otel.errors import ConfigurationError
-from constellation_otel.transports.url import SinkOptions, SourceOptions
+from constellation_otel.transports.url import SinkOptions, SourceOptions, without_details
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +115,8 @@ def sink_of(url: str, *, resource: Resource) -> Sink[Any]:
         url: ``otlp://host:4317`` (gRPC) or ``otlp+http://host:4318``, with TLS ``otlps://…`` or
             ``otlp+https://…``, ``kafka://broker:9092/topic``, ``postgresql://…``,
             ``sqlite:///file``, ``jsonl:file`` (``jsonl:-`` is standard output), or
-            ``journal:file.db``, which holds as much as ``?max_bytes=number`` says.
+            ``journal:file.db``, which holds as much as ``?max_bytes=number`` says. With ``?details=records``
+            Kafka, a table or a file gets records of modules that did not run, too.
         resource: What sends the spans, for an OTLP endpoint.
 
     Raises:
@@ -124,7 +125,9 @@ def sink_of(url: str, *, resource: Resource) -> Sink[Any]:
         JournalError: The journal's file cannot be used, or another process has it.
         UnavailableError: The journal's file cannot be used now: its disk is full, or it is busy.
     """
-    sink: Sink[Any] = _package_of(url, "sink").sink_of(url, SinkOptions(resource=resource))
+    package = _package_of(url, "sink")
+    url, takes_details = without_details(url)
+    sink: Sink[Any] = package.sink_of(url, SinkOptions(resource, takes_details))
     return sink
 
 
@@ -136,6 +139,7 @@ def check_sink(url: str, *, resource: Resource) -> None:
         MissingExtraError: What it needs is not installed.
     """
     package = _package_of(url, "sink")
+    url, _ = without_details(url)
     if hasattr(package, "check_sink"):
         package.check_sink(url)
     else:
@@ -155,7 +159,7 @@ def places_of(url: str) -> set[tuple[object, ...]]:
     transport = _transport_of(url)
     if transport is None or transport.source is None or transport.sink is None:
         return {(url,)}
-    places: set[tuple[object, ...]] = _imported(transport).places_of(url)
+    places: set[tuple[object, ...]] = _imported(transport).places_of(without_details(url)[0])
     return places
 
 

@@ -39,9 +39,37 @@ class SinkOptions(NamedTuple):
 
     Attributes:
         resource: What sends the spans, for an OTLP endpoint.
+        takes_details: Whether events go there of modules that did not run, beside the six kinds of the guide.
     """
 
     resource: Resource
+    takes_details: bool = False
+
+
+def without_details(url: str) -> tuple[str, bool]:
+    """Takes ``details=records`` off a sink's URL, by which it asks for events of modules that did not run.
+
+    ``details=fields`` is what it is without: what is told of a module is in fields of its own events.
+
+    Args:
+        url: The URL.
+
+    Returns:
+        The URL without it, and whether it asks.
+
+    Raises:
+        ConfigurationError: It asks for something else.
+    """
+    rest, _, query = url.partition("?")
+    parts = query.split("&")
+    asked = [part.partition("=")[2] for part in parts if part.startswith("details=")]
+    if not asked:
+        return url, False
+    if asked[-1] not in {"fields", "records"}:
+        message = f"?details={asked[-1]} cannot be used; give details=fields or details=records"
+        raise ConfigurationError(message)
+    others = "&".join(part for part in parts if not part.startswith("details="))
+    return (f"{rest}?{others}" if others else rest), asked[-1] == "records"
 
 
 class Secrets:

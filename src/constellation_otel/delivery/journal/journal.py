@@ -231,6 +231,8 @@ class JournalSink(Sink[Event]):
         UnavailableError: As for :class:`Journal`.
     """
 
+    takes_details = True
+
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = _MAX_BYTES) -> None:
         check_max_bytes(max_bytes)
         with opening() as stack:

@@ -39,12 +39,14 @@ class JsonlSink(Sink[Event]):
 
     Args:
         path: The file. ``-`` is standard output.
+        takes_details: Whether modules that did not run get a line, too.
 
     Raises:
         ConfigurationError: The path cannot be one, or ends in ``.gz``: gzip is read, and not written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, takes_details: bool = False) -> None:
+        self.takes_details = takes_details
         checked = checked_path(path)
         if checked.endswith(".gz"):
             plain = checked.removesuffix(".gz")
@@ -56,9 +58,9 @@ class JsonlSink(Sink[Event]):
         self._output = StandardOutput() if checked == STANDARD else Appended(checked)
 
     @classmethod
-    def from_url(cls, url: str, _options: SinkOptions) -> Self:
+    def from_url(cls, url: str, options: SinkOptions) -> Self:
         """Makes one from ``jsonl:file``, or ``jsonl:-``; everything behind the colon is the path."""
-        return cls(url.partition(":")[2])
+        return cls(url.partition(":")[2], takes_details=options.takes_details)
 
     @property
     def name(self) -> str:
@@ -95,6 +97,7 @@ class JsonlListener(BufferedListener[Event]):
 
     Args:
         path: The file. ``-`` is standard output.
+        takes_details: Whether modules that did not run get a line, too.
         **options: See :class:`~constellation_otel.delivery.ListenerOptions`.
 
     Raises:
@@ -102,5 +105,5 @@ class JsonlListener(BufferedListener[Event]):
         JournalError: The journal cannot be used.
     """
 
-    def __init__(self, path: str | Path, **options: Unpack[ListenerOptions]) -> None:
-        super().__init__(JsonlSink(path), **options)
+    def __init__(self, path: str | Path, *, takes_details: bool = False, **options: Unpack[ListenerOptions]) -> None:
+        super().__init__(JsonlSink(path, takes_details=takes_details), **options)

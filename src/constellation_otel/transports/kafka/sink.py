@@ -68,6 +68,7 @@ class KafkaSink(Sink[Event]):
         topic: The topic; it is not created here, though brokers may be set to do so.
         config: librdkafka's settings; they override the ones made here.
         max_callers: Executions of which the caller's span is remembered.
+        takes_details: Whether modules that did not run get a record, too.
 
     Raises:
         ConfigurationError: A setting is not librdkafka's, or has no value that it takes.
@@ -80,7 +81,9 @@ class KafkaSink(Sink[Event]):
         *,
         config: Mapping[str, Setting] | None = None,
         max_callers: int = 16_384,
+        takes_details: bool = False,
     ) -> None:
+        self.takes_details = takes_details
         self._topic = topic
         self._max_callers = max_callers
         self._cluster = Cluster(
@@ -109,7 +112,7 @@ class KafkaSink(Sink[Event]):
         return "kafka"
 
     @classmethod
-    def from_url(cls, url: str, _options: SinkOptions) -> Self:
+    def from_url(cls, url: str, options: SinkOptions) -> Self:
         """Makes one from ``kafka://[user:password@]broker:9092[,broker2:9092]/topic?option=value``.
 
         A user and a password mean SASL PLAIN, without TLS unless ``security.protocol``
@@ -120,7 +123,7 @@ class KafkaSink(Sink[Event]):
             ConfigurationError: The URL is of another form, or an option is unknown.
         """
         brokers, topic, settings = parse_url(url)
-        return cls(brokers, topic, config=settings)
+        return cls(brokers, topic, config=settings, takes_details=options.takes_details)
 
     def send(self, items: Sequence[Event], timeout: float) -> Sequence[Rejection]:
         """Writes events; when this returns, all but the rejected ones are in the log of every in-sync replica.
@@ -228,6 +231,7 @@ class KafkaListener(BufferedListener[Event]):
         bootstrap_servers: ``host:port`` of one or more brokers, with commas between them.
         topic: The topic; it is not created here, though brokers may be set to do so.
         config: librdkafka's settings.
+        takes_details: Whether modules that did not run get a record, too.
         **options: See :class:`~constellation_otel.delivery.ListenerOptions`.
 
     Raises:
@@ -241,9 +245,11 @@ class KafkaListener(BufferedListener[Event]):
         topic: str = TOPIC,
         *,
         config: Mapping[str, Setting] | None = None,
+        takes_details: bool = False,
         **options: Unpack[ListenerOptions],
     ) -> None:
-        super().__init__(KafkaSink(bootstrap_servers, topic, config=config), **options)
+        sink = KafkaSink(bootstrap_servers, topic, config=config, takes_details=takes_details)
+        super().__init__(sink, **options)
 
 
 def _note(reports: dict[int, KafkaError | None], index: int, error: KafkaError | None, _: Message | None) -> None:

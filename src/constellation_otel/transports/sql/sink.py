@@ -51,20 +51,24 @@ class SqlSink(Sink[Event]):
             ``search_path`` says which. A name with a dot is in double quotes.
         timezone: The zone that ``created_at`` is in, as ``Europe/Berlin``; the server's
             own by default, and UTC with SQLite.
+        takes_details: Whether modules that did not run get a row, too.
 
     Raises:
         ConfigurationError: The URL, the table's name or the zone cannot be used.
         MissingExtraError: The driver is not installed.
     """
 
-    def __init__(self, url: str, *, table: str = TABLE, timezone: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, table: str = TABLE, timezone: str | None = None, takes_details: bool = False
+    ) -> None:
+        self.takes_details = takes_details
         self._audit = Database(Address(url, table, timezone))
         self._layout: Layout | None = None
 
     @classmethod
-    def from_url(cls, url: str, _options: SinkOptions) -> Self:
+    def from_url(cls, url: str, options: SinkOptions) -> Self:
         """Makes one from a URL, as the class does."""
-        return cls(url)
+        return cls(url, takes_details=options.takes_details)
 
     @property
     def name(self) -> str:
@@ -132,6 +136,7 @@ class SqlAuditListener(BufferedListener[Event]):
         url: ``postgresql://user:password@host/database`` or ``sqlite:///file``.
         table: The table's name, or ``schema.name``; it is made where it is not there.
         timezone: The zone that ``created_at`` is in; the server's own by default.
+        takes_details: Whether modules that did not run get a row, too.
         **options: See :class:`~constellation_otel.delivery.ListenerOptions`.
 
     Raises:
@@ -141,6 +146,12 @@ class SqlAuditListener(BufferedListener[Event]):
     """
 
     def __init__(
-        self, url: str, *, table: str = TABLE, timezone: str | None = None, **options: Unpack[ListenerOptions]
+        self,
+        url: str,
+        *,
+        table: str = TABLE,
+        timezone: str | None = None,
+        takes_details: bool = False,
+        **options: Unpack[ListenerOptions],
     ) -> None:
-        super().__init__(SqlSink(url, table=table, timezone=timezone), **options)
+        super().__init__(SqlSink(url, table=table, timezone=timezone, takes_details=takes_details), **options)
