@@ -14,11 +14,16 @@ import pytest
 from distributed import Client, LocalCluster
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import format_span_id, format_trace_id
 
+from constellation_otel import OpenTelemetryListener
 from constellation_otel.engine import Constellation, Dag, module
 from constellation_otel.errors import DagError, ExecutionCancelledError, ExecutionFailedError, RemoteError
-from engine_support import SpanPerModule
+from engine_support import Elsewhere, SpanPerModule
 from support import DEADLINE, eventually
 
 if TYPE_CHECKING:
@@ -386,3 +391,27 @@ def test_a_module_submitted_during_the_cancellation_is_cancelled() -> None:
             execution.result(DEADLINE)
         eventually(lambda: len(holding.held) == 2 and holding.held[1].cancelled(), "the second call is cancelled")
     assert listener.calls == ["p starts", "where starts", "where completes", "second starts", "p is cancelled"]
+
+
+def fails_with_a_class_of_its_own() -> None:
+    class Local(Exception):
+        pass
+
+    trace.get_current_span().set_attribute("rows", 7)
+    raise Local("why")
+
+
+def test_what_a_body_has_set_comes_with_an_error_of_any_class() -> None:
+    """One whose class pickle does not find by its name travels where the executor can send it."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    listener, executor = OpenTelemetryListener(provider, NoOpMeterProvider()), Elsewhere()
+    with Constellation(listener, executor) as constellation, pytest.raises(ExecutionFailedError, match="Local: why"):
+        constellation.run(Dag("d", [fails_with_a_class_of_its_own]), {})
+    executor.shutdown()
+    assert listener.close(DEADLINE)
+    failed, _ = exporter.get_finished_spans()
+    assert failed.attributes is not None
+    assert failed.attributes["rows"] == 7
+    provider.shutdown()
