@@ -290,6 +290,15 @@ def test_at_close_an_open_module_is_unknown_and_no_execution_counts(
     assert {name for name in names if "execution" in name} == set()
 
 
+def test_a_listener_that_is_switched_off_joins_nothing(
+    make_otlp: Callable[..., OtlpListener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    listener = make_otlp("http://127.0.0.1:1")
+    listener.join(E1, "d", SAMPLED)
+    assert (listener.traceparent_of(E1), listener.counters.received) == (None, 0)
+
+
 def test_a_journal_has_what_was_joined_for_the_next_process(
     receiver: Receiver, make_otlp: Callable[..., OtlpListener], tmp_path: Path
 ) -> None:

@@ -237,6 +237,7 @@ def test_while_nobody_decides_nothing_is_traced_nor_remembered() -> None:
     sampling = Sampling(None)
     assert not sampling.decide(EXECUTION, "d", Context())
     assert sampling.decision_on(EXECUTION, "d", Context()) is NOT_TRACED
+    assert sampling.join(EXECUTION, "d", PARENT + "1") is NOT_TRACED
     assert sampling.recall(EXECUTION) is None
     sampling.decider = partial(decide, ALWAYS_ON)
     assert sampling.decision_on(EXECUTION, "d", Context()).is_recorded
