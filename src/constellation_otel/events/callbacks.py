@@ -115,7 +115,8 @@ class EventListener(ExecutionListener):
             self._waiting.put(execution_id, module_id, details)
             return
         waited = self._waiting.take(execution_id, module_id)
-        details = details if waited is None else merged_details(waited, details)
+        if waited is not None:
+            details = self._waiting.merged(waited, details) or details
         self.accept(ModuleDescribed(execution_id, module_id, module_name or "unknown", time.time_ns(), details))
 
     def _body_of(
@@ -160,9 +161,18 @@ class WaitingDetails:
             self._drops.write(_LOGGER, logging.WARNING, "id", message, shown(module_id)[:_MAX_SHOWN])
             return
         if known is not details:
-            self.details[key] = merged_details(known, details)
+            self.details[key] = self.merged(known, details) or known
         if len(self.details) > self._limit:
             self._drop("details of more than %d modules wait for an event; the oldest are dropped", self._limit)
+
+    def merged(self, first: ModuleDetails, then: ModuleDetails) -> ModuleDetails | None:
+        """As :func:`merged_details`; ``None`` where they are not what they are declared as, which is logged."""
+        try:
+            return merged_details(first, then)
+        except Exception as error:  # noqa: BLE001 - the values' own code
+            message = "details of a module that were told twice could not be put together; some are dropped"
+            self._drops.write(_LOGGER, logging.WARNING, "merge", message, error=error)
+            return None
 
     def take(self, execution_id: UUID, module_id: UUID) -> ModuleDetails | None:
         """What waits for an event of a module."""
