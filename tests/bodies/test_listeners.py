@@ -87,8 +87,9 @@ def process_pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture(scope="module")
 def dask() -> Iterator[Executor]:
     cluster_type, client_type = cast("Any", LocalCluster), cast("Any", Client)  # which are not typed
-    with cluster_type(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, client_type(cluster) as it:
-        yield it.get_executor()
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": "127.0.0.1:0"}
+    with cluster_type(host="127.0.0.1", **options) as cluster, client_type(cluster) as client:
+        yield client.get_executor()
 
 
 @pytest.mark.parametrize("module", [bodied.sets, bodied.sets_async], ids=lambda module: module.__name__)
