@@ -104,6 +104,12 @@ conformance (server) success
   load (internal) success
   shout (internal) success"""
 """What of the check of adapters goes to the application's SDK."""
+MODEL = """\
+letters (server) success
+  count (internal) success
+
+report (server) success
+  load (internal) success"""
 PYTHON = {
     "README.md": (
         "TO BE OR NOT TO BE 6\n",
@@ -111,7 +117,7 @@ PYTHON = {
         '{"trim":"to be","uppercase":"TO BE","word_count":2}\n',
         f"GET /report/<text> (server)\n  {IN_REQUEST}\n\n{WITH_JOURNAL}",
     ),
-    "docs/trace-model.md": ("", "", "", "letters (server) success\n  count (internal) success"),
+    "docs/trace-model.md": ("", "", "", MODEL),
     "docs/adapters.md": ("", "", "", f"{CHECKED}\n\n{LETTERS}"),
 }
 """Each page with Python: what is printed before the outputs that it shows; what is done behind it, and what that

@@ -76,7 +76,9 @@ def through_sdk(collector: Collector) -> Iterator[tuple[Any, Callable[[], object
 
 
 @pytest.fixture
-def through_otlp(collector: Collector) -> Iterator[tuple[Any, Callable[[], object]]]:
+def through_otlp(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Callable[[], object]]]:
+    # the Collector is shared, and another test reads its metrics
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     listener = OtlpListener(collector.grpc_endpoint, attributes=of)
     yield listener, lambda: listener.flush(DEADLINE)
     assert listener.close(DEADLINE)

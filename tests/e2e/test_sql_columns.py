@@ -146,6 +146,10 @@ def test_the_types_that_are_taken_for_each_column(database: Database) -> None:
         "duration_ns": WHOLE,
         "traceparent": CHARACTERS,
         "tracestate": CHARACTERS,
+        "engine_name": CHARACTERS,
+        "execution_attributes": CHARACTERS,
+        "module_details": CHARACTERS,
+        "module_body": CHARACTERS,
     }
 
 
