@@ -137,6 +137,7 @@ HOMES = {
     "opentelemetry.semconv": "opentelemetry-semantic-conventions",
     "rich": "rich",
     "sqlalchemy": "sqlalchemy",
+    "stamina": "stamina",
     "urllib3": "urllib3",
     "websockets": "websockets",
 }
@@ -226,5 +227,5 @@ def test_the_extra_all_has_every_extra_whose_parts_pin_nothing() -> None:
         "optional-dependencies"
     ]
     (everything,) = extras["all"]
-    alone = {"all", "demo", "dagster", "hamilton", "kedro"}
+    alone = {"all", "demo", "dagster", "hamilton", "kedro", "retry"}
     assert everything == f"constellation-otel[{','.join(sorted(extras.keys() - alone))}]"
