@@ -82,6 +82,9 @@ async def engine() -> None:
     assert_type(module(trim)("a"), str)
     unnamed: Module[[str], str] = module(trim)
     assert_type(unnamed.name, str)
+    assert_type(module(trim, attempts=3)("a"), str)
+    assert_type(module(attempts=3)(trim)("a"), str)
+    assert_type(unnamed.attempts, int)
 
 
 def values() -> None:

@@ -1,4 +1,4 @@
-"""One module of one execution: where its function is called, and how its output gets to the run."""
+"""One attempt of a module of one execution: where its function is called, and how its output gets to the run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
+from constellation_otel.engine.attempts import Retries, attempt_id_of, is_worth_another
 from constellation_otel.engine.outputs import awaited, discard, is_awaitable
 from constellation_otel.engine.remote import failure_in, picklable, run_remotely
 from constellation_otel.listener import ModuleContextProvider, ModuleDetailsTaker
@@ -31,22 +32,33 @@ T = TypeVar("T")
 
 
 class Call:
-    """A module of an execution, from when it is ready until it has ended.
+    """An attempt of a module, from when it is ready until it has ended, and the pause before the next one.
 
     A plain module is called in a thread of the executor, an async one on the event loop; if the
     executor is not a thread pool, any module is called elsewhere, and its callbacks are made on the
     event loop. Whatever fails on the way, :meth:`Run.finish` ends it.
 
+    Args:
+        run: The execution.
+        module: The module.
+        before: The attempt before this one, if there is one.
+
     Attributes:
         module: The module.
+        attempt: Which attempt this is, from 1.
         module_id: Its id in this execution.
+        retries: The pauses before further attempts, where one has failed.
     """
 
-    def __init__(self, run: Run, module: Module[..., Any]) -> None:
+    def __init__(self, run: Run, module: Module[..., Any], before: Call | None = None) -> None:
         self.module = module
-        self.module_id = run.module_ids[module.name]
+        self.attempt: int = 1 if before is None else before.attempt + 1
+        self.retries: Retries | None = None if before is None else before.retries
+        self._first_id = run.module_ids[module.name]
+        self.module_id = attempt_id_of(self._first_id, self.attempt)
         self._run = run
         self._threads = run.threads
+        self._has_begun = False
         # the span that its body records on elsewhere, where it does
         self._body: Any = None
 
@@ -91,14 +103,14 @@ class Call:
 
     def _ticket_ended(self, ticket: Future[None]) -> None:
         """Fails the module if the executor dropped its ticket."""
-        if self.module.name in self._run.waiting:
+        if self.module_id in self._run.waiting:
             self._hand_over(self.take, _lost(ticket, "the executor was shut down"))
 
     def _task_ended(self, ticket: Future[None]) -> None:
         """Fails the module if its task was cancelled before it began, or its event loop is gone."""
         if self._run.is_over or not (ticket.cancelled() or ticket.exception() is not None):
             return
-        if self.module.name in self._run.unfinished:
+        if self.module_id in self._run.unfinished:
             error = _lost(ticket, "its task was cancelled, or its event loop closed, and not by Execution.cancel()")
             self.take(error)
             self._run.finish(self, error)
@@ -120,6 +132,7 @@ class Call:
             if refusal is not None:
                 raise refusal  # noqa: TRY301 - it ends like one that the body raises
             context = self._context()
+            self._has_begun = True
             with self._threads.entered(context):
                 return self.module.function(**self._run.arguments(self.module)), began, context
         except BaseException as error:  # noqa: BLE001 - SystemExit fails a module, it does not stop a thread of ours
@@ -184,6 +197,7 @@ class Call:
             records = None if self._body is None else module.name
             call = (function, module.is_async, self._run.arguments(module), headers, self.module_id, records)
             future = self._threads.track(executor.submit(run_remotely, *call))
+            self._has_begun = True
             if not self._run.keep(future, self._run.sent):
                 future.cancel()
             future.add_done_callback(functools.partial(self._run.guarded, self._hand_over, self._receive))
@@ -206,6 +220,53 @@ class Call:
         else:
             self._run.finish(self, error, output, duration_ms)
 
+    def try_again(self, error: BaseException) -> bool:
+        """Has the next attempt made, after a pause on the event loop, which occupies no thread of the executor.
+
+        Returns:
+            Whether the module is no longer the caller's business; if not, the error is its last.
+        """
+        is_last = self.attempt >= self.module.attempts or self._run.is_over
+        # a refusal to begin is not the body's error, and stays
+        if is_last or not (self._has_begun and is_worth_another(error)):
+            return False
+        try:
+            ticket = self._threads.track(self._in_context(self._threads.submit_async, self._pause, error))
+        except Exception as refusal:  # noqa: BLE001 - no thread, no descriptor: the module fails with it
+            refusal.__cause__ = error
+            self._run.settle(self, refusal)
+            return True
+        ticket.add_done_callback(functools.partial(self._run.guarded, self._pause_ended, error))
+        return True
+
+    async def _pause(self, error: BaseException) -> None:
+        """Waits until it is time for the next attempt."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        try:
+            if not self._run.keep(task, self._run.tasks):
+                return
+            self.retries = retries = self.retries or Retries(self.module.attempts)
+            await retries.fail(error)
+            with self._threads.pausing() as limit:
+                try:
+                    async with limit:
+                        await retries.wait()
+                except TimeoutError:
+                    if not limit.expired():
+                        raise  # a hook's
+                    await retries.wait()
+        finally:
+            self._run.tasks.discard(task)
+
+    def _pause_ended(self, error: BaseException, ticket: Future[None]) -> None:
+        are_over = self.retries is not None and self.retries.are_over
+        if are_over or ticket.cancelled():  # with its execution, with the event loop, or by the code of a module
+            self._run.settle(self, error)
+        elif (raised := ticket.exception()) is not None:
+            self._run.settle(self, raised)
+        else:
+            self._run.launch(Call(self._run, self.module, self))
+
     def _context(self) -> Context:
         context = otel_context.get_current()
         listener = self._run.listener
@@ -219,10 +280,11 @@ class Call:
 
     def _tell_start(self, execution_id: UUID, module_id: UUID, name: str) -> None:
         listener = self._run.listener
-        upstream = self._run.dag.waits_for[name]
-        if upstream and isinstance(listener, ModuleDetailsTaker):
-            ids = self._run.module_ids
-            listener.module_details(execution_id, module_id, module_name=name, upstream=[ids[it] for it in upstream])
+        upstream = [self._run.module_ids[each] for each in self._run.dag.waits_for[name]]
+        if (upstream or self.attempt > 1) and isinstance(listener, ModuleDetailsTaker):
+            first_id = self._first_id if self.attempt > 1 else None
+            details: Any = {"attempt": self.attempt, "attempt_of": first_id, "upstream": upstream}
+            listener.module_details(execution_id, module_id, module_name=name, **details)
         listener.on_module_start(execution_id, module_id, name)
 
 

@@ -179,8 +179,9 @@ class Constellation:
     def close(self, timeout: float = 30.0) -> bool:
         """Starts nothing more, waits for what runs, and ends the engine's own threads.
 
-        Cancels nothing. Modules that run may still run DAGs of this engine. A module or
-        a callback that calls this waits for itself.
+        Cancels nothing; but where a module waits for its next attempt, that follows at once.
+        Modules that run may still run DAGs of this engine. A module or a callback that calls this
+        waits for itself.
 
         Args:
             timeout: Seconds; this returns within them.

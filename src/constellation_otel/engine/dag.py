@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from constellation_otel._support.text import message_of, shown
+from constellation_otel.engine.attempts import check_stamina
 from constellation_otel.errors import DagError
 
 if TYPE_CHECKING:
@@ -34,9 +35,16 @@ class Module(Generic[P, R_co]):
         is_async: Whether it is async.
         sources: For each parameter the name of the module or the DAG's input that supplies it.
         optional: The parameters that have a default and were not wired explicitly.
+        attempts: How often it is tried at most.
     """
 
-    def __init__(self, function: Callable[P, R_co], name: str | None, inputs: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        function: Callable[P, R_co],
+        name: str | None = None,
+        inputs: Mapping[str, str] | None = None,
+        attempts: int = 1,
+    ) -> None:
         plain: Callable[P, R_co] = function.function if isinstance(function, Module) else function
         if not callable(plain):
             _refuse(f"{shown(plain)} is not a function, so it cannot be a module")
@@ -62,6 +70,7 @@ class Module(Generic[P, R_co]):
                 )
             if not isinstance(source, str):
                 _refuse(f"module {name!r}: {target!r} is wired to {shown(source)}; give a module's or an input's name")
+        _check_attempts(name, attempts)
         functools.update_wrapper(self, plain)
         self.name = name
         self.function: Callable[P, R_co] = plain
@@ -70,6 +79,7 @@ class Module(Generic[P, R_co]):
         self.optional = frozenset(
             each.name for each in parameters.values() if each.default is not each.empty and each.name not in wired
         )
+        self.attempts = attempts
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         return self.function(*args, **kwargs)
@@ -84,14 +94,22 @@ class Module(Generic[P, R_co]):
 
 @overload
 def module(
-    function: Callable[P, R_co], *, name: str | None = None, inputs: Mapping[str, str] | None = None
+    function: Callable[P, R_co],
+    *,
+    name: str | None = None,
+    inputs: Mapping[str, str] | None = None,
+    attempts: int = 1,
 ) -> Module[P, R_co]: ...
 @overload
 def module(
-    *, name: str | None = None, inputs: Mapping[str, str] | None = None
+    *, name: str | None = None, inputs: Mapping[str, str] | None = None, attempts: int = 1
 ) -> Callable[[Callable[P, R_co]], Module[P, R_co]]: ...
 def module(
-    function: Callable[..., Any] | None = None, *, name: str | None = None, inputs: Mapping[str, str] | None = None
+    function: Callable[..., Any] | None = None,
+    *,
+    name: str | None = None,
+    inputs: Mapping[str, str] | None = None,
+    attempts: int = 1,
 ) -> Any:
     """Names a module, and wires parameters to modules of other names; also a decorator, with arguments or without.
 
@@ -100,13 +118,22 @@ def module(
         name: The module's name; the function's own by default.
         inputs: For a parameter's name the name of the module or of the DAG's input that
             supplies it; by default that is the parameter's own name.
+        attempts: How often it is tried at most, if its body raises an :class:`Exception` that is no
+            ``CancelledError``. The pauses in between grow, with a jitter, as those of stamina do, which
+            is needed for more than one attempt (the extra ``retry``); they occupy no thread of the
+            executor, :meth:`Execution.cancel` ends them with the execution, and once
+            :meth:`Constellation.close` has been called the next attempt follows at once. A listener
+            is notified of each attempt as of a module, and a :class:`~constellation_otel.ModuleDetailsTaker`
+            is told which one it is. The last attempt's error is the module's.
 
     Raises:
-        DagError: The function cannot be a module, or ``inputs`` names a parameter that it does not have.
+        DagError: The function cannot be a module, ``inputs`` names a parameter that it does not have,
+            or ``attempts`` is not an int from 1 up.
+        MissingExtraError: ``attempts`` is more than 1, and stamina is not installed.
     """
     if function is None:
-        return lambda decorated: Module(decorated, name, inputs)
-    return Module(function, name, inputs)
+        return lambda decorated: Module(decorated, name, inputs, attempts)
+    return Module(function, name, inputs, attempts)
 
 
 class Dag:
@@ -135,7 +162,7 @@ class Dag:
             _refuse(f"{name!r} cannot be the name of a Dag; give it a name that is not empty")
         by_name: dict[str, Module[..., Any]] = {}
         for given in modules:
-            each = given if isinstance(given, Module) else Module(given, None, None)
+            each = given if isinstance(given, Module) else Module(given)
             if each.name in by_name:
                 _refuse(f"Dag {name!r} has two modules named {each.name!r}; rename one: module(fn, name='...')")
             by_name[each.name] = each
@@ -170,6 +197,13 @@ class Dag:
             why = "that is a module's name" if name in self.modules else "no module has such a parameter"
             takes = sorted(self.inputs | self.optional_inputs)
             _refuse(f"Dag {self.name!r} takes no input {name!r}: {why}; it takes {_listed(takes)}{_hint(name, takes)}")
+
+
+def _check_attempts(name: str, attempts: object) -> None:
+    if not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1:
+        _refuse(f"module {name!r}: attempts={shown(attempts)} is not a number of attempts; give an int from 1 up")
+    if attempts > 1:
+        check_stamina()
 
 
 def _refuse(message: str) -> NoReturn:

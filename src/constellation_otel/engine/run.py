@@ -44,8 +44,8 @@ class Run:
     """The state of one execution; :class:`Call` knows where its modules run.
 
     ``_lock`` guards all of it, and is not held while a callback, a module's body or an executor runs.
-    A module is counted in ``_running`` from when it is ready until its callbacks have returned; the
-    thread that brings that to zero, with nothing ready, ends the execution. A callback that is being
+    A module is counted in ``_running`` from when it is ready until its last attempt's callbacks have
+    returned; the thread that brings that to zero, with nothing ready, ends the execution. A callback that is being
     made is counted in ``_telling``; once the execution is stopped no more begin, and the thread that
     brings that to zero ends the execution.
 
@@ -71,8 +71,8 @@ class Run:
         self._order.prepare()
         self._lock = threading.Lock()  # released in C, so that no interrupt comes between: a Condition's own is not
         self._changed = threading.Condition(self._lock)
-        self.waiting: dict[str, Call] = {}  # launched, and not begun; taken by the thread that begins it
-        self.unfinished = set(dag.modules)
+        self.waiting: dict[UUID, Call] = {}  # launched, and not begun; taken by the thread that begins it
+        self.unfinished: set[UUID] = set()  # launched, and not ended
         self._launching: dict[int, deque[Call]] = {}  # by thread
         self._running = 0
         self._telling = 0
@@ -174,6 +174,14 @@ class Run:
                 over = self.is_over = not self._running
         if over:
             self._end()
+        self._launch(ready)
+
+    def launch(self, call: Call) -> None:
+        """Launches another attempt of a module, unless the execution is over."""
+        if not self.is_over:
+            self._launch([call])
+
+    def _launch(self, ready: list[Call]) -> None:
         thread = threading.get_ident()
         launching = self._launching.get(thread)
         if launching is not None:  # the executor runs a module inside submit(), which is on this thread's stack
@@ -184,16 +192,17 @@ class Run:
             while launching:
                 call = launching.popleft()
                 with self._lock:
-                    self.waiting[call.module.name] = call
+                    self.unfinished.add(call.module_id)
+                    self.waiting[call.module_id] = call
                     self._changed.notify_all()
                 call.launch()
         finally:
             del self._launching[thread]
 
     def claim(self, call: Call) -> bool:
-        """Whether the caller is the one to begin the module: true once."""
+        """Whether the caller is the one to begin the module's attempt: true once."""
         with self._lock:
-            return self.waiting.pop(call.module.name, None) is not None
+            return self.waiting.pop(call.module_id, None) is not None
 
     def keep(self, item: T, kept: set[T]) -> bool:
         """Keeps a task or a future in ``tasks`` or ``sent``, to be cancelled when the execution is stopped.
@@ -230,11 +239,11 @@ class Run:
         return not stopped
 
     def finish(self, call: Call, error: BaseException | None, output: Any = None, duration_ms: float = 0.0) -> None:
-        """Reports a module's end, once, and launches what waits for it."""
+        """Reports the end of a module's attempt, once; another attempt follows, or :meth:`settle`."""
         with self._lock:
-            if call.module.name not in self.unfinished:
+            if call.module_id not in self.unfinished:
                 return
-            self.unfinished.remove(call.module.name)
+            self.unfinished.remove(call.module_id)
         self.guarded(self._finish, call, error, output, duration_ms)
 
     def _finish(self, call: Call, error: BaseException | None, output: Any, duration_ms: float) -> None:
@@ -245,9 +254,15 @@ class Run:
                 self.tell(self.listener.on_module_failed, call, error)
         except BaseException as raised:  # noqa: BLE001 - KeyboardInterrupt and its like fail the module
             error = raised
+        if error is None or not call.try_again(error):
+            self.settle(call, error, output)
+
+    def settle(self, call: Call, error: BaseException | None, output: Any = None) -> None:
+        """Notes what a module has come to, and launches what waits for it."""
         with self._lock:
             self._running -= 1
             if error is None:
+                self.module_ids[call.module.name] = call.module_id
                 self._values[call.module.name] = output
                 self._order.done(call.module.name)
             else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import os
 import threading
 import weakref
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry import context as otel_context
@@ -43,6 +44,7 @@ class Threads:
         self._owned = executor is None
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
+        self._pauses: set[asyncio.Timeout] = set()
         self._closed = False
         self._ended = False
         self._loop: LoopThread | None = None
@@ -99,6 +101,22 @@ class Threads:
             otel_context.detach(token)
             _inside.reset(entered)
 
+    @contextmanager
+    def pausing(self) -> Iterator[asyncio.Timeout]:
+        """How long a pause on the event loop may be: as long as it takes, and not at all while the engine is closed."""
+        with self._lock:
+            limit = asyncio.timeout(0.0 if self._closed else None)
+            if not self._closed:
+                self._pauses.add(limit)
+        try:
+            yield limit
+        finally:
+            self._pauses.discard(limit)
+
+    async def _end_pauses(self) -> None:
+        while self._pauses:
+            self._pauses.pop().reschedule(0.0)
+
     def are_waited_for(self) -> bool:
         """Whether this is in a module, perhaps of another engine, that occupies a thread of the same executor."""
         engines = [engine for each in _inside.get() if (engine := each()) is not None]
@@ -115,6 +133,9 @@ class Threads:
         deadline = deadline_of(timeout)
         with self._lock:
             self._closed = True
+        if self._pauses:
+            with suppress(RuntimeError, OSError):  # there is no event loop any more, and no pause
+                self.submit_async(self._end_pauses)
         while pending := [future for future in tuple(self._pending) if not future.done()]:
             left = seconds_left(deadline)
             # in slices: a future that is cancelled meanwhile wakes wait() only when its executor looks at it
