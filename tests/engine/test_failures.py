@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stamina
 
 from constellation_otel.engine import Constellation, Dag, module
 from engine_support import (
@@ -64,6 +65,7 @@ class Steps(ast.NodeTransformer):
 
 FILES = (
     "_support.loop_thread",
+    "engine.attempts",
     "engine.outputs",
     "engine.remote",
     "engine.threads",
@@ -157,6 +159,18 @@ ENDS = {f"{name} {end}" for name in ("p", "outer") for end in ("succeeds", "fail
 KINDS = (MemoryError, KeyboardInterrupt, SystemExit)
 
 
+raises_often = module(raises, attempts=2)
+raises_often_too = module(raises_too, attempts=2)
+
+
+@pytest.fixture
+def no_pauses() -> Iterator[None]:
+    """Attempts follow each other at once."""
+    stamina.set_testing(True, attempts=9)
+    yield
+    stamina.set_testing(False)
+
+
 @pytest.mark.parametrize(
     ("modules", "run", "make_executor"),
     [
@@ -169,8 +183,12 @@ KINDS = (MemoryError, KeyboardInterrupt, SystemExit)
         pytest.param([one, two], runs, Elsewhere, id="elsewhere"),
         pytest.param([one, two], cancels, Elsewhere, id="cancellation elsewhere"),
         pytest.param([one, last], runs, AtOnce, id="at once"),
+        pytest.param([one, raises_often, raises_often_too], runs, nullcontext, id="further attempts"),
+        pytest.param([one, raises_often], cancels, nullcontext, id="cancellation between attempts"),
+        pytest.param([one, raises_often, raises_often_too], runs, Elsewhere, id="further attempts elsewhere"),
     ],
 )
+@pytest.mark.usefixtures("no_pauses")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_an_execution_ends_whatever_step_of_the_engine_fails(
     modules: list[Callable[..., Any]],
