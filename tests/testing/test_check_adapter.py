@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
 
 import pytest
+import stamina
 from opentelemetry import context as otel_context
 
 import loom
-from constellation_otel.engine import Constellation, Dag
+from constellation_otel.engine import Constellation, Dag, module
 from constellation_otel.testing import EVERY_ENGINE, check_adapter
 from constellation_otel.testing import pipelines as conformance
 from support import eventually
@@ -27,14 +28,23 @@ if TYPE_CHECKING:
 
 def embedded(pipeline: Pipeline, listener: ExecutionListener) -> Mapping[str, object]:
     """Runs a pipeline on this package's own engine."""
-    dag = Dag(pipeline.name, [node.function for node in pipeline.nodes if node.function is not None])
+    modules = [
+        module(node.function, name=node.name, attempts=node.attempts)
+        for node in pipeline.nodes
+        if node.function is not None
+    ]
+    dag = Dag(pipeline.name, modules)
     with Constellation(listener=listener) as constellation:
         outputs = constellation.run(dag, {})
     return {name: outputs[name] for name in pipeline.outputs or ()}
 
 
 def test_the_embedded_engine_passes() -> None:
-    check_adapter(embedded)
+    stamina.set_testing(True, attempts=9)
+    try:
+        check_adapter(embedded, [*EVERY_ENGINE, "retried", "recovered"])
+    finally:
+        stamina.set_testing(False)
 
 
 @pytest.mark.parametrize("case", conformance.CASES)
