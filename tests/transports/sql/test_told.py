@@ -101,7 +101,11 @@ def test_what_a_column_has_no_room_for_is_left_out_and_not_cut(database: Databas
     ]
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "module_body"), ("7", "body"), ('{"status": "fine"}', "body")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "module_body"), ("[" * 100_000, "module_body"), ("7", "body"), ('{"status": "fine"}', "body")],
+    ids=["cut", "too deep", "a number", "another status"],
+)
 def test_what_cannot_be_read_there_costs_no_event(database: Database, text: str, reason: str) -> None:
     event = told_all()[2]
     assert isinstance(event, ModuleCompleted)

@@ -527,7 +527,11 @@ _BOOLEANS: Final[dict[object, bool]] = {
 
 
 def _read_json(value: object) -> object:
-    return msgspec.json.decode(_read_text(value))
+    try:
+        return msgspec.json.decode(_read_text(value))
+    except (msgspec.MsgspecError, RecursionError) as error:
+        message = "it is not JSON"
+        raise ValueError(message) from error
 
 
 _READERS: Final[dict[str, Callable[[Any], object]]] = {
