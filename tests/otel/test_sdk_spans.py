@@ -8,6 +8,7 @@ from uuid import UUID
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -208,6 +209,18 @@ def test_a_span_made_at_its_end_is_what_the_sdk_would_have_made(recorded: Record
     (ours,), (theirs,) = at_its_end.spans, by_the_sdk.spans
     assert everything_of(ours) == everything_of(theirs)
     assert type(ours) is type(theirs) is ReadableSpan
+
+
+def test_a_part_is_made_below_the_module_that_it_is_a_part_of() -> None:
+    """With all of its events, where the provider has no limit of them."""
+    keeps = Keeps()
+    decision = decide(ALWAYS_ON, E1, "d", Context())
+    failed = structs.replace(assemble(STORY)[2], parent_span_id=span_id_of(E1, OUTER_ID))
+    SdkTraces(tracer_with(keeps, SpanLimits(max_events=SpanLimits.UNSET))).emit(failed, decision)
+    (span,) = keeps.spans
+    assert span.parent is not None
+    assert span.parent.span_id == span_id_of(E1, OUTER_ID)
+    assert [event.name for event in span.events] == ["exception"]
 
 
 def test_an_execution_that_is_not_traced_makes_no_span() -> None:
