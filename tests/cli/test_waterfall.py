@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from opentelemetry.trace import SpanKind, StatusCode
 from rich.cells import cell_len
 from rich.console import Console
 
 from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.traces import MISSING, OUTCOME, AttributeValue, Span
+from constellation_otel.traces import MISSING, OUTCOME, AttributeValue, Span, SpanLink
 from support import UNWATCHED
 
 if TYPE_CHECKING:
@@ -351,3 +352,17 @@ def test_without_rich_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
         MissingExtraError, match=r"^rich is not installed; run: pip install 'constellation-otel\[cli\]'$"
     ):
         render_waterfall(PIPELINE)
+
+
+def test_what_a_module_takes_is_on_a_line_below_it() -> None:
+    """Of the links that say so, to spans of the trace."""
+    links = tuple(
+        SpanLink(1, target, {"constellation.link": about})
+        for target, about in ((2, "upstream"), (9, "upstream"), (1, "why"))
+    )
+    count = structs.replace(span(3, 1, "count", 4, 8, "success"), links=links)
+    spans = [span(1, None, "dag", 0, 8, "success"), span(2, 1, "trim", 0, 4, "success"), count]
+    raw = io.StringIO()
+    Console(file=raw, width=60).print(render_waterfall(spans, with_links=True))
+    assert raw.getvalue().splitlines()[-1] == "      takes from trim"
+    assert "takes from" not in drawn(spans, 60)

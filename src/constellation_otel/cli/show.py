@@ -43,7 +43,7 @@ def show(execution_id: UUID, source_url: str, console: Console) -> bool:
         spans += assembler.add(event, 0, position)
     spans += assembler.finish()
     if spans:
-        console.print(render_waterfall(spans))
+        console.print(render_waterfall(spans, with_links=True))
     return bool(spans)
 
 

@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode
 
 from constellation_otel._support.text import printable
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.traces import MISSING, OUTCOME, Span, tree_of
+from constellation_otel.traces import LINK, MISSING, OUTCOME, UPSTREAM, Span, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["render_waterfall"]
 
 
-def render_waterfall(spans: Sequence[Span]) -> RenderableType:
+def render_waterfall(spans: Sequence[Span], *, with_links: bool = False) -> RenderableType:
     """Draws traces for a rich console: ``Console().print(render_waterfall(spans))``.
 
     A trace's header has its root's name and outcome, its length, its number of spans and
@@ -43,6 +43,7 @@ def render_waterfall(spans: Sequence[Span]) -> RenderableType:
     Args:
         spans: The spans of any number of traces, in any order; the traces are drawn in
             the order of their starts.
+        with_links: Whether a line below a module says which modules' outputs it takes.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -52,7 +53,7 @@ def render_waterfall(spans: Sequence[Span]) -> RenderableType:
     except ImportError as error:
         library, extra = "rich", "cli"
         raise MissingExtraError(library, extra) from error
-    return _Waterfall(spans)
+    return _Waterfall(spans, with_links=with_links)
 
 
 class _Glyphs(Struct, frozen=True):
@@ -136,7 +137,8 @@ class _Row(Struct, frozen=True):
 class _Waterfall:
     """The object that rich draws."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[Span], *, with_links: bool) -> None:
+        self._with_links = with_links
         traces: defaultdict[int, list[Span]] = defaultdict(list)
         for span in sorted(spans, key=_by_start):
             traces[span.trace_id].append(span)
@@ -148,14 +150,15 @@ class _Waterfall:
         for number, trace in enumerate(self._traces):
             if number:
                 yield Text()
-            yield from _Drawing(trace, options).lines(console)
+            yield from _Drawing(trace, options, with_links=self._with_links).lines(console)
 
 
 class _Drawing:
     """One trace on one console. Its spans are in the order of their starts."""
 
-    def __init__(self, trace: list[Span], options: ConsoleOptions) -> None:
+    def __init__(self, trace: list[Span], options: ConsoleOptions, *, with_links: bool) -> None:
         self._trace = trace
+        self._names = {span.span_id: span.name for span in trace} if with_links else {}
         self._glyphs = _ASCII if options.ascii_only else _UNICODE
         self._width = options.max_width
         self._start_ns = trace[0].start_ns
@@ -240,6 +243,13 @@ class _Drawing:
         missing = span.attributes.get(MISSING)
         if isinstance(missing, str):
             said += [said_of for which, said_of in _MISSING.items() if which in missing]
+        upstream = [
+            self._names[link.span_id]
+            for link in span.links
+            if link.attributes.get(LINK) == UPSTREAM and link.span_id in self._names
+        ]
+        if upstream:
+            said.append(f"takes from {', '.join(upstream)}")
         note = Text(self._text("; ".join(filter(None, said)), keep="\n"), style=_STYLES[outcome])
         indent = Text.assemble(" " * _MARK_WIDTH, (row.guide_below, "dim"))
         width = max(1, self._width - indent.cell_len)

@@ -56,6 +56,7 @@ from constellation_otel.traces.span import (
     OUTCOME,
     REASON,
     REPORTED_DURATION,
+    UPSTREAM,
     AttributeValue,
     Dropped,
     Span,
@@ -552,7 +553,7 @@ class Rendering:
         # in this order: the SDK drops the first ones where there are too many
         attributes: dict[str, AttributeValue] = {**{name: told[name] for name in told if name not in own}, **own}
         links = [
-            SpanLink(constants.trace_id, constants.ids.of_module(each.int), {LINK: "upstream"})
+            SpanLink(constants.trace_id, constants.ids.of_module(each.int), {LINK: UPSTREAM})
             for each in details.upstream
         ]
         links += [

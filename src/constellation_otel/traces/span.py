@@ -41,6 +41,7 @@ __all__ = [
     "OUTCOME",
     "REASON",
     "REPORTED_DURATION",
+    "UPSTREAM",
     "AttributeValue",
     "Dropped",
     "Span",
@@ -63,7 +64,9 @@ ATTEMPT: Final = "constellation.module.attempt"
 REASON: Final = "constellation.module.reason"
 """Why it was skipped, or where its output came from."""
 LINK: Final = "constellation.link"
-"""What a link is about: ``upstream``."""
+"""What a link is about."""
+UPSTREAM: Final = "upstream"
+"""That its target is a module whose output is taken."""
 ABANDONED_REASON: Final = "constellation.abandoned.reason"
 
 OTHER_ERROR: Final = ErrorTypeValues.OTHER.value
