@@ -128,8 +128,10 @@ class Bodies:
         except (AttributeError, TypeError):
             # an id is none, and the event will be rejected
             return None
-        if span is None:
-            return None
+        return None if span is None else self.record_of(span, module_id, error)
+
+    def record_of(self, span: BodySpan, module_id: UUID, error: BaseException | None = None) -> BodyRecord | None:
+        """Ends a span that was taken; what was set on it, if anything."""
         span.has_ended = True
         if not span.has_something:
             return None

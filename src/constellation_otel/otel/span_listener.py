@@ -109,7 +109,7 @@ class SpanListener(BufferedListener[T]):
         max_open = int(self._limits["max_open"])
         self._sampling = Sampling(self._decider(), max_remembered=max_open)
         self._bodies = Bodies(self._sampling, max_open, self._redact)
-        self._take = self._bodies.take
+        self._decisions, self._details = self._sampling.decisions, self._waiting.details
         if type(self).module_context is BufferedListener.module_context:
             # a call less for each module
             self.module_context = self._bodies.context_of  # type: ignore[method-assign] # as the method has it
@@ -187,22 +187,32 @@ class SpanListener(BufferedListener[T]):
 
     def on_module_start(self, execution_id: UUID, module_id: UUID, module_name: str) -> None:
         if self._is_active:
-            put, waiting = self._put, self._waiting
-            if waiting.details:
-                details = waiting.take(execution_id, module_id)
+            put = self._put
+            if self._details:
+                details = self._waiting.take(execution_id, module_id)
                 put(ModuleStarted(execution_id, module_id, module_name, _time_ns(), details))
             else:
                 put(ModuleStarted(execution_id, module_id, module_name, _time_ns()))
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
         if self._is_active:
-            now, put, take, waiting = _time_ns(), self._put, self._take, self._waiting
-            body = take(execution_id, module_id)
-            if waiting.details or body is not None:
-                details = waiting.take(execution_id, module_id)
-                put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, body))
-            else:
+            now, put, body = _time_ns(), self._put, None
+            try:
+                decision = self._decisions.get(execution_id.int)
+                if decision is not None and decision.bodies:
+                    span = decision.bodies.pop(module_id.int, None)
+                    if span is not None:
+                        span.has_ended = True
+                        if span.has_something:
+                            body = self._bodies.record_of(span, module_id)
+            except (AttributeError, TypeError):
+                # an id is none, and the event will be rejected
+                body = None
+            if body is None and not self._details:
                 put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now))
+            else:
+                details = self._waiting.take(execution_id, module_id)
+                put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, body))
 
     def on_module_failed(self, execution_id: UUID, module_id: UUID, module_name: str, error: BaseException) -> None:
         if self._is_active:
