@@ -48,7 +48,10 @@ def test_an_execution_arrives_as_a_trace_and_is_counted(
     assert {span.trace_id for span in spans} == {trace_id_of(execution_id)}
     by_name = {span.name: span for span in spans}
     assert by_name["my-pipeline"].span_id == span_id_of(execution_id)
-    assert by_name["my-pipeline"].end_ns - by_name["my-pipeline"].start_ns == 15_000_000
+    # a busy machine may start a module so late that its execution is widened to hold it
+    whole_span = by_name["my-pipeline"]
+    length_ms = (whole_span.end_ns - whole_span.start_ns) / 1e6
+    assert whole_span.attributes.get("constellation.reported_duration_ms", length_ms) == 15.0
     assert by_name["Trim"].end_ns - by_name["Trim"].start_ns == 2_000_000
     (event,) = by_name["WordCount"].events
     assert event.attributes["exception.type"] == BOOM

@@ -108,3 +108,16 @@ def test_only_the_models_exceptions_become_log_records() -> None:
     assert records.kept == []
     log_exceptions(provider, assemble(STORY)[2], Decision(Context()))
     assert len(records.kept) == 1
+
+
+def test_a_module_with_an_odd_id_ends_nobodys_body() -> None:
+    """Its event is rejected, and counted."""
+    listener = OpenTelemetryListener(TracerProvider(shutdown_on_exit=False), NoOpMeterProvider())
+    odd: Any = "odd"
+    listener.on_execution_start(E1, "d")
+    listener.module_context(E1, M1, Context())
+    listener.on_module_complete(odd, M1, "m", 1.0)
+    listener.on_module_complete(E1, odd, "m", 1.0)
+    assert listener.flush(1.0)
+    assert listener.counters.rejected == 1
+    assert listener.close(1.0)
