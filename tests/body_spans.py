@@ -49,4 +49,4 @@ def recorded_by(bodies: Bodies, module_id: UUID = MODULE, context: Context | Non
     """The same, which is one that records."""
     span: object = current_in(bodies, module_id, context)
     assert isinstance(span, BodySpan)
-    return span  # type: ignore[no-any-return] # what it was just found to be
+    return span

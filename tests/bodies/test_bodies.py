@@ -15,8 +15,9 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, Trace
 
 from body_spans import EXECUTION, MODULE, OTHER, bodies_of, current_in, recorded_by
 from constellation_otel import ConfigurationError, span_id_of, trace_id_of
-from constellation_otel.bodies import Bodies, BodyRecord, BodySpan, module_context, span_context_of, traceparent_of
+from constellation_otel.bodies import Bodies, BodyRecord, module_context, span_context_of, traceparent_of
 from constellation_otel.bodies import context as context_module
+from constellation_otel.bodies.body import Body
 from constellation_otel.traces import Sampling
 from odd_events import Hostile
 from samplers import Opinionated, RaisingSampler
@@ -148,7 +149,7 @@ def test_of_a_module_that_was_taken_meanwhile_none_is_let_go() -> None:
             raise RuntimeError
 
     (decision,) = bodies.sampling.remembered()
-    spans = Racing({1: BodySpan(), 2: BodySpan()})
+    spans = Racing({1: Body(), 2: Body()})
     bodies._left = 0
     object.__setattr__(bodies.sampling, "remembered", lambda: [type("Decision", (), {"bodies": spans})()])
     assert recorded_by(bodies).is_recording()

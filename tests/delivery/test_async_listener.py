@@ -241,7 +241,7 @@ def test_what_finds_the_queue_full_is_dropped_and_counted() -> None:
 
     adapter = AsyncListenerAdapter(Slow(), max_queue=1)
     adapter.on_execution_start(E, "d")
-    eventually(lambda: adapter.counters.held == 1 and not adapter._worker._queue, "the first event to be taken")
+    eventually(lambda: adapter.counters.held == 1 and not adapter._worker.queue, "the first event to be taken")
     for _ in range(3):
         adapter.on_execution_start(E, "d")
     assert not adapter.flush(0.01)

@@ -384,9 +384,9 @@ def test_the_sum_of_the_counters_is_right_at_every_moment() -> None:
     worker = Worker[int](blocked, name="sum", linger=0)
     worker.put(0)
     assert blocked.entered.wait(DEADLINE)
-    queue, worker._queue = worker._queue, Moment()
+    queue, worker.queue = worker.queue, Moment()
     assert worker.counters == QueueCounters(received=2, delivered=0, dropped=0, rejected=0, held=2)
-    worker._queue = queue
+    worker.queue = queue
     blocked.gate.set()
     assert worker.close(DEADLINE)
 

@@ -126,7 +126,7 @@ def test_an_item_that_comes_after_the_end_is_taken_back(items: list[int]) -> Non
     worker = Worker[int](Doing(), name="ended", linger=0)
     assert all(worker.put(item) for item in items)
     assert worker.flush(DEADLINE)
-    worker._queue = Late(before=lambda: worker.close(DEADLINE))
+    worker.queue = Late(before=lambda: worker.close(DEADLINE))
     assert not worker.put(2)
     done = len(items)
     assert worker.counters == QueueCounters(received=done + 1, delivered=done, dropped=1, rejected=0, held=0)
@@ -148,7 +148,7 @@ def test_an_item_that_comes_while_it_finishes_is_taken_back() -> None:
     worker = Worker[int](Doing(finish=finish), name="finishing", linger=0)
     worker.put(1)
     assert worker.flush(DEADLINE)
-    worker._queue = Late(before=begin_to_close)
+    worker.queue = Late(before=begin_to_close)
     assert not worker.put(2)
     gate.set()
     assert worker.close(DEADLINE)
@@ -157,7 +157,7 @@ def test_an_item_that_comes_while_it_finishes_is_taken_back() -> None:
 
 def test_an_item_too_late_for_a_full_handler_is_taken_back() -> None:
     worker = Worker[int](Doing(is_ready=lambda: False), name="full", linger=0)
-    worker._queue = Late(before=lambda: worker.close(DEADLINE))
+    worker.queue = Late(before=lambda: worker.close(DEADLINE))
     assert not worker.put(1)
     assert worker.counters == QueueCounters(received=1, delivered=0, dropped=1, rejected=0, held=0)
 
@@ -168,7 +168,7 @@ def test_an_item_that_comes_just_in_time_is_dealt_with() -> None:
     worker = Worker[int](blocked, name="closing", linger=0)
     worker.put(1)
     assert blocked.entered.wait(DEADLINE)
-    worker._queue = Late(before=lambda: worker.close(0))
+    worker.queue = Late(before=lambda: worker.close(0))
     assert worker.put(2)
     blocked.gate.set()
     assert worker.close(DEADLINE)
@@ -180,10 +180,10 @@ def test_what_comes_too_late_takes_back_nobody_elses_item() -> None:
     worker = Worker[list[int]](Doing(), name="overtaken")
     assert worker.close(DEADLINE)
     taken, late = [1], [1]
-    worker._queue.append(late)
-    assert worker._wake(taken)
-    assert list(worker._queue) == [late]
-    assert not worker._wake(late)
+    worker.queue.append(late)
+    assert worker.wake(taken)
+    assert list(worker.queue) == [late]
+    assert not worker.wake(late)
     assert worker.counters == QueueCounters(received=1, delivered=0, dropped=1, rejected=0, held=0)
 
 

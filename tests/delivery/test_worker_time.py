@@ -41,7 +41,7 @@ def test_half_of_the_queue_in_use_ends_the_linger() -> None:
     seen: list[int] = []
     worker = Worker[int](Doing(seen.append), name="half-full", linger=1e6, max_queue=100)
     worker.put(0)
-    eventually(lambda: worker._wake_from == 49, "the linger")
+    eventually(lambda: worker.wake_from == 49, "the linger")
     assert all(worker.put(item) for item in range(1, 50))
     eventually(lambda: seen == list(range(50)), "the items")
     assert worker.close(DEADLINE)

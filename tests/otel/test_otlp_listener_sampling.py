@@ -206,7 +206,7 @@ def test_a_start_that_finds_no_room_takes_no_decision_away(
     first, second = uuid4(), uuid4()
     listener.on_execution_start(first, "d")
     assert listener.flush(DEADLINE)
-    listener._pipeline.worker._room = 0
+    listener._pipeline.worker.room = 0
     listener.on_execution_start(first, "d")
     listener.on_execution_start(second, "d")
     assert listener._sampling.recall(first) is not None

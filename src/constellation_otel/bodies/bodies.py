@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
 
 from constellation_otel._support.log import RateLimitedLog
+from constellation_otel.bodies.body import Body
 from constellation_otel.bodies.context import CURRENT_SPAN, traceparent_of
 from constellation_otel.bodies.span import BodySpan
 from constellation_otel.events import redacted_body
@@ -80,33 +81,47 @@ class Bodies:
             One whose current span records what the body sets; ``context`` itself where the execution is not
             known, or not traced at all, or where another listener's span is current that records.
         """
-        decision = self._decisions.get(execution_id.int)
-        if decision is None:
+        try:
+            decision = self._decisions[execution_id.int]
+        except KeyError:
             return context
-        key, bodies = module_id.int, decision.bodies
-        span = bodies.get(key)
-        if span is None:
-            if not decision.has_bodies or (context and type(context.get(CURRENT_SPAN)) is BodySpan):
-                shared = self._shared(decision, key, context)
-                if shared is not None:
-                    return shared
-            span = BodySpan()
-            span.decision = decision
-            span.module_id = key
-            span.has_something = False
-            span = bodies.setdefault(key, span)
-            self._left = left = self._left - 1
-            if left < 0:
-                self._count()
-        return Context({**context, CURRENT_SPAN: span} if context else {CURRENT_SPAN: span})
+        key, around = module_id.int, context
+        if context or not decision.has_bodies:
+            shared = self._shared(decision, key, context)
+            if shared is not None:
+                return shared
+            if isinstance(context, Body):
+                # there is no chain of them where bodies start executions
+                around = context.around
+        body = Body()
+        body.around = around
+        body.decision = decision
+        body.module_id = key
+        body.has_ended = False
+        body.span = None
+        known: Body = decision.bodies.setdefault(key, body)
+        if known is not body:
+            return Context({**around, CURRENT_SPAN: known.current()})
+        self._left = left = self._left - 1
+        if left < 0:
+            self._count()
+        return body
 
     def _shared(self, decision: Decision, key: int, context: Context) -> Context | None:
         """The context where another listener keeps the module's span, or none is kept; ``None`` where one is to be."""
-        current: Any = context.get(CURRENT_SPAN)
-        if type(current) is BodySpan and current.is_of(decision, key):
+        bodies = decision.bodies
+        if key not in bodies:
             # of another listener that is notified of the same
-            decision.bodies[key] = current
-            return context
+            if isinstance(context, Body):
+                if _is_of(context, decision, key):
+                    bodies[key] = context
+                    return context
+            elif isinstance(span := context.get(CURRENT_SPAN), BodySpan) and _is_of(span, decision, key):
+                body = Body()
+                body.around, body.decision, body.module_id = context, span.decision, key
+                body.has_ended, body.span = span.has_ended, span
+                bodies[key] = body
+                return context
         if decision.has_bodies:
             return None
         return decision.context_of(0 if decision.ids is None else decision.ids.of_module(key), context)
@@ -124,14 +139,18 @@ class Bodies:
         """
         try:
             decision = self._decisions.get(execution_id.int)
-            span: BodySpan | None = None if decision is None else decision.bodies.pop(module_id.int, None)
+            body: Body | None = None if decision is None else decision.bodies.pop(module_id.int, None)
         except (AttributeError, TypeError):
             # an id is none, and the event will be rejected
             return None
-        return None if span is None else self.record_of(span, module_id, error)
+        return None if body is None else self.record_of(body, module_id, error)
 
-    def record_of(self, span: BodySpan, module_id: UUID, error: BaseException | None = None) -> BodyRecord | None:
+    def record_of(self, body: Body, module_id: UUID, error: BaseException | None = None) -> BodyRecord | None:
         """Ends a span that was taken; what was set on it, if anything."""
+        body.has_ended = True
+        span = body.span
+        if span is None:
+            return None
         span.has_ended = True
         if not span.has_something:
             return None
@@ -155,10 +174,21 @@ class Bodies:
 
     def _drop_first(self, decision: Decision) -> None:
         try:
-            span: BodySpan = decision.bodies.pop(next(iter(decision.bodies)))
+            body: Body = decision.bodies.pop(next(iter(decision.bodies)))
         except (LookupError, StopIteration, RuntimeError):
             # another thread has taken some meanwhile
             return
-        span.close()
+        body.close()
         message = "more than %d modules run; what the body of the oldest sets on its span is lost"
         self._let_go.write(_LOGGER, logging.WARNING, "let go", message, self._max_open)
+
+
+def _is_of(it: Body | BodySpan, decision: Decision, module_id: int) -> bool:
+    """Whether it is of a module: several listeners have one span between them."""
+    ours, theirs = it.decision.span_context, decision.span_context
+    return (
+        it.module_id == module_id
+        and ours is not None
+        and theirs is not None
+        and (ours.trace_id, ours.span_id) == (theirs.trace_id, theirs.span_id)
+    )

@@ -56,73 +56,58 @@ class _Recorder(Span):
     """A span of the SDK's, whose own class is for its tracers only."""
 
 
-_DEFAULTS: Final[dict[str, Any]] = {
-    "exceptions": (),
-    "has_ended": False,
-    "is_elsewhere": False,
-    "known_context": None,
-    "module_name": "",
-    "recorder": None,
-    "remote": None,
-}
-
-
 class BodySpan(trace.Span, ReadableSpan):
     """Records what a module's body sets on it, from any thread or task, within the SDK's limits.
 
     What is set, and what is read of it as of the SDK's ``ReadableSpan``, a span of the SDK's keeps, which is made when
-    that is first done: a body that does neither costs nothing. The engine ends it, with its module: what the body
-    does to end it is left out, with a warning. Whatever it is given, it does not raise, and keeps no more of a value
-    than will be kept in the end.
+    that is first done: a body that does neither costs next to nothing. The engine ends it, with its module: what the
+    body does to end it is left out, with a warning. Whatever it is given, it does not raise, and keeps no more of a
+    value than will be kept in the end.
 
-    One is made for every module, in the callback: by whoever keeps it, who gives it the first three of these.
-
-    Attributes:
+    Args:
         decision: What was decided on its execution, which is recorded.
         module_id: The module's id, as a number.
+        module_name: The module's name; empty where the engine has not said it.
+        known_context: Its span context, where it is not computed.
+
+    Attributes:
+        decision: The same.
+        module_id: The same.
+        module_name: The same.
         has_something: Whether there may be anything to be said at its end.
         has_ended: Whether its module has ended.
         is_elsewhere: Whether the body runs in another process than the one that submitted it.
-        module_name: The module's name, where the engine has said it.
         remote: What it has set there.
-        known_context: Its span context, once somebody has asked for it.
         recorder: Keeps what is set, once something is.
         exceptions: The ids of the exceptions that were recorded, and when.
     """
 
-    __slots__ = (
-        "decision",
-        "has_ended",
-        "has_something",
-        "is_elsewhere",
-        "known_context",
-        "module_id",
-        "module_name",
-        "remote",
-    )
-    # the SDK's own is called where there is something to be kept
-    __init__ = object.__init__
+    module_name = ""
+    has_something = False
+    has_ended = False
+    is_elsewhere = False
+    remote: BodyRecord | None = None
+    recorder: _Recorder | None = None
 
-    decision: Decision
-    module_id: int
-    has_something: bool
-    has_ended: bool
-    is_elsewhere: bool
-    module_name: str
-    remote: BodyRecord | None
-    known_context: SpanContext | None
-    recorder: _Recorder | None
-    exceptions: deque[tuple[int, int]]
+    # the SDK's own is called where there is something to be kept
+    def __init__(
+        self, decision: Decision, module_id: int, module_name: str = "", known_context: SpanContext | None = None
+    ) -> None:
+        self.decision = decision
+        self.module_id = module_id
+        self.module_name = module_name
+        self._known_context = known_context
+        self.exceptions: deque[tuple[int, int]] = deque(maxlen=_MAX_EXCEPTIONS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.module_name or _UNNAMED!r}, context={self.get_span_context()})"
 
     def get_span_context(self) -> SpanContext:
-        known = self.known_context
+        known = self._known_context
         if known is None:
             decision = self.decision
             made = decision.span_context_of(0 if decision.ids is None else decision.ids.of_module(self.module_id))
-            known = self.known_context = made or trace.INVALID_SPAN_CONTEXT
+            known = self._known_context = made or trace.INVALID_SPAN_CONTEXT
         return known
 
     def is_recording(self) -> bool:
@@ -160,7 +145,7 @@ class BodySpan(trace.Span, ReadableSpan):
             kind, message = _type_and_message(exception)
             self.add_event(_EXCEPTION, {"exception.type": kind, "exception.message": message}, at_ns)
         # by which its own event is known: another one may say the same
-        self.__dict__.get("exceptions", []).append((id(exception), at_ns))
+        self.exceptions.append((id(exception), at_ns))
 
     def _try(self, name: str, *arguments: Any) -> bool:
         """Calls the recorder's method; what that raises of odd values costs the body nothing but what it sets.
@@ -194,22 +179,10 @@ class BodySpan(trace.Span, ReadableSpan):
         super().__exit__(kind, error, traceback)
 
     def __getattr__(self, name: str) -> Any:
-        """What is not set when one is made, and what of ``ReadableSpan`` is asked for, which the recorder has."""
-        if name in _DEFAULTS:
-            return _DEFAULTS[name]
+        """What of ``ReadableSpan`` is asked for, which the recorder has."""
         if name.startswith("__"):
             raise AttributeError(name=name, obj=self)
         return getattr(self._made(), name)
-
-    def is_of(self, decision: Decision, module_id: int) -> bool:
-        """Whether it is of a module: several listeners have one span between them."""
-        ours, theirs = self.decision.span_context, decision.span_context
-        return (
-            self.module_id == module_id
-            and ours is not None
-            and theirs is not None
-            and (ours.trace_id, ours.span_id) == (theirs.trace_id, theirs.span_id)
-        )
 
     def close(self) -> None:
         """Ends it; what is set from now on does nothing, with the SDK's own warning."""
@@ -249,7 +222,6 @@ class BodySpan(trace.Span, ReadableSpan):
             )
             made.start()
             # of threads that come at once, all get the first one's
-            self.__dict__.setdefault("exceptions", deque(maxlen=_MAX_EXCEPTIONS))
             recorder = self.__dict__.setdefault("recorder", made)
             if self.has_ended:
                 _end(recorder)
@@ -290,9 +262,7 @@ def recording(module_id: UUID, module_name: str, context: Context) -> tuple[Body
     """
     known = trace.get_current_span(context).get_span_context()
     own = SpanContext(known.trace_id, known.span_id, False, known.trace_flags, known.trace_state)
-    span = BodySpan()
-    span.decision, span.module_id, span.has_something = Decision(context, known), module_id.int, False
-    span.module_name, span.known_context = module_name, own
+    span = BodySpan(Decision(context, known), module_id.int, module_name, own)
     return span, trace.set_span_in_context(span, context)
 
 

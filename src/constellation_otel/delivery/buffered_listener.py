@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from constellation_otel.delivery.contract import Sink, Store
     from constellation_otel.delivery.counters import AssemblyCounters
     from constellation_otel.delivery.transform import Transform
+    from constellation_otel.delivery.worker import Worker
     from constellation_otel.events import BodyRecord
     from constellation_otel.traces import Decision
 
@@ -161,10 +162,10 @@ class BufferedListener(EventListener, Generic[T]):
             # nothing has failed: it is closed with this
             stack.pop_all()
         self._bodies = self._new_bodies()
-        self._put = self._pipeline.put
+        self._worker: Worker[Any] = self._pipeline.worker
         if journaled is not None:
             journaled.add(self._pipeline)
-            self._put = journaled.front.put
+            self._worker = journaled.front.worker
         after_fork_in_child(self._after_fork)
 
     def _new_transform(self) -> Transform[Any]:
@@ -222,7 +223,7 @@ class BufferedListener(EventListener, Generic[T]):
         if _is_usable(execution_id, dag_name):
             self._bodies.sampling.join(execution_id, dag_name, traceparent)
         engine: Any = otel_context.get_value(ENGINE_KEY)
-        self._put(ExecutionJoined(execution_id, dag_name, time.time_ns(), traceparent, engine))
+        self._worker.put(ExecutionJoined(execution_id, dag_name, time.time_ns(), traceparent, engine))
 
     def traceparent_of(self, execution_id: UUID) -> str | None:
         """The execution's own span as a W3C header value; ``None`` where it is not known, or not traced at all."""
@@ -294,7 +295,7 @@ class BufferedListener(EventListener, Generic[T]):
 
     def accept(self, event: Event) -> None:
         """Takes an event, with the time that it carries. Costs one append and never raises."""
-        self._put(event)
+        self._worker.put(event)
 
     def flush(self, timeout: float) -> bool:
         """Waits until the events so far have been delivered.
@@ -354,7 +355,7 @@ class BufferedListener(EventListener, Generic[T]):
         self._is_left_to_parent = self._is_left_to_parent or self._journaled is not None
         self._bodies = self._new_bodies()
         self._journaled = None
-        self._put = self._pipeline.put
+        self._worker = self._pipeline.worker
 
 
 def _is_usable(execution_id: object, dag_name: object) -> bool:

@@ -159,7 +159,6 @@ class Pipeline(Handler[Any], Generic[T]):
         self.moving = 0
         # a batch at a time, so that what is made of it is sent before the next one makes more
         self.worker: Worker[Any] = Worker(self, name=name, max_queue=max_queue, max_batch=1 if door is None else _PAGE)
-        self.put = self.worker.put
 
     @property
     def counters(self) -> SinkCounters:

@@ -121,8 +121,8 @@ class Worker(Generic[T]):
         tick_again: Seconds after which a tick that raised is called again.
     """
 
-    # what :meth:`put` reads, which is where a callback spends its time
-    __slots__ = ("__dict__", "__weakref__", "_queue", "_room", "_wake_from")
+    # what :meth:`put` reads, which is where a callback spends its time: the busiest ones do themselves what it does
+    __slots__ = ("__dict__", "__weakref__", "queue", "room", "wake_from")
 
     _condition = PerProcess(lambda: threading.Condition(threading.Lock()))
 
@@ -154,15 +154,15 @@ class Worker(Generic[T]):
         call_at_exit(self._at_exit)
 
     def _start_afresh(self, *, closed: bool = False) -> None:
-        self._queue: deque[T] = deque()
+        self.queue: deque[T] = deque()
         self._thread: threading.Thread | None = None
         # how long the queue must have been for an append to wake the worker
-        self._wake_from = 0
+        self.wake_from = 0
         self._hurry = False
         self._nudged = False
         self._closed = closed
         # how long the queue may get; 0 once it is closed
-        self._room = 0 if closed else self._max_queue
+        self.room = 0 if closed else self._max_queue
         # the worker has had its last look at the queue; and then, it has finished
         self._drained = closed
         self._finished = closed
@@ -182,7 +182,7 @@ class Worker(Generic[T]):
         with self._condition:
             # each is read once: they change without the lock
             waiting, delivered, rejected, dropped = (
-                len(self._queue),
+                len(self.queue),
                 self._delivered,
                 self._rejected,
                 self._drops.count,
@@ -197,16 +197,16 @@ class Worker(Generic[T]):
         Returns:
             Whether it was taken; otherwise it is dropped and counted.
         """
-        queue = self._queue
+        queue = self.queue
         length = len(queue)
-        if length >= self._room:
+        if length >= self.room:
             self._drop()
             return False
         queue.append(item)
         # first the item, then the look at the mark, which the worker sets before its own look at the queue
-        if length < self._wake_from:
+        if length < self.wake_from:
             return True
-        return self._wake(item)
+        return self.wake(item)
 
     def nudge(self) -> None:
         """Has ``tick`` called soon, whether or not there are items."""
@@ -224,7 +224,7 @@ class Worker(Generic[T]):
     def end_soon(self) -> None:
         """Takes nothing more, deals with what is held, and ends; does not wait for that, as :meth:`close` does."""
         with self._condition:
-            self._closed, self._room = True, 0
+            self._closed, self.room = True, 0
             self._condition.notify_all()
         if not self._finished:
             self._start()
@@ -255,8 +255,8 @@ class Worker(Generic[T]):
             # the worker cannot wait for itself
             return self._finished
         with self._condition:
-            goal = self._taken + len(self._queue)
-            self._hurry = bool(self._queue)
+            goal = self._taken + len(self.queue)
+            self._hurry = bool(self.queue)
             self._condition.notify_all()
             # an item that is taken back from a closed queue is in no sum
             return self._wait_for(lambda: self._delivered + self._rejected >= goal or self._finished, timeout)
@@ -275,10 +275,10 @@ class Worker(Generic[T]):
             the process ends.
         """
         with self._condition:
-            self._closed, self._room = True, 0
+            self._closed, self.room = True, 0
             if threading.current_thread() is self._thread:
                 return self._finished
-            if self._thread is None and not self._queue:
+            if self._thread is None and not self.queue:
                 self._drained = self._finished = True
             self._condition.notify_all()
         if not self._finished:
@@ -288,7 +288,7 @@ class Worker(Generic[T]):
     def _wait_for_the_end(self, timeout: float) -> bool:
         with self._condition:
             done = self._wait_for(lambda: self._finished, 0 if self._thread is None else timeout)
-            held = len(self._queue) + self._taken - self._delivered - self._rejected
+            held = len(self.queue) + self._taken - self._delivered - self._rejected
         forget_at_exit(self._at_exit)
         if not done:
             message = "%s: not done within %.1f s of closing; %d items are still held"
@@ -299,8 +299,8 @@ class Worker(Generic[T]):
     def _close_at_exit(self) -> None:
         """Closes in the thread that ends the process, where no other can be had any more (Python 3.12.0 to 3.12.2)."""
         with self._condition:
-            self._closed, self._room = True, 0
-            is_idle = self._thread is None and not self._queue
+            self._closed, self.room = True, 0
+            is_idle = self._thread is None and not self.queue
         if not is_idle:
             self._start()
         if is_idle or self._thread is not None:
@@ -313,7 +313,7 @@ class Worker(Generic[T]):
     def drain(self) -> list[T]:
         """Takes everything out of the queue, for another thread to deal with: the worker's does not return."""
         with self._condition:
-            items = [self._queue.popleft() for _ in range(len(self._queue))]
+            items = [self.queue.popleft() for _ in range(len(self.queue))]
             self._taken += len(items)
             self._delivered += len(items)
             return items
@@ -333,14 +333,14 @@ class Worker(Generic[T]):
         """Waits for a condition, however long; the lock is held."""
         return bool(self._condition.wait_for(condition, min(seconds_left(deadline_of(timeout)), threading.TIMEOUT_MAX)))
 
-    def _wake(self, item: T) -> bool:
+    def wake(self, item: T) -> bool:
         """Has the item that was just appended dealt with, or takes it back if the worker is beyond that."""
         with self._condition:
             is_too_late = self._drained
             if is_too_late and not self._take_back(item):
                 return True
             if not is_too_late:
-                self._wake_from = _NEVER
+                self.wake_from = _NEVER
                 self._condition.notify_all()
         if is_too_late:
             self._drop()
@@ -351,9 +351,9 @@ class Worker(Generic[T]):
     def _take_back(self, item: T) -> bool:
         """Whether an item was still in the queue; it is not any more. The lock is held."""
         # a copy, since others may append; what they append comes after it
-        for index, waiting in enumerate(list(self._queue)):
+        for index, waiting in enumerate(list(self.queue)):
             if waiting is item:
-                del self._queue[index]
+                del self.queue[index]
                 return True
         # the worker had it in its last batch, before it was asked for here
         return False
@@ -370,7 +370,7 @@ class Worker(Generic[T]):
             # the interpreter is going down, or the machine has no threads left
             with self._condition:
                 self._thread = None
-                self._wake_from = 0
+                self.wake_from = 0
             self._log.write(_LOGGER, logging.ERROR, "thread", "%s: no worker thread: %s", self._name, error)
             return
         # not only sooner: what was registered before the first item, an SDK's shutdown for one, runs after us
@@ -398,22 +398,22 @@ class Worker(Generic[T]):
         is_ready = self._is_ready()
         with self._condition:
             # first the mark, then the look: an item that comes between them finds the mark set
-            self._wake_from = 0 if is_ready else _NEVER
+            self.wake_from = 0 if is_ready else _NEVER
             self._wait_for(
-                lambda: (is_ready and self._queue) or self._nudged or self._closed,
+                lambda: (is_ready and self.queue) or self._nudged or self._closed,
                 max(0.0, wake_at - time.monotonic()),
             )
-            if is_ready and 0 < len(self._queue) < self._max_batch:
-                self._wake_from = self._enough - 1
-                self._wait_for(lambda: len(self._queue) >= self._enough or self._closed or self._hurry, self._linger)
+            if is_ready and 0 < len(self.queue) < self._max_batch:
+                self.wake_from = self._enough - 1
+                self._wait_for(lambda: len(self.queue) >= self._enough or self._closed or self._hurry, self._linger)
             self._nudged = False
-            takes = min(len(self._queue), self._max_batch) if is_ready or self._closed else 0
-            batch = [self._queue.popleft() for _ in range(takes)]
+            takes = min(len(self.queue), self._max_batch) if is_ready or self._closed else 0
+            batch = [self.queue.popleft() for _ in range(takes)]
             self._taken += len(batch)
-            self._hurry = self._hurry and bool(self._queue)
+            self._hurry = self._hurry and bool(self.queue)
             self._drained = self._closed and not batch
             # an item that comes too late finds that out by a wake
-            self._wake_from = 0 if self._drained else _NEVER
+            self.wake_from = 0 if self._drained else _NEVER
             return batch
 
     def _is_ready(self) -> bool:
@@ -426,7 +426,7 @@ class Worker(Generic[T]):
     def _process(self, batch: list[T]) -> None:
         """Has the handler deal with items, some at a time, and counts them when that is done."""
         for first in range(0, len(batch), _TURN):
-            if first and len(self._queue) < self._enough and not self._closed:
+            if first and len(self.queue) < self._enough and not self._closed:
                 time.sleep(_PAUSE)
             items = batch[first : first + _TURN]
             try:

@@ -272,10 +272,11 @@ class Call:
         listener = self._run.listener
         if isinstance(listener, ModuleContextProvider):
             context = listener.module_context(self._run.execution_id, self.module_id, context)
-            span: Any = trace.get_current_span(context)
-            if hasattr(type(span), "module_name"):
+            # what keeps the span makes it when the body looks at it
+            body: Any = context if hasattr(type(context), "module_name") else trace.get_current_span(context)
+            if hasattr(type(body), "module_name"):
                 # it records, and has not been told
-                span.module_name = self.module.name
+                body.module_name = self.module.name
         return context
 
     def _tell_start(self, execution_id: UUID, module_id: UUID, name: str) -> None:
