@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import re
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -36,7 +38,6 @@ from support import DEADLINE, UNWATCHED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
-    from pathlib import Path
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
@@ -117,6 +118,19 @@ def test_a_failed_module_has_the_models_status_and_its_error_once(
     assert "exception.escaped" not in said
     execution = shop.spans()["pipeline"]
     assert execution.status_description == f"{module.__name__} failed: boom"
+
+
+@pytest.mark.parametrize("where", [None, "process_pool", "dask"], ids=str)
+@pytest.mark.parametrize("module", [bodied.fails, bodied.fails_async], ids=lambda module: module.__name__)
+def test_a_stack_trace_begins_with_the_modules_own_frame(
+    make: Callable[..., Listening], where: str | None, module: Callable[..., Any], request: pytest.FixtureRequest
+) -> None:
+    shop = make()
+    run(shop.listener, module, executor=None if where is None else request.getfixturevalue(where))
+    said = str(shop.modules()[module.__name__].events[-1].attributes["exception.stacktrace"])
+    first, *others = re.findall(r'File "(.+)", line \d+, in (\w+)', said)
+    assert first == (bodied.__file__, module.__name__)
+    assert not [file for file, _ in others if "constellation_otel" in Path(file).parts]
 
 
 @pytest.mark.parametrize("where", ["process_pool", "dask"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections import deque
 from math import nan
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, get_args
 from uuid import UUID
@@ -20,6 +19,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from constellation_otel._support.text import message_of
 from constellation_otel.errors import RemoteError
+from constellation_otel.events.frames import own_frames, own_part
 from constellation_otel.events.record import Attributes, BodyRecord, ModuleDetails
 from constellation_otel.listener import ExecutionJoiner, ModuleDetailsTaker
 
@@ -71,13 +71,11 @@ ENGINE_KEY: Final = "constellation-engine"
 """What an OpenTelemetry context has the name of the engine under whose callback is being made."""
 
 _MAX_CAUSES: Final = 4
-_MAX_FRAMES: Final = 32
 _MAX_SOURCE: Final = 200
 _MAX_STACKTRACE: Final = 32_768
 _NOT_IN_NAMES: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_MESSAGES: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-_OURS: Final = f"{__name__.partition('.')[0]}."
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
@@ -523,9 +521,22 @@ def _frames_of(error: BaseException, redact: Callable[[str], str] | None, causes
         cause = error.__context__
     return Frames(
         _type_of(error),
-        clean_message(redacted(message_of(error), redact)),
-        _walk(error.__traceback__),
+        clean_message(redacted(_message_of(error), redact)),
+        _frames_in(error.__traceback__),
         _frames_of(cause, redact, causes - 1) if cause is not None and causes > 0 else None,
+    )
+
+
+def _message_of(error: BaseException) -> str:
+    """What it says; of what a process pool says of the other process, from the module's own frame on."""
+    message = message_of(error)
+    return own_part(message) if type(error).__name__ == "_RemoteTraceback" else message
+
+
+def _frames_in(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
+    return tuple(
+        (clean_name(filename), line_number, clean_name(function)[:_MAX_SOURCE])
+        for filename, line_number, function in own_frames(traceback)
     )
 
 
@@ -545,22 +556,3 @@ def redacted(message: str, redact: Callable[[str], object] | None) -> str:
     if isinstance(rewritten, str):
         return rewritten
     return f"<withheld: the redact hook returned {type(rewritten).__name__}>"
-
-
-def _walk(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
-    """From the module's own frame on: those of our engine that called it say nothing of the error."""
-    while traceback is not None and traceback.tb_next is not None and _is_ours(traceback):
-        traceback = traceback.tb_next
-    frames: deque[tuple[str, int, str]] = deque(maxlen=_MAX_FRAMES)
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        frames.append((code.co_filename, traceback.tb_lineno, code.co_qualname))
-        traceback = traceback.tb_next
-    return tuple(
-        (clean_name(filename), line_number, clean_name(function)[:_MAX_SOURCE])
-        for filename, line_number, function in frames
-    )
-
-
-def _is_ours(traceback: TracebackType) -> bool:
-    return str(traceback.tb_frame.f_globals.get("__name__")).startswith(_OURS)
