@@ -12,10 +12,10 @@ from asyncio import CancelledError
 from collections import OrderedDict
 from concurrent.futures import CancelledError as FutureCancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, TypeVar
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,8 +24,10 @@ from opentelemetry import context as otel_context
 from constellation_otel._support.deadline import deadline_of, seconds_left
 from constellation_otel._support.fork import PerProcess, after_fork_in_child
 from constellation_otel._support.log import RateLimitedLog
+from constellation_otel._support.scope import ENGINE_KEY
 from constellation_otel._support.text import shown
 from constellation_otel.listener import CompositeListener, ExecutionListener
+from constellation_otel.traces import attempt_id_of, execution_id_of, module_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,10 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Teller", "TellerCounters"]
 
 _LOGGER: Final = logging.getLogger(__name__)
-_RUNS: Final = UUID("5b0c4f0e-6d0e-4f7c-9a37-0d1a54f2c6b8")
-"""The namespace of execution ids that are made of an engine's run ids."""
-_ENGINE: Final = "constellation-engine"
-"""The key of the engine's name in the context in which an execution starts or is joined."""
 _CANCELLED: Final = (CancelledError, FutureCancelledError, KeyboardInterrupt)
 
 P = ParamSpec("P")
@@ -70,6 +68,7 @@ class _Execution:
     name: str
     start: float
     is_joined: bool = False
+    modules: dict[tuple[int, str], None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -181,10 +180,7 @@ class Teller:
         text = run_id if isinstance(run_id, str) else shown(run_id)
         execution_id = self._runs.get(text)
         if execution_id is None:
-            try:
-                execution_id = UUID(text)
-            except ValueError:
-                execution_id = uuid5(_RUNS, _encodable(f"{self.engine}:{text}"))
+            execution_id = execution_id_of(self.engine, text)
             with self._lock:
                 _put(self._runs, text, execution_id, self._max_open)
         return execution_id
@@ -200,10 +196,10 @@ class Teller:
         at = (execution_id.int, key)
         module_id = self._ids.get(at)
         if module_id is None:
-            module_id = uuid5(execution_id, _encodable(key))
+            module_id = module_id_of(execution_id, key)
             with self._lock:
                 _put(self._ids, at, module_id, self._max_open)
-        return module_id if attempt == 1 else uuid5(module_id, str(attempt))
+        return attempt_id_of(module_id, attempt)
 
     @_guarded
     def execution_started(self, execution_id: UUID, name: str) -> None:
@@ -229,11 +225,11 @@ class Teller:
         """
         with self._lock:
             execution = self._executions.pop(execution_id.int, None)
-            left = [at for at in self._open if at[0] == execution_id.int]
-            modules = [self._open.pop(at) for at in left]
-            if execution is None:
-                return self._unmatched("the end of an execution")
-            _put(self._ended, execution_id.int, None, self._max_open)
+            modules = [] if execution is None else [self._open.pop(at) for at in execution.modules]
+            if execution is not None:
+                _put(self._ended, execution_id.int, None, self._max_open)
+        if execution is None:
+            return self._unmatched("the end of an execution")
         for module in reversed(modules):
             _restore(module.token)
         if execution.is_joined:
@@ -273,14 +269,21 @@ class Teller:
                 whose hooks run in the thread or task in which the body runs.
         """
         module_id = self.module_id(execution_id, key, attempt)
-        module = _Module(module_id, name, 0.0)
+        at, module, given_up = (execution_id.int, key), _Module(module_id, name, 0.0), None
         with self._lock:
-            if execution_id.int not in self._executions:
-                return self._unmatched("a module")
-            if module_id.int in self._ended or (execution_id.int, key) in self._open:
-                return self._repeated(f"module {name}")
-            if _put(self._open, (execution_id.int, key), module, self._max_open):
-                self._gave_up("module")
+            execution = self._executions.get(execution_id.int)
+            is_again = module_id.int in self._ended or at in self._open
+            if execution is not None and not is_again:
+                execution.modules[at] = None
+                given_up = _put(self._open, at, module, self._max_open)
+                if given_up is not None and (others := self._executions.get(given_up[0][0])) is not None:
+                    del others.modules[given_up[0]]
+        if execution is None:
+            return self._unmatched("a module")
+        if is_again:
+            return self._repeated(f"module {name}")
+        if given_up is not None:
+            self._gave_up("module")
         if attempt != 1 or parent is not None or upstream or attributes:
             self._listener.module_details(
                 execution_id,
@@ -308,11 +311,15 @@ class Teller:
                 its execution.
         """
         now = time.perf_counter()
+        at = (execution_id.int, key)
         with self._lock:
-            module = self._open.pop((execution_id.int, key), None)
-            if module is None:
-                return self._unmatched("the end of a module")
-            _put(self._ended, module.module_id.int, None, self._max_open)
+            module = self._open.pop(at, None)
+            if module is not None:
+                _put(self._ended, module.module_id.int, None, self._max_open)
+                if (execution := self._executions.get(execution_id.int)) is not None:
+                    execution.modules.pop(at, None)
+        if module is None:
+            return self._unmatched("the end of a module")
         _restore(module.token)
         if error is None:
             duration_ms = (now - module.start) * 1e3
@@ -416,8 +423,7 @@ class Teller:
         """
         try:
             execution_id, name = UUID(carrier["execution-id"]), carrier["name"]
-            if execution_id.int not in self._executions:
-                self._enter(execution_id, _Execution(name, time.perf_counter(), is_joined=True))
+            if self._enter(execution_id, _Execution(name, time.perf_counter(), is_joined=True)):
                 self._as_engine(self._listener.join, execution_id, name, carrier.get("traceparent"))
         except Exception as error:  # noqa: BLE001 - counted and logged; it is not the engine's
             self._raised("joined", error)
@@ -447,19 +453,25 @@ class Teller:
 
     def _enter(self, execution_id: UUID, execution: _Execution) -> bool:
         """Notes that an execution is open; whether it was not before."""
+        given_up = None
         with self._lock:
-            if execution_id.int in self._executions or execution_id.int in self._ended:
+            is_open = execution_id.int in self._executions
+            is_again = is_open or execution_id.int in self._ended
+            if not is_again:
+                given_up = _put(self._executions, execution_id.int, execution, self._max_open)
+        if is_again:
+            # each module of it may join it, where that runs in another process
+            if not (is_open and execution.is_joined):
                 self._repeated(f"execution {execution.name}")
-                return False
-            given_up = _put(self._executions, execution_id.int, execution, self._max_open)
-            # one that was joined has no end here that could be missing
-            if given_up is not None and not given_up.is_joined:
-                self._gave_up("execution")
+            return False
+        # one that was joined has no end here that could be missing
+        if given_up is not None and not given_up[1].is_joined:
+            self._gave_up("execution")
         return True
 
     def _as_engine(self, call: Callable[..., None], *args: object) -> None:
         """Makes a call in a context that has the engine's name."""
-        token = otel_context.attach(otel_context.set_value(_ENGINE, self.engine))
+        token = otel_context.attach(otel_context.set_value(ENGINE_KEY, self.engine))
         try:
             call(*args)
         finally:
@@ -502,10 +514,10 @@ class Teller:
         self._log.write(_LOGGER, logging.WARNING, message, message, *args)
 
 
-def _put(store: OrderedDict[K, V], key: K, value: V, bound: int) -> V | None:
+def _put(store: OrderedDict[K, V], key: K, value: V, bound: int) -> tuple[K, V] | None:
     """Puts a value at the end; what had to go for it."""
     store[key] = value
-    return store.popitem(last=False)[1] if len(store) > bound else None
+    return store.popitem(last=False) if len(store) > bound else None
 
 
 def _restore(token: Token[Context] | None) -> None:
@@ -517,8 +529,3 @@ def _restore(token: Token[Context] | None) -> None:
         except ValueError:
             # there is nothing to take back here, and the context over there ends with its task
             return
-
-
-def _encodable(text: str) -> str:
-    """Text that uuid5 can hash, whatever the engine calls things."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -15,6 +15,7 @@ from opentelemetry import context as otel_context
 from constellation_otel._support.deadline import deadline_of, seconds_left
 from constellation_otel._support.fork import after_fork_in_child
 from constellation_otel._support.log import RateLimitedLog, log
+from constellation_otel._support.scope import ENGINE_KEY
 from constellation_otel.bodies import Bodies
 from constellation_otel.delivery.contract import kinds_for
 from constellation_otel.delivery.counters import Counters, SendingCounters
@@ -25,7 +26,7 @@ from constellation_otel.delivery.pipeline import Pipeline
 from constellation_otel.delivery.retry import LastError, Retry
 from constellation_otel.delivery.sender import Sender
 from constellation_otel.delivery.transform import PassThrough
-from constellation_otel.events import ENGINE_KEY, Event, EventListener, ExecutionJoined
+from constellation_otel.events import Event, EventListener, ExecutionJoined
 from constellation_otel.traces import Sampling, decide, sampler_of_environment
 
 if TYPE_CHECKING:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid5
 
 from constellation_otel.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Retries", "attempt_id_of", "check_stamina", "is_worth_another"]
+__all__ = ["Retries", "check_stamina", "is_worth_another"]
 
 
 def check_stamina() -> None:
@@ -23,11 +22,6 @@ def check_stamina() -> None:
         import stamina  # noqa: F401, PLC0415 - optional: what is tried once does not need it
     except ModuleNotFoundError as error:
         raise MissingExtraError("stamina", "retry") from error
-
-
-def attempt_id_of(first_id: UUID, attempt: int) -> UUID:
-    """The id of an attempt, counted from 1, by that of the first one; anybody can compute it."""
-    return first_id if attempt == 1 else uuid5(first_id, str(attempt))
 
 
 def is_worth_another(error: BaseException) -> bool:

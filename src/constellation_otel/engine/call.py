@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
-from constellation_otel.engine.attempts import Retries, attempt_id_of, is_worth_another
+from constellation_otel.engine.attempts import Retries, is_worth_another
 from constellation_otel.engine.outputs import awaited, discard, is_awaitable
 from constellation_otel.engine.remote import failure_in, picklable, run_remotely
 from constellation_otel.listener import ModuleContextProvider, ModuleDetailsTaker
+from constellation_otel.traces import attempt_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -12,11 +12,12 @@ from graphlib import TopologicalSorter
 from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.engine.call import Call
 from constellation_otel.errors import ExecutionCancelledError, ExecutionFailedError
+from constellation_otel.traces import module_id_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,18 +27,13 @@ if TYPE_CHECKING:
     from constellation_otel.engine.threads import Threads
     from constellation_otel.listener import ExecutionListener
 
-__all__ = ["Run", "module_id_of"]
+__all__ = ["Run"]
 
 T = TypeVar("T")
 
 _HELP_INTERVAL: Final = 1.0
 _LOGGER: Final = logging.getLogger(__name__)
 _LIMITED: Final = RateLimitedLog()
-
-
-def module_id_of(execution_id: UUID, name: str) -> UUID:
-    """A module's id in an execution of the embedded engine, which anybody can compute."""
-    return uuid5(execution_id, name.encode(errors="backslashreplace").decode())
 
 
 class Run:

@@ -7,7 +7,6 @@ from constellation_otel.events.engine_frames import decode_frame, encode_frame, 
 from constellation_otel.events.guide_json import decode_json, encode_identity, encode_json, plain_events, read_json
 from constellation_otel.events.model import (
     CALLBACK_EVENTS,
-    ENGINE_KEY,
     EVENT_TYPES,
     ErrorInfo,
     Event,
@@ -44,7 +43,6 @@ from constellation_otel.events.validation import Validated, is_valid, said, show
 
 __all__ = [
     "CALLBACK_EVENTS",
-    "ENGINE_KEY",
     "EVENT_TYPES",
     "MAX_ATTRIBUTES",
     "MAX_UPSTREAM",

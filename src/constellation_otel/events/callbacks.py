@@ -13,9 +13,9 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from constellation_otel._support.log import RateLimitedLog
+from constellation_otel._support.scope import ENGINE_KEY
 from constellation_otel._support.text import shown
 from constellation_otel.events.model import (
-    ENGINE_KEY,
     ErrorInfo,
     Event,
     ExecutionCancelled,

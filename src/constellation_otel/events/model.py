@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALLBACK_EVENTS",
-    "ENGINE_KEY",
     "EVENT_TYPES",
     "MAX_DURATION_MS",
     "MAX_MESSAGE",
@@ -66,9 +65,6 @@ MAX_NAME: Final = 1_024
 
 MAX_DURATION_MS: Final = (2**63 - 1) / 1_000_000
 """Milliseconds: a duration is below this, since backends hold nanoseconds in a signed integer."""
-
-ENGINE_KEY: Final = "constellation-engine"
-"""What an OpenTelemetry context has the name of the engine under whose callback is being made."""
 
 _MAX_CAUSES: Final = 4
 _MAX_SOURCE: Final = 200

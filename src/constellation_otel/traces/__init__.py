@@ -8,7 +8,7 @@ from constellation_otel._support.door import door
 
 if TYPE_CHECKING:
     from constellation_otel.traces.assembler import Assembler, Counters
-    from constellation_otel.traces.ids import execution_id_of, module_id_of, span_id_of, trace_id_of
+    from constellation_otel.traces.ids import attempt_id_of, execution_id_of, module_id_of, span_id_of, trace_id_of
     from constellation_otel.traces.rendering import Execution, Module, Reason
     from constellation_otel.traces.sampling import (
         NOT_TRACED,
@@ -45,7 +45,7 @@ else:
         {
             "assembler": ("Assembler", "Counters"),
             "rendering": ("Execution", "Module", "Reason"),
-            "ids": ("execution_id_of", "module_id_of", "span_id_of", "trace_id_of"),
+            "ids": ("attempt_id_of", "execution_id_of", "module_id_of", "span_id_of", "trace_id_of"),
             "sampling": (
                 "NOT_TRACED",
                 "Decider",
@@ -105,6 +105,7 @@ __all__ = [
     "SpanEvent",
     "SpanLink",
     "Tree",
+    "attempt_id_of",
     "decide",
     "execution_id_of",
     "exported",

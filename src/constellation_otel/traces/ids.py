@@ -16,6 +16,7 @@ __all__ = [
     "RANDOM_TRACE_ID",
     "SpanIds",
     "anonymous_module_id",
+    "attempt_id_of",
     "execution_id_of",
     "module_id_of",
     "span_id_of",
@@ -105,15 +106,24 @@ def execution_id_of(engine: str, run_id: str) -> UUID:
 
 
 def module_id_of(execution_id: UUID, key: str, attempt: int = 1) -> UUID:
-    """The id of a module of another engine, for one run of its body.
+    """The id of a module, for one run of its body; of the embedded engine's, too, whose key is the module's name.
 
     Args:
         execution_id: The execution.
         key: What the engine calls the module, unique in its execution.
         attempt: Which run of its body, from 1.
     """
-    first = uuid5(execution_id, _encodable(key))
-    return first if attempt == 1 else uuid5(first, str(attempt))
+    return attempt_id_of(uuid5(execution_id, _encodable(key)), attempt)
+
+
+def attempt_id_of(first_id: UUID, attempt: int) -> UUID:
+    """The id of a module's body run.
+
+    Args:
+        first_id: The module's id, which is that of the first one.
+        attempt: Which run of its body, from 1.
+    """
+    return first_id if attempt == 1 else uuid5(first_id, str(attempt))
 
 
 def _encodable(text: str) -> str:
