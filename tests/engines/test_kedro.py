@@ -251,6 +251,20 @@ def test_an_interrupted_run_has_no_end_since_kedro_calls_no_hook(tmp_path: Path)
     ]
 
 
+def test_interrupted_runs_of_a_long_process_are_kept_up_to_a_bound() -> None:
+    recorder = RecordingListener()
+    hooks = ConstellationHooks(recorder)
+    for number in range(70):
+        hooks.before_pipeline_run({"run_id": f"run {number}"}, KedroPipeline([]))
+    carried = json.loads(os.environ["CONSTELLATION_OTEL_KEDRO_RUNS"])
+    assert list(carried) == [f"run {number}" for number in range(6, 70)]
+    for number in range(6, 70):
+        hooks.after_pipeline_run({"run_id": f"run {number}"})
+    assert json.loads(os.environ["CONSTELLATION_OTEL_KEDRO_RUNS"]) == {}
+    assert [type(event) for event in recorder.events] == 70 * [ExecutionStarted] + 64 * [ExecutionCompleted]
+    assert hooks.teller.counters == TellerCounters()
+
+
 def test_an_adapters_own_defect_does_not_reach_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,6 +135,32 @@ def test_a_part_is_below_the_module_that_it_is_a_part_of() -> None:
     assert unknown.start_ns <= lost.start_ns < lost.end_ns <= unknown.end_ns
 
 
+@pytest.mark.parametrize("settle", [0.0, 0.001])
+@pytest.mark.parametrize("is_part_last", [False, True])
+def test_a_group_is_forgotten_once_its_last_span_is_made(settle: float, is_part_last: bool) -> None:
+    """A long execution may have any number of them."""
+    assembler = Assembler(settle=settle)
+    assembler.add(STORY[0], T0)
+    spans: list[Span] = []
+    for number in range(100):
+        at, group, part = T0 + number * 10 * MS, UUID(int=1_000 + number), UUID(int=2_000 + number)
+        events: list[Event] = [
+            ModuleStarted(E1, group, "sub", at),
+            ModuleStarted(E1, part, "inner", at + MS, ModuleDetails(parent_id=group)),
+            ModuleCompleted(E1, part, "inner", 1.0, at + 2 * MS),
+            ModuleCompleted(E1, group, "sub", 3.0, at + 3 * MS),
+        ]
+        if is_part_last:
+            events[2:] = reversed(events[2:])
+        for event in events:
+            spans += assembler.add(event, event.timestamp_ns)
+        spans += assembler.advance(at + 9 * MS)
+        (execution,) = assembler.executions
+        assert execution.groups == {}
+    assert len(spans) == 200
+    assert len(assembler.add(END, T0 + 2_000 * MS) + assembler.finish()) == 1
+
+
 def test_modules_that_are_parts_of_each_other_get_spans() -> None:
     events: list[Event] = [
         STORY[0],

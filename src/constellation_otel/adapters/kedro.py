@@ -33,6 +33,8 @@ __all__ = ["ConstellationHooks"]
 
 _RUNS: Final = "CONSTELLATION_OTEL_KEDRO_RUNS"
 """The variable with the runs of this process, for those that it starts: the carrier of each, by Kedro's run id."""
+_MAX_RUNS: Final = 64
+"""Runs that are open at most; Kedro says nothing of the end of one that was interrupted."""
 
 
 class ConstellationHooks:
@@ -72,6 +74,8 @@ class ConstellationHooks:
             self._executions[run_id] = execution_id
             self.teller.execution_started(execution_id, "+".join(names))
             self._carry(run_id, self.teller.carrier(execution_id))
+            for oldest in list(self._executions)[:-_MAX_RUNS]:
+                self._forget_run(oldest)
 
     @hook_impl
     def after_pipeline_run(self, run_params: Mapping[str, Any]) -> None:
@@ -109,9 +113,13 @@ class ConstellationHooks:
     def _run_ended(self, run_params: Mapping[str, Any], error: Exception | None) -> None:
         with self.teller.guarded("after_pipeline_run"):
             run_id = _run_id_of(run_params)
-            self._upstream.pop(run_id, None)
-            self.teller.execution_ended(self._executions.pop(run_id), error)
-            self._carry(run_id, None)
+            self.teller.execution_ended(self._executions[run_id], error)
+            self._forget_run(run_id)
+
+    def _forget_run(self, run_id: str) -> None:
+        self._executions.pop(run_id, None)
+        self._upstream.pop(run_id, None)
+        self._carry(run_id, None)
 
     def _execution_of(self, run_id: str) -> UUID | None:
         """The execution of a run of this process, or of the one that has started this one."""

@@ -266,10 +266,20 @@ class Execution(Struct):
         """What a module is a part of, the innermost first, as far up as spans were not made."""
         groups: dict[int, _Group] = {}
         parent = _parent_of(module)
-        while parent is not None and parent not in groups:
+        while parent in self.groups and parent not in groups:
             groups[parent] = self.groups[parent]
             parent = _parent_of(self.modules.get(parent, EMITTED))
         return list(groups.values())
+
+    def forget_part(self, module: Module) -> None:
+        """Forgets that a module whose span is made is a part of another one, and that others were a part of it."""
+        for key in (module.key, _parent_of(module)):
+            group = None if key is None else self.groups.get(key)
+            if key is None or group is None:
+                continue
+            group.members.discard(module.key)
+            if group.end_ns is not None and not group.members:
+                del self.groups[key]
 
     def failed(self, group: int, attempt: int, failure: _Failure | None) -> None:
         """Takes in how an attempt at a module has ended; of two with one number, a failure counts."""
@@ -581,6 +591,7 @@ class Rendering:
             end_ns = group.end_ns = int(max(end_ns, group.last_ns))
         for outer in around:
             outer.first_ns, outer.last_ns = min(outer.first_ns, start_ns), max(outer.last_ns, end_ns)
+        execution.forget_part(module)
         return start_ns, end_ns
 
     def _told(self, execution: Execution, module: Module, constants: _Constants, span: Span) -> Span:
