@@ -412,6 +412,28 @@ def test_awaitables_and_contexts_that_are_left_are_reported() -> None:
     assert len(said.splitlines()) == 5
 
 
+def test_what_it_has_besides_the_callbacks_is_called_and_reported() -> None:
+    class Wrong(ExecutionListener):
+        def module_details(self, execution_id: UUID, module_id: UUID, **details: Any) -> None:
+            if details.get("attempt") == 0:
+                raise ValueError("an attempt of 0")
+
+        def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+            if not traceparent:
+                raise ValueError("no traceparent")
+
+        def traceparent_of(self, execution_id: UUID) -> str | None:
+            return 5  # type: ignore[return-value] # that is the violation
+
+    with pytest.raises(AssertionError) as violations:
+        check_listener(Wrong)
+    said = str(violations.value)
+    assert "\n  module_details raised ValueError: 'an attempt of 0' with odd values (the details have an" in said
+    assert "\n  join raised ValueError: 'no traceparent' with odd values (the traceparent is missing), and" in said
+    assert "\n  traceparent_of returned a int, not a header's value or None with odd values, and " in said
+    assert len(said.splitlines()) == 4
+
+
 def test_a_listener_that_cannot_be_made_or_closed_is_reported() -> None:
     class Stuck(ExecutionListener):
         def close(self) -> None:

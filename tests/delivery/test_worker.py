@@ -111,6 +111,20 @@ def test_a_full_queue_drops_counts_and_logs_the_newest(caplog: pytest.LogCapture
     assert caplog.messages == ["full: the queue is full (3 items); dropping the newest"]
 
 
+def test_a_full_queue_takes_some_more_of_what_others_are_misread_without() -> None:
+    blocked = Blocked()
+    worker = Worker[int](blocked, name="full", max_queue=1, linger=0)
+    worker.put(0)
+    assert blocked.entered.wait(DEADLINE)
+    assert [worker.put(item, beyond=2) for item in (1, 2, 3, 4)] == [True, True, True, False]
+    assert not worker.put(5)
+    blocked.gate.set()
+    assert worker.close(DEADLINE)
+    assert not worker.put(6, beyond=2)
+    assert blocked.items == [0, 1, 2, 3]
+    assert worker.counters == QueueCounters(received=7, delivered=4, dropped=3, rejected=0, held=0)
+
+
 def test_what_is_dropped_costs_one_lock_and_no_formatting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log's own lock counts it as well."""
     blocked = Blocked()

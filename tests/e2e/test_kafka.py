@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,11 +24,19 @@ from constellation_otel.delivery import Batch, Position, Record, Revoked, Unread
 from constellation_otel.delivery.sender import Sender
 from constellation_otel.delivery.transform import PassThrough
 from constellation_otel.errors import MisconfiguredError, UnavailableError
-from constellation_otel.events import ErrorInfo, ExecutionStarted, ModuleCompleted, ModuleFailed, ModuleStarted
+from constellation_otel.events import (
+    CALLBACK_EVENTS,
+    ErrorInfo,
+    ExecutionStarted,
+    ModuleCompleted,
+    ModuleFailed,
+    ModuleStarted,
+)
 from constellation_otel.transports.kafka import KafkaSink, KafkaSource
 from constellation_otel.transports.kafka.consumer import Limits
 from constellation_otel.transports.url import SinkOptions, SourceOptions
 from deliveries import flat
+from records import told_all
 
 from .peers import Kafka, NotYet, eventually
 
@@ -45,6 +54,11 @@ MODULE = UUID("b44fdf1e-430d-4ac9-ab2c-8a06a5dc8538")
 NS = 1_795_465_363_577_123_456
 DEADLINE = 60.0
 SENDING = 20.0
+
+
+GUIDES_FIELDS = [
+    "eventType", "executionId", "dagName", "moduleName", "durationMs", "succeeded", "error", "timestamp",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +195,22 @@ def test_a_record_is_on_the_wire_as_the_guide_has_it_with_the_trace_context_in_i
             ],
         ),
     ]
+
+
+def test_what_bodies_and_engines_have_told_of_modules_comes_back(
+    kafka: Kafka, sink: Callable[[str], KafkaSink], make_source: MakeSource
+) -> None:
+    """A reader of the guide's records meets none but its own six fields and types."""
+    topic, events = new_topic(kafka), told_all()
+    assert sink(topic).send(events, SENDING) == []
+    items = replayed(make_source(topic, follow=False))
+    assert [item.event for item in items if isinstance(item, Record)] == events
+    with Consumer({"bootstrap.servers": kafka.brokers, "group.id": "plain"}) as consumer:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        found = [consumer.poll(DEADLINE) for _ in events]
+    records = [json.loads(each.value() or b"") for each in found if each is not None]
+    assert {record["eventType"] for record in records} <= {event.kind for event in CALLBACK_EVENTS}
+    assert [list(record)[:8] for record in records] == [GUIDES_FIELDS] * len(events)
 
 
 @pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])

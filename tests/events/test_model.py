@@ -13,9 +13,11 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
+from constellation_otel._support.scope import ENGINE_KEY
 from constellation_otel.errors import RemoteError
 from constellation_otel.events import EventListener, ExecutionJoined, ModuleDescribed, ModuleDetails
 from constellation_otel.events.model import (
@@ -35,6 +37,7 @@ from constellation_otel.events.model import (
     remote_parent,
 )
 from constellation_otel.listener import ExecutionListener
+from constellation_otel.testing import RecordingListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,6 +177,28 @@ def test_the_remote_parent_is_current_in_notify_and_only_there() -> None:
     remote = SpanContext(CALLER.trace_id, CALLER.span_id, True, CALLER.trace_flags, CALLER.trace_state)
     assert current == remote
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_the_engines_name_is_told_again_in_notify() -> None:
+    recorder = RecordingListener()
+    joined: list[object] = []
+
+    class Joining(ExecutionListener):
+        def join(self, execution_id: UUID, dag_name: str, traceparent: str | None = None) -> None:
+            joined.append((otel_context.get_value(ENGINE_KEY), traceparent))
+
+        def traceparent_of(self, execution_id: UUID) -> None:
+            return None
+
+    for traceparent in (None, TRACEPARENT):
+        ExecutionStarted(EXECUTION, "pipeline", NOW, traceparent, engine="loom").notify(recorder)
+        ExecutionJoined(EXECUTION, "pipeline", NOW, traceparent, "loom").notify(Joining())
+    assert [(event.engine, event.traceparent) for event in recorder.events if isinstance(event, ExecutionStarted)] == [
+        ("loom", None),
+        ("loom", TRACEPARENT),
+    ]
+    assert joined == [("loom", None), ("loom", TRACEPARENT)]
+    assert otel_context.get_value(ENGINE_KEY) is None
 
 
 def test_the_context_is_restored_where_the_callback_raises() -> None:

@@ -34,7 +34,7 @@ decoders = pytest.mark.parametrize("decode", [decode_json, decode_frame])
         (
             decode_json,
             STARTED.replace("execution.started", "execution.paused"),
-            "eventType 'execution.paused' is none of the six",
+            "eventType 'execution.paused' is none that is known",
         ),
         (decode_json, STARTED.replace("1795465363577", "null"), "timestamp is missing or null"),
         (
@@ -59,7 +59,7 @@ decoders = pytest.mark.parametrize("decode", [decode_json, decode_frame])
         (decode_frame, FRAME.replace('"dagName"', '"name"'), "dagName is missing or null"),
         (decode_frame, FRAME.replace("execution:start", "module:start"), "moduleName is missing or null"),
         (decode_frame, FRAME.replace("execution:start", "execution:complete"), "succeeded is missing or null"),
-        (decode_frame, FRAME.replace("execution:start", "error"), "type 'error' is none of the six"),
+        (decode_frame, FRAME.replace("execution:start", "error"), "type 'error' is none that is known"),
         (decode_frame, FRAME.replace('"timestamp"', '"time"'), "Object missing required field `timestamp`"),
         (
             decode_frame,

@@ -156,7 +156,7 @@ def test_a_subclass_becomes_the_event_and_a_traceback_text() -> None:
 
 @pytest.mark.parametrize("value", [None, 5, "event", Hostile(), {"eventType": "execution.started"}])
 def test_what_is_no_event_is_refused(value: object) -> None:
-    with pytest.raises(TypeError, match="is none of the six events"):
+    with pytest.raises(TypeError, match="is no event"):
         validated(value)
 
 

@@ -290,6 +290,26 @@ def test_at_close_an_open_module_is_unknown_and_no_execution_counts(
     assert {name for name in names if "execution" in name} == set()
 
 
+def test_a_full_queue_still_takes_that_an_execution_is_joined(
+    receiver: Receiver, make_otlp: Callable[..., OtlpListener], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it, what comes later looks as of an execution that was abandoned."""
+    listener = make_otlp(receiver.grpc_endpoint)
+    worker = listener._worker
+    room, worker.room = worker.room, 0
+    listener.join(E1, "d", SAMPLED)
+    tell(listener)
+    assert listener.counters.dropped == 2
+    worker.room = room
+    tell(listener, module_id=M2)
+    assert listener.close(DEADLINE)
+    assert [(span.trace_id, span.span_id) for span in receiver.spans] == [(THEIRS, span_id_of(E1, M2))]
+    assert assembly_of(listener).abandoned == 0
+    listener.join(E1, "d", SAMPLED)
+    assert listener.counters.dropped == 3
+    assert_sum(listener.counters)
+
+
 def test_a_listener_that_is_switched_off_joins_nothing(
     make_otlp: Callable[..., OtlpListener], monkeypatch: pytest.MonkeyPatch
 ) -> None:

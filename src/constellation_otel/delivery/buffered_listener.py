@@ -48,6 +48,8 @@ __all__ = ["BufferedListener", "ListenerOptions"]
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_BODIES: Final = 100_000
 """Modules whose body runs, and whose span is kept, at most."""
+_MAX_JOINS: Final = 1_024
+"""How many a full queue still takes: modules of an execution that nobody has joined look as one that was abandoned."""
 
 T = TypeVar("T")
 """What the sink takes: Event or Span."""
@@ -224,7 +226,8 @@ class BufferedListener(EventListener, Generic[T]):
         if _is_usable(execution_id, dag_name):
             self._bodies.sampling.join(execution_id, dag_name, traceparent)
         engine: Any = otel_context.get_value(ENGINE_KEY)
-        self._worker.put(ExecutionJoined(execution_id, dag_name, time.time_ns(), traceparent, engine))
+        event = ExecutionJoined(execution_id, dag_name, time.time_ns(), traceparent, engine)
+        self._worker.put(event, beyond=_MAX_JOINS)
 
     def traceparent_of(self, execution_id: UUID) -> str | None:
         """The execution's own span as a W3C header value; ``None`` where it is not known, or not traced at all."""

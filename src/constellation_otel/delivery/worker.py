@@ -191,15 +191,19 @@ class Worker(Generic[T]):
             held = waiting + self._taken - delivered - rejected
             return QueueCounters(received, delivered, dropped, rejected, held)
 
-    def put(self, item: T) -> bool:
+    def put(self, item: T, *, beyond: int = 0) -> bool:
         """Appends an item; never waits and never raises.
+
+        Args:
+            item: What to append.
+            beyond: How many items beyond the queue's bound there may be, for one without which others are misread.
 
         Returns:
             Whether it was taken; otherwise it is dropped and counted.
         """
         queue = self.queue
         length = len(queue)
-        if length >= self.room:
+        if length >= self.room and (self._closed or length >= self.room + beyond):
             self._drop()
             return False
         queue.append(item)

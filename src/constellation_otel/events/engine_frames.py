@@ -85,7 +85,7 @@ def read_frame(data: bytes | str) -> Reading:
     kind = _KINDS.get(frame.type)
     timestamp_ns = ns_of_ms(frame.timestamp, data)
     if kind is None:
-        raise unreadable(data, f"type {frame.type!r} is none of the six")
+        raise unreadable(data, f"type {frame.type!r} is none that is known")
     values: dict[str, Any] = {"timestamp_ns": timestamp_ns}
     for name in kind.__struct_fields__:
         form = _FORMS.get(name)

@@ -132,7 +132,7 @@ def read_closely(data: bytes | str) -> Reading:
     record, corrected = fields_of(data, _Json, _DECODER)
     kind = _KINDS.get(record.event_type)
     if kind is None:
-        raise unreadable(data, f"eventType {record.event_type!r} is none of the six")
+        raise unreadable(data, f"eventType {record.event_type!r} is none that is known")
     if kind is ModuleDescribed and not isinstance(record.details, ModuleDetails):
         needed(None, "details", data, corrected)
     if kind is ModuleDescribed and not record.module_id:

@@ -17,6 +17,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from constellation_otel._support.scope import ENGINE_KEY
 from constellation_otel._support.text import message_of
 from constellation_otel.errors import RemoteError
 from constellation_otel.events.frames import own_frames, own_part
@@ -175,16 +176,9 @@ class ExecutionStarted(Struct, frozen=True, omit_defaults=True, gc=False):
     engine: str | None = None
 
     def notify(self, listener: ExecutionListener) -> None:
-        """Calls the listener's callback, with the remote parent current where there is one."""
+        """Calls the listener's callback, with the remote parent and the engine's name current where there are any."""
         parent = remote_parent(self.traceparent, self.tracestate)
-        if parent is None:
-            listener.on_execution_start(self.execution_id, self.dag_name)
-            return
-        token = otel_context.attach(parent)
-        try:
-            listener.on_execution_start(self.execution_id, self.dag_name)
-        finally:
-            otel_context.detach(token)
+        _call_in(parent, self.engine, listener.on_execution_start, self.execution_id, self.dag_name)
 
 
 class ModuleStarted(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -373,9 +367,9 @@ class ExecutionJoined(Struct, frozen=True, omit_defaults=True, gc=False):
     engine: str | None = None
 
     def notify(self, listener: ExecutionListener) -> None:
-        """Has a listener join the execution that can."""
+        """Has a listener join the execution that can, with the engine's name current."""
         if isinstance(listener, ExecutionJoiner):
-            listener.join(self.execution_id, self.dag_name, self.traceparent)
+            _call_in(None, self.engine, listener.join, self.execution_id, self.dag_name, self.traceparent)
 
 
 CallbackEvent: TypeAlias = (
@@ -483,6 +477,19 @@ def clean_stacktrace(text: str) -> str:
         note = f"(cut; it had {len(text)} characters) …"
         text = note + text[len(note) - _MAX_STACKTRACE :]
     return text if text.isprintable() else _NOT_IN_MESSAGES.sub(_REPLACEMENT, text)
+
+
+def _call_in(parent: Context | None, engine: str | None, call: Callable[..., None], *args: object) -> None:
+    """Makes a call in a context that has the remote parent and the engine's name; in the current one without both."""
+    if parent is None and engine is None:
+        call(*args)
+        return
+    context = otel_context.get_current() if parent is None else parent
+    token = otel_context.attach(context if engine is None else otel_context.set_value(ENGINE_KEY, engine, context))
+    try:
+        call(*args)
+    finally:
+        otel_context.detach(token)
 
 
 def _tell_details(

@@ -109,7 +109,7 @@ def validated(event: object) -> Validated:
                 return Validated(cls(**changed), tuple(corrected))
             known = cast("Event", event)
             return Validated(structs.replace(known, **changed) if changed else known, tuple(corrected))
-    message = f"{shown(event)} is none of the six events, and is dropped; fix what made it"
+    message = f"{shown(event)} is no event, and is dropped; fix what made it"
     raise TypeError(message)
 
 

@@ -14,7 +14,12 @@ from msgspec import Struct
 from opentelemetry import context as otel_context
 
 from constellation_otel.errors import RemoteError
-from constellation_otel.listener import ExecutionListener, ModuleContextProvider
+from constellation_otel.listener import (
+    ExecutionJoiner,
+    ExecutionListener,
+    ModuleContextProvider,
+    ModuleDetailsTaker,
+)
 from constellation_otel.testing.violations import Violations, described, is_awaitable, run_in_time
 
 if TYPE_CHECKING:
@@ -28,10 +33,11 @@ __all__ = ["check_listener"]
 def check_listener(make: Callable[[], ExecutionListener], timeout: float = 30.0, *, close_timeout: float = 2.0) -> None:
     """Checks that a listener keeps the SPI's promises.
 
-    Calls every callback, and ``module_context`` if the listener has it, with odd but
-    legal values, in unintended orders, and from eight threads at once. A callback must
-    not raise, block, return an awaitable, or leave another OpenTelemetry context current;
-    ``module_context`` must return a context.
+    Calls every callback, and what the listener has of ``module_context``, ``module_details``,
+    ``join`` and ``traceparent_of``, with odd but legal values, in unintended orders, and from
+    eight threads at once. None of these may raise, block, return an awaitable, or leave another
+    OpenTelemetry context current; ``module_context`` must return a context, and
+    ``traceparent_of`` a header's value or ``None``.
 
     Args:
         make: Makes a listener; called once for each part of the check. If the listener
@@ -74,11 +80,12 @@ class _Call(Struct, frozen=True):
     name: str
     args: tuple[Any, ...]
     note: str = ""
+    details: dict[str, Any] = {}
 
 
 def _run_part(
     make: Callable[[], ExecutionListener],
-    part: Callable[[Callable[[_Call], None], bool], None],
+    part: Callable[[Callable[[_Call], None], ExecutionListener], None],
     what: str,
     violations: Violations,
     close_timeout: float,
@@ -99,7 +106,7 @@ def _run_part(
         progress.call = it.name
         _call(listener, it, what, violations)
 
-    part(call, isinstance(listener, ModuleContextProvider))
+    part(call, listener)
     close = getattr(listener, "close", None)
     if close is not None:
         progress.call = "close()"
@@ -125,13 +132,15 @@ def _call(listener: ExecutionListener, it: _Call, what: str, violations: Violati
     where = what + (f" ({it.note})" if it.note else "")
     before = otel_context.get_current()
     try:
-        answer = getattr(listener, it.name)(*it.args)
+        answer = getattr(listener, it.name)(*it.args, **it.details)
     except BaseException as error:  # noqa: BLE001 - reported, whatever it is
         violations.add(f"{it.name} raised {described(error)}", where)
         answer = None
     else:
         if it.name == "module_context" and not isinstance(answer, otel_context.Context):
             violations.add(f"module_context returned a {type(answer).__name__}, not a Context", where)
+        if it.name == "traceparent_of" and not (answer is None or isinstance(answer, str)):
+            violations.add(f"traceparent_of returned a {type(answer).__name__}, not a header's value or None", where)
     if is_awaitable(answer):
         violations.add(f"{it.name} returned an awaitable, which is never awaited", where)
     if otel_context.get_current() != before:
@@ -139,7 +148,20 @@ def _call(listener: ExecutionListener, it: _Call, what: str, violations: Violati
         otel_context.attach(before)
 
 
-def _odd_values(call: Callable[[_Call], None], provides_context: bool) -> None:
+def _optional(
+    listener: ExecutionListener, execution_id: UUID, module_id: UUID, context: otel_context.Context, note: str = ""
+) -> Iterator[_Call]:
+    """What it has besides the callbacks, called once each."""
+    if isinstance(listener, ModuleContextProvider):
+        yield _Call("module_context", (execution_id, module_id, context), note)
+    if isinstance(listener, ModuleDetailsTaker):
+        yield _Call("module_details", (execution_id, module_id), note, {"attempt": 2, "attempt_of": _MODULE})
+    if isinstance(listener, ExecutionJoiner):
+        yield _Call("join", (execution_id, "dag", _TRACEPARENT), note)
+        yield _Call("traceparent_of", (execution_id,), note)
+
+
+def _odd_values(call: Callable[[_Call], None], listener: ExecutionListener) -> None:
     """Each callback with each odd value, one at a time."""
     plain = _EXECUTION, _MODULE, "dag", "module", 1.0, ValueError("boom")
     lives = [
@@ -151,12 +173,19 @@ def _odd_values(call: Callable[[_Call], None], provides_context: bool) -> None:
     for values, note in lives:
         for it in _life(*values, note):
             call(it)
-    if provides_context:
-        for module_id in (_MODULE, _EXECUTION, UUID(int=0)):
-            call(_Call("module_context", (_EXECUTION, module_id, otel_context.Context())))
+    for module_id in (_MODULE, _EXECUTION, UUID(int=0)):
+        for it in _optional(listener, _EXECUTION, module_id, otel_context.Context()):
+            call(it)
+    if isinstance(listener, ModuleDetailsTaker):
+        for note, details in _ODD_DETAILS.items():
+            call(_Call("module_details", (_EXECUTION, _MODULE), f"the details have {note}", details))
+    if isinstance(listener, ExecutionJoiner):
+        for note, traceparent in _ODD_TRACEPARENTS.items():
+            for name in ("dag", *_ODD_NAMES.values()):
+                call(_Call("join", (UUID(int=1), name, traceparent), f"the traceparent is {note}"))
 
 
-def _any_order(call: Callable[[_Call], None], provides_context: bool) -> None:
+def _any_order(call: Callable[[_Call], None], listener: ExecutionListener) -> None:
     """Backwards, every callback twice, ends without starts, and the whole once more after the end."""
     in_order = list(_life(_EXECUTION, _MODULE, "dag", "module", 1.0, ValueError("boom"), ""))
     orders = {
@@ -170,12 +199,11 @@ def _any_order(call: Callable[[_Call], None], provides_context: bool) -> None:
     for note, calls in orders.items():
         for it in calls:
             call(_Call(it.name, it.args, note))
-            if provides_context:
-                module_context = (it.args[0], _MODULE, otel_context.get_current())
-                call(_Call("module_context", module_context, note))
+            for other in _optional(listener, it.args[0], _MODULE, otel_context.get_current(), note):
+                call(other)
 
 
-def _eight_threads(call: Callable[[_Call], None], provides_context: bool) -> None:
+def _eight_threads(call: Callable[[_Call], None], listener: ExecutionListener) -> None:
     """Each thread with a shared execution and one of its own, with new modules in every round."""
     together = threading.Barrier(_THREADS)
 
@@ -187,8 +215,8 @@ def _eight_threads(call: Callable[[_Call], None], provides_context: bool) -> Non
             for execution_id in (_EXECUTION, own):
                 for it in _life(execution_id, module_id, "dag", "module", 1.0, ValueError("boom"), ""):
                     call(it)
-                if provides_context:
-                    call(_Call("module_context", (execution_id, module_id, otel_context.get_current())))
+                for it in _optional(listener, execution_id, module_id, otel_context.get_current()):
+                    call(it)
 
     threads = [
         threading.Thread(target=work, args=(number,), name=f"check-listener-{number}", daemon=True)
@@ -226,6 +254,27 @@ _ODD_NAMES: Final = {
     "a format string": "%s %d {0} {name} %(name)s",
     "not Latin": "\N{PILE OF POO}\N{RIGHT-TO-LEFT OVERRIDE}\N{CJK UNIFIED IDEOGRAPH-6F22}",
     "a megabyte": "x" * _MEGABYTE,
+}
+_TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+_ODD_TRACEPARENTS: Final = {
+    "missing": None,
+    "empty": "",
+    "no header": "00-nothing",
+    "all zero": f"00-{'0' * 32}-{'0' * 16}-00",
+    "of a version that is none": f"ff{_TRACEPARENT[2:]}",
+    "a megabyte": "0" * _MEGABYTE,
+}
+_ODD_DETAILS: Final[dict[str, dict[str, Any]]] = {
+    "an attempt of 0": {"attempt": 0},
+    "an attempt that is another one's first": {"attempt": 2, "attempt_of": None},
+    "a parent that nothing is known of": {"parent_id": UUID(int=5)},
+    "the module itself for its parent": {"parent_id": _MODULE},
+    "an outcome and no name": {"outcome": "skipped"},
+    "an outcome with everything": {"module_name": "module", "outcome": "cached", "reason": "\ud800"},
+    "an outcome that is none": {"module_name": "module", "outcome": "odd"},
+    "links to nothing and to itself": {"upstream": (UUID(int=0), _MODULE, _MODULE)},
+    "10,000 attributes": {"attributes": {f"key {number}": number for number in range(10_000)}},
+    "odd attributes": {"attributes": {"": None, "nan": nan, "list": [1, "a", None], "object": object(), "\ud800": 1}},
 }
 _ODD_DURATIONS: Final = (0, 0.0, -0.0, -1.0, 5e-324, 1e308, nan, inf, -inf, 10**30)
 

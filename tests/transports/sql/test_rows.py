@@ -232,7 +232,7 @@ ROW = {
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"event_type": "Execution.Completed"}, "eventType 'Execution.Completed' is none of the six"),
+        ({"event_type": "Execution.Completed"}, "eventType 'Execution.Completed' is none that is known"),
         ({"execution_id": "6ba7b810"}, "Invalid UUID"),
         ({"dag_name": None}, "dagName is missing or null"),
         ({"dag_name": 5}, "Expected `str | null`, got `int`"),

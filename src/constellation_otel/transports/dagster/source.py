@@ -180,7 +180,10 @@ class DagsterSource(Source):
     def close(self) -> None:
         """Ends a :meth:`read` that waits, and releases the instance; a query of Dagster's cannot be interrupted."""
         self._closing.set()
-        if self._idle.wait(_CLOSE_TIMEOUT) and self._instance is not None:
+        if not self._idle.wait(_CLOSE_TIMEOUT):
+            message = "%s: a query of Dagster's has not ended within %.0f s; the instance is left open"
+            self._log.write(_LOGGER, logging.WARNING, "query", message, self.name, _CLOSE_TIMEOUT)
+        elif self._instance is not None:
             instance, self._instance = self._instance, None
             try:
                 instance.close()
