@@ -14,6 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
+from opentelemetry.instrumentation.logging import LoggingInstrumentor
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, StaticSampler
 from opentelemetry.trace import StatusCode
@@ -418,6 +419,26 @@ def test_what_looks_at_the_current_span_finds_one_of_the_sdks(make: Callable[...
     assert (context.trace_id, context.span_id, is_recording, is_span) == (span.trace_id, span.span_id, True, True)
     assert found[1] is True
     assert span_tree(shop.receiver.spans) == "pipeline (server) success\n  body (internal) success"
+
+
+def test_log_records_of_a_body_have_the_ids_of_its_module(
+    make: Callable[..., Listening], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With OpenTelemetry's own instrumentation of logging."""
+    shop = make()
+
+    def body() -> None:
+        logging.getLogger("body").warning("said")
+
+    LoggingInstrumentor().instrument(set_logging_format=True, enable_log_auto_instrumentation=False)
+    try:
+        run(shop.listener, body)
+    finally:
+        LoggingInstrumentor().uninstrument()
+    span = shop.modules()["body"]
+    (record,) = [vars(record) for record in caplog.records if record.name == "body"]
+    assert (record["otelTraceID"], record["otelSpanID"]) == (f"{span.trace_id:032x}", f"{span.span_id:016x}")
+    assert record["otelTraceSampled"] is True
 
 
 def test_attributes_gives_an_executions_span_what_it_says(make: Callable[..., Listening]) -> None:
