@@ -273,7 +273,8 @@ class Assembler:
                 elif kind is ModuleCompleted or kind is ModuleFailed:
                     module_id = event.module_id  # type: ignore[union-attr] # likewise
                     module = None if module_id is None else modules.get(module_id.int)
-                    if module is None or module.end is not None or module.described is not None or module is EMITTED:
+                    # what was emitted is described, too
+                    if module is None or module.end is not None or module.described is not None:
                         module = self._ended(execution, module, event, positions[index])  # type: ignore[arg-type] # likewise
                     else:
                         module.end = event
