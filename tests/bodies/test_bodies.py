@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -150,7 +151,7 @@ def test_of_a_module_that_was_taken_meanwhile_none_is_let_go() -> None:
 
     (decision,) = bodies.sampling.remembered()
     spans = Racing({1: Body(), 2: Body()})
-    bodies._left = 0
+    bodies._room = repeat(None, 0)
     object.__setattr__(bodies.sampling, "remembered", lambda: [type("Decision", (), {"bodies": spans})()])
     assert recorded_by(bodies).is_recording()
     assert bodies.let_go == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
@@ -39,7 +40,7 @@ class Bodies:
         sampling: What is decided on each execution.
     """
 
-    __slots__ = ("_decisions", "_left", "_let_go", "_max_open", "_redact", "sampling")
+    __slots__ = ("_decisions", "_let_go", "_max_open", "_redact", "_room", "sampling")
 
     def __init__(self, sampling: Sampling, max_open: int, redact: Callable[[str], str] | None = None) -> None:
         self.sampling = sampling
@@ -47,8 +48,8 @@ class Bodies:
         self._decisions = sampling.decisions
         self._max_open = max_open
         self._redact = redact
-        # how many more there may be before all of them are counted
-        self._left = max_open
+        # an item for each that there may be before all of them are counted: its next one is a call in C
+        self._room = repeat(None, max_open)
         self._let_go = RateLimitedLog()
 
     def traceparent_of(self, execution_id: UUID) -> str | None:
@@ -85,25 +86,25 @@ class Bodies:
             decision = self._decisions[execution_id.int]
         except KeyError:
             return context
-        key, around = module_id.int, context
         if context or not decision.has_bodies:
-            shared = self._shared(decision, key, context)
+            shared = self._shared(decision, module_id.int, context)
             if shared is not None:
                 return shared
             if isinstance(context, Body):
                 # there is no chain of them where bodies start executions
-                around = context.around
+                context = context.around
         body = Body()
-        body.around = around
+        body.around = context
         body.decision = decision
-        body.module_id = key
+        body.module_id = key = module_id.int
         body.has_ended = False
         body.span = None
         known: Body = decision.bodies.setdefault(key, body)
         if known is not body:
-            return Context({**around, CURRENT_SPAN: known.current()})
-        self._left = left = self._left - 1
-        if left < 0:
+            return Context({**context, CURRENT_SPAN: known.current()})
+        try:
+            next(self._room)
+        except StopIteration:
             self._count()
         return body
 
@@ -170,7 +171,7 @@ class Bodies:
             while total > self._max_open and decision.bodies:
                 self._drop_first(decision)
                 total -= 1
-        self._left = self._max_open - total
+        self._room = repeat(None, self._max_open - total)
 
     def _drop_first(self, decision: Decision) -> None:
         try:

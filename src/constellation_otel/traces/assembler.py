@@ -554,6 +554,7 @@ class Assembler:
             self._counters.duplicate += 1
         else:
             self.held += 1
+            execution.anonymous = execution.anonymous or {}
             execution.anonymous[at] = event
 
     def _settled_by(self, now_ns: int) -> Iterator[tuple[Execution, None, list[Module] | None]]:
@@ -583,9 +584,9 @@ class Assembler:
         """Those of an execution's modules that ended long enough ago, once its start is known."""
         execution.is_scheduled = False
         due: list[Module] = []
-        if execution.start is None:
-            return due
         ended = execution.ended
+        if execution.start is None or ended is None:
+            return due
         while ended and ended[0].due_ns <= now_ns:
             due.append(ended.popleft())
         if ended:
@@ -608,7 +609,7 @@ class Assembler:
 
     def _schedule_module(self, execution: Execution, module: Module) -> None:
         """Sees to it that a module that has ended is emitted, with others of its execution that are due then."""
-        ended = execution.ended
+        ended = execution.ended = execution.ended if execution.ended is not None else deque()
         if not ended or ended[-1].due_ns <= module.due_ns:
             ended.append(module)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
@@ -84,6 +85,8 @@ _REASONS: Final[dict[Reason, str]] = {
     "engine_restarted": "the engine was restarted",
 }
 _MAX_FAILURES: Final = 1_024
+_NONE: Final[Any] = MappingProxyType({})
+"""Stands for a dictionary until something has to be in it."""
 _OWN: Final = "constellation."
 """Attributes that begin so are the model's."""
 _NO_DETAILS: Final = ModuleDetails()
@@ -219,16 +222,17 @@ class Execution(Struct):
     start: ExecutionStarted | ExecutionJoined | None = None
     end: ExecutionEnd | None = None
     modules: dict[int, Module] = field(default_factory=dict)
-    anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = field(default_factory=dict)
-    failures: dict[int, tuple[int, _Failure | None]] = field(default_factory=dict)
-    groups: dict[int, _Group] = field(default_factory=dict)
+    # most have none of these: where 100,000 are open, that is much
+    anonymous: dict[tuple[int, int], ModuleStarted | ModuleEnd] = _NONE
+    failures: dict[int, tuple[int, _Failure | None]] = _NONE
+    groups: dict[int, _Group] = _NONE
     first_ns: float = inf
     last_ns: float = -inf
     heard_ns: float = -inf
     has_emitted: bool = False
     lacks_starts: bool = False
     constants: _Constants | None = None
-    ended: deque[Module] = field(default_factory=deque)
+    ended: deque[Module] | None = None
     is_scheduled: bool = False
     is_over: bool = False
     note: Any = None
@@ -247,6 +251,7 @@ class Execution(Struct):
         """Takes in details of a module."""
         module.known = merged(module.known, timestamp_ns, details)
         if details.parent_id is not None:
+            self.groups = self.groups or {}
             self.groups.setdefault(details.parent_id.int, _Group()).members.add(module.key)
 
     def running_in(self, key: int) -> list[Module]:
@@ -283,6 +288,7 @@ class Execution(Struct):
 
     def failed(self, group: int, attempt: int, failure: _Failure | None) -> None:
         """Takes in how an attempt at a module has ended; of two with one number, a failure counts."""
+        self.failures = self.failures or {}
         known = self.failures.get(group)
         if known is None or known[0] < attempt:
             self.failures[group] = (attempt, failure)
