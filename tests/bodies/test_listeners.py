@@ -14,7 +14,6 @@ import pytest
 from distributed import Client, LocalCluster
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry.instrumentation.logging import LoggingInstrumentor
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, StaticSampler
 from opentelemetry.trace import StatusCode
@@ -424,21 +423,26 @@ def test_what_looks_at_the_current_span_finds_one_of_the_sdks(make: Callable[...
 def test_log_records_of_a_body_have_the_ids_of_its_module(
     make: Callable[..., Listening], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With OpenTelemetry's own instrumentation of logging."""
+    """As OpenTelemetry's instrumentation of logging writes them."""
     shop = make()
+    factory = logging.getLogRecordFactory()
+
+    def with_ids(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record, context = factory(*args, **kwargs), trace.get_current_span().get_span_context()
+        vars(record)["ids"] = (context.trace_id, context.span_id, context.trace_flags.sampled)
+        return record
 
     def body() -> None:
         logging.getLogger("body").warning("said")
 
-    LoggingInstrumentor().instrument(set_logging_format=True, enable_log_auto_instrumentation=False)
+    logging.setLogRecordFactory(with_ids)
     try:
         run(shop.listener, body)
     finally:
-        LoggingInstrumentor().uninstrument()
+        logging.setLogRecordFactory(factory)
     span = shop.modules()["body"]
     (record,) = [vars(record) for record in caplog.records if record.name == "body"]
-    assert (record["otelTraceID"], record["otelSpanID"]) == (f"{span.trace_id:032x}", f"{span.span_id:016x}")
-    assert record["otelTraceSampled"] is True
+    assert record["ids"] == (span.trace_id, span.span_id, True)
 
 
 def test_attributes_gives_an_executions_span_what_it_says(make: Callable[..., Listening]) -> None:

@@ -118,6 +118,18 @@ def test_nothing_is_made_before_something_is_set_or_read() -> None:
     assert span.recorder is None
 
 
+def test_an_exception_where_another_one_was_is_told_apart() -> None:
+    """The memory of one that is gone is soon another's, and its id with it."""
+    for _ in range(20):
+        span = body_span()
+        for number in range(5):
+            span.record_exception(ValueError(f"no. {number}"))
+        error = KeyError("the last")
+        span.record_exception(error)
+        said = [event.attributes["exception.message"] for event in finished(span, error).events]
+        assert said == [f"no. {number}" for number in range(5)]
+
+
 def test_what_is_read_and_not_set_is_no_record() -> None:
     span = body_span()
     assert not span.attributes

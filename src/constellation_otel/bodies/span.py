@@ -79,7 +79,7 @@ class BodySpan(trace.Span, ReadableSpan):
         is_elsewhere: Whether the body runs in another process than the one that submitted it.
         remote: What it has set there.
         recorder: Keeps what is set, once something is.
-        exceptions: The ids of the exceptions that were recorded, and when.
+        exceptions: What tells the exceptions apart that were recorded, and when.
     """
 
     module_name = ""
@@ -97,7 +97,7 @@ class BodySpan(trace.Span, ReadableSpan):
         self.module_id = module_id
         self.module_name = module_name
         self._known_context = known_context
-        self.exceptions: deque[tuple[int, int]] = deque(maxlen=_MAX_EXCEPTIONS)
+        self.exceptions: deque[tuple[tuple[int, int], int]] = deque(maxlen=_MAX_EXCEPTIONS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.module_name or _UNNAMED!r}, context={self.get_span_context()})"
@@ -145,7 +145,7 @@ class BodySpan(trace.Span, ReadableSpan):
             kind, message = _type_and_message(exception)
             self.add_event(_EXCEPTION, {"exception.type": kind, "exception.message": message}, at_ns)
         # by which its own event is known: another one may say the same
-        self.exceptions.append((id(exception), at_ns))
+        self.exceptions.append((_mark_of(exception), at_ns))
 
     def _try(self, name: str, *arguments: Any) -> bool:
         """Calls the recorder's method; what that raises of odd values costs the body nothing but what it sets.
@@ -228,7 +228,8 @@ class BodySpan(trace.Span, ReadableSpan):
         return recorder
 
     def _record(self, recorder: _Recorder, error: BaseException | None) -> BodyRecord:
-        own = {at_ns for number, at_ns in tuple(self.exceptions) if error is not None and number == id(error)}
+        mark = None if error is None else _mark_of(error)
+        own = {at_ns for recorded, at_ns in tuple(self.exceptions) if recorded == mark}
         events = [
             RecordedEvent(event.name, event.timestamp, _plain(event.attributes))
             for event in recorder.events
@@ -305,6 +306,11 @@ def _all_cut(attributes: Any) -> Any:
     if not isinstance(attributes, dict):
         return attributes
     return {key: _cut(value) for key, value in attributes.items()}
+
+
+def _mark_of(error: BaseException) -> tuple[int, int]:
+    """What tells an exception apart, without keeping it: the next one may have the id of one that is gone."""
+    return id(error), hash(_type_and_message(error))
 
 
 def _type_and_message(error: BaseException) -> tuple[str, str]:

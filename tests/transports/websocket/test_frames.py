@@ -113,7 +113,10 @@ def test_every_recorded_frame_is_read_in_order(name: str, engine: EngineStandIn,
     ("frame", "reason"),
     [
         ("ping", "not an event: JSON is malformed"),
-        ('{"type":"module:paused","executionId":"' + str(ONE) + '","timestamp":1}', "'module:paused' is none of the"),
+        (
+            '{"type":"module:paused","executionId":"' + str(ONE) + '","timestamp":1}',
+            "'module:paused' is none that is known",
+        ),
         (b'{"type":"execution:start"}', "a binary frame; the engine sends text"),
     ],
 )
