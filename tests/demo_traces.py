@@ -29,7 +29,7 @@ slow-index (server) cancelled
   words (internal) success""",
     "archive": """\
 archive (server) success
-  archive (internal) success
+  store (internal) success
     CREATE (client)
     GET (client)
     INSERT (client)
@@ -40,16 +40,14 @@ archive (server) success
 }
 """The tree of each pipeline's trace, by its root's name."""
 
-TRACES = {
-    "ephemeral": 65,
-    "named-pipe": 1,
-    "cancel-demo": 1,
-    "word-count": 2,
-    "age-of-text": 1,
-    "slow-index": 1,
-    "archive": 1,
-}
-"""How many executions of each DAG the demo tells of: recorded ones, and its own pipelines."""
+SERVICE = "constellation-demo"
+RECORDED_SERVICE = "constellation-demo-recordings"
+RAN = ("word-count", "age-of-text", "slow-index", "archive", "word-count")
+"""The DAGs of what the demo runs, in its order."""
+RECORDED = {"ephemeral": 65, "named-pipe": 1, "cancel-demo": 1}
+"""How many executions of each DAG were recorded."""
+SHOWN_RECORDED = ("ephemeral", "cancel-demo")
+"""The DAGs of those that are shown without ``--all``: one that failed, and one that was cancelled."""
 
 
 def linked_traces(printed: str, jaeger: str) -> list[tuple[str, str]]:

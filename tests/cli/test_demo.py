@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -15,12 +16,14 @@ from commands import command
 from constellation_otel import OpenTelemetryListener
 from constellation_otel.cli.demo import DemoError, _close
 from constellation_otel.testing import span_tree
-from demo_traces import PIPELINES, TRACES, linked_traces
+from demo_traces import BAD_YEAR, PIPELINES, RAN, RECORDED, SHOWN_RECORDED, linked_traces
 from support import DEADLINE
 
 if TYPE_CHECKING:
     from constellation_otel.receiver import Receiver
     from constellation_otel.traces import Span
+
+HOUR_NS = 3_600_000_000_000
 
 
 def traces_of(spans: list[Span]) -> dict[int, list[Span]]:
@@ -30,37 +33,87 @@ def traces_of(spans: list[Span]) -> dict[int, list[Span]]:
     return traces
 
 
-def test_the_demo_draws_every_trace_that_arrived() -> None:
+def test_the_demo_draws_what_ran_and_two_of_the_recorded_executions() -> None:
     done = command("demo")
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(set(re.findall(r"^trace ([0-9a-f]{32})$", done.stdout, re.MULTILINE))) == 72
-    for name, outcome in [
+    *drawn, summary = done.stdout.split("\n\n")
+    assert [tuple(trace.split(" · ")[:2]) for trace in drawn[:4] + drawn[5:]] == [
         ("word-count", "success"),
         ("age-of-text", "failure"),
         ("slow-index", "cancelled"),
         ("archive", "success"),
-    ]:
-        assert re.search(rf"^{name} · {outcome} · ", done.stdout, re.MULTILINE)
-    assert re.search("^GET /report · ", done.stdout, re.MULTILINE)
+        ("ephemeral", "failure"),
+        ("cancel-demo", "cancelled"),
+    ]
+    assert drawn[4].startswith("GET /report · ")
+    assert drawn[0].count("takes from trim") == 3
+    assert f"{BAD_YEAR}; takes from words" in drawn[1]
+    assert "boom: t" in drawn[5]
+    rest, arrived, *more = summary.splitlines()
+    assert rest == "65 more executions were recorded from the real engine; --all shows them, too."
+    assert arrived.startswith("72 traces with 278 spans, ")
+    assert "raised 23 times" in " ".join(more)
+
+
+def test_the_demo_draws_every_trace_that_arrived_if_all_are_asked_for() -> None:
+    done = command("demo", "--all")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(set(re.findall(r"^trace ([0-9a-f]{32})$", done.stdout, re.MULTILINE))) == 72
     assert re.search("^72 traces with 278 spans, ", done.stdout, re.MULTILINE)
-    assert "raised 23 times" in done.stdout
+    assert "--all" not in done.stdout
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_the_demo_sends_to_an_endpoint_and_prints_links(receiver: Receiver, protocol: str) -> None:
     endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
-    done = command(
-        "demo", "--endpoint", endpoint, "--jaeger", "http://jaeger.test/", OTEL_EXPORTER_OTLP_PROTOCOL=protocol
-    )
+    variables = {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+    done = command("demo", "--all", "--endpoint", endpoint, "--jaeger", "http://jaeger.test/", **variables)
     assert (done.returncode, done.stderr) == (0, "")
     traces = traces_of(receiver.spans)
     lines = linked_traces(done.stdout, "http://jaeger.test")
     assert {int(trace_id, 16) for trace_id, _ in lines} == traces.keys()
-    assert Counter(name for _, name in lines) == TRACES
+    names = [name for _, name in lines]
+    assert (tuple(names[:5]), Counter(names[5:])) == (RAN, RECORDED)
     trees = {tree.split(" (")[0]: tree for tree in map(span_tree, traces.values())}
     assert {name: trees[name] for name in PIPELINES} == PIPELINES
     assert {request.protocol for request in receiver.requests} == {protocol}
     assert any(point.exemplars for point in receiver.metrics)
+
+
+def test_a_cancelled_module_is_as_long_as_its_body_ran(receiver: Receiver) -> None:
+    command("demo", "--endpoint", receiver.grpc_endpoint)
+    (span,) = [span for span in receiver.spans if span.name == "wait-for-more"]
+    assert span.attributes["constellation.outcome"] == "cancelled"
+    assert 100_000_000 <= span.end_ns - span.start_ns < 10_000_000_000
+
+
+def test_recordings_have_just_ended_and_are_of_another_service_and_new_ids(receiver: Receiver) -> None:
+    began_ns = time.time_ns()
+    twice = [command("demo", "--endpoint", receiver.grpc_endpoint, OTEL_SERVICE_NAME="shop") for _ in range(2)]
+    ended_ns = time.time_ns()
+    lines = [linked_traces(done.stdout, "http://localhost:16686") for done in twice]
+    assert [tuple(name for _, name in shown) for shown in lines] == [(*RAN, *SHOWN_RECORDED)] * 2
+    assert "65 more executions" in twice[0].stdout
+    assert "the service shop, and where they were recorded, of shop-recordings" in " ".join(twice[0].stdout.split())
+    of_service: dict[object, list[Span]] = {}
+    for received in receiver.received:
+        of_service.setdefault(received.resource.attributes["service.name"], []).append(received.span)
+    assert {name: len(traces_of(spans)) for name, spans in of_service.items()} == {"shop": 10, "shop-recordings": 134}
+    recorded = traces_of(of_service["shop-recordings"])
+    assert [len({span.span_id for span in spans}) for spans in recorded.values()] == list(map(len, recorded.values()))
+    ends = sorted(max(span.end_ns for span in spans) for spans in recorded.values())
+    assert began_ns < ends[-1] <= ended_ns
+    assert ends[-1] - ends[0] < HOUR_NS
+    # what ran is the latest
+    assert sum(span.parent_span_id is None and span.start_ns > ends[-1] for span in of_service["shop"]) == len(RAN)
+
+
+@pytest.mark.parametrize("signal", ["metrics", "logs"])
+def test_the_demo_sends_no_metrics_or_logs_where_a_variable_says_so(receiver: Receiver, signal: str) -> None:
+    variables = {f"OTEL_{signal.upper()}_EXPORTER": "none", "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN": "logs"}
+    done = command("demo", "--endpoint", receiver.grpc_endpoint, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {request.signal for request in receiver.requests} == {"traces", "metrics", "logs"} - {signal}
 
 
 def test_the_demo_says_that_an_endpoint_is_away(receiver: Receiver) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
-    """One of this module's own: the demo plays the same executions, as another service."""
+    """One of this module's own: all that is in it came over a bridge."""
     server = Jaeger(tmp_path_factory.mktemp("jaeger"))
     server.start()
     yield server

@@ -98,12 +98,13 @@ def trace_id(execution_id: UUID) -> None:
     show_default=True,
     help="The URL of Jaeger's UI, for the links.",
 )
-def demo(endpoint: str | None, jaeger: str) -> None:
+@click.option("--all", "shows_all", is_flag=True, help="Show all of the recorded executions, not two of them.")
+def demo(endpoint: str | None, jaeger: str, shows_all: bool) -> None:
     """Run pipelines over real text, replay recorded engine frames, and show their traces."""
     try:
         from constellation_otel.cli.demo import run_demo  # noqa: PLC0415 - for this command only
 
-        run_demo(endpoint, jaeger)
+        run_demo(endpoint, jaeger, shows_all=shows_all)
     except ConstellationOtelError as error:
         _fail(error, "demo")
 

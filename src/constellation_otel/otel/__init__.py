@@ -8,14 +8,20 @@ from constellation_otel._support.door import door
 
 if TYPE_CHECKING:
     from constellation_otel.otel.otlp_listener import OtlpListener
-    from constellation_otel.otel.own_providers import Exporters, PrivateSignals, grpc_options, http_options
+    from constellation_otel.otel.own_providers import (
+        Exporters,
+        PrivateSignals,
+        grpc_options,
+        http_options,
+        is_wanted,
+    )
     from constellation_otel.otel.sdk_listener import OpenTelemetryListener
 else:
     __getattr__, __dir__ = door(
         __name__,
         {
             "otlp_listener": ("OtlpListener",),
-            "own_providers": ("Exporters", "PrivateSignals", "grpc_options", "http_options"),
+            "own_providers": ("Exporters", "PrivateSignals", "grpc_options", "http_options", "is_wanted"),
             "sdk_listener": ("OpenTelemetryListener",),
         },
     )
@@ -27,4 +33,5 @@ __all__ = [
     "PrivateSignals",
     "grpc_options",
     "http_options",
+    "is_wanted",
 ]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from constellation_otel.traces import Decision, Span
     from constellation_otel.transports.otlp import FarSide, Signal
 
-__all__ = ["Exporters", "PrivateSignals", "grpc_options", "http_options"]
+__all__ = ["Exporters", "PrivateSignals", "grpc_options", "http_options", "is_wanted"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _EXIT_TIMEOUT: Final = 1.0
@@ -99,8 +99,8 @@ class PrivateSignals:
         self._resource = resource
         self._exporters = Exporters(endpoint, protocol, headers)
         clean(*internals.THEIR_LOGGERS)
-        self._has_metrics = _is_wanted("OTEL_METRICS_EXPORTER")
-        self._has_logs = with_logs and _is_wanted("OTEL_LOGS_EXPORTER")
+        self._has_metrics = is_wanted("OTEL_METRICS_EXPORTER")
+        self._has_logs = with_logs and is_wanted("OTEL_LOGS_EXPORTER")
         self._observed: weakref.WeakSet[Observed] = weakref.WeakSet()
         self._made_again = made_again
         self._inherited: Any = None
@@ -315,6 +315,7 @@ def _check_interval(variable: str) -> None:
         raise ConfigurationError(message)
 
 
-def _is_wanted(exporter: str) -> bool:
+def is_wanted(exporter: str) -> bool:
+    """Whether a signal is to be sent: its variable, as ``OTEL_METRICS_EXPORTER``, is not ``none``."""
     is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return not is_disabled and os.environ.get(exporter, "").strip().lower() != "none"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from urllib.parse import urlencode
 
 from .artifact import Artifact
 from .golang import GO
@@ -32,6 +34,8 @@ ARTIFACT: Final = Artifact(
     toolchain=GO,
 )
 
+_HOUR_US: Final = 3_600_000_000
+_SEARCH_LIMIT: Final = 1_000
 _CONFIG: Final = Path(__file__).resolve().parent / "jaeger.yaml"
 
 
@@ -123,6 +127,28 @@ class Jaeger(Server):
             return found
 
         return eventually(whole, deadline, f"trace {trace_id} with {spans} spans is in Jaeger")
+
+    def search(self, service: str, tags: Mapping[str, str]) -> dict[str, int]:
+        """What Jaeger's page finds in the last hour.
+
+        Args:
+            service: The name of the service.
+            tags: What a span of each trace has to have.
+
+        Returns:
+            The ids of the traces, each with the number of its spans.
+
+        Raises:
+            AssertionError: It answered with something else than traces.
+        """
+        now_us = time.time_ns() // 1_000
+        query: dict[str, Any] = {"service": service, "start": now_us - _HOUR_US, "end": now_us, "limit": _SEARCH_LIMIT}
+        query["tags"] = json.dumps(dict(tags))
+        status, body = http_get(self.query_port, f"/api/traces?{urlencode(query)}")
+        if status != HTTPStatus.OK:
+            message = f"Jaeger answers {status} for {query}: {body}"
+            raise AssertionError(message)
+        return {trace["traceID"]: len(trace["spans"]) for trace in json.loads(body)["data"]}
 
     def find(self, trace_id: str) -> dict[str, Any] | None:
         """What Jaeger has of a trace now, in the shape that `trace` returns, or None.

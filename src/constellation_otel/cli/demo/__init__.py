@@ -1,19 +1,23 @@
 """What ``constellation-otel demo`` does: the main job on real input, with nothing else running.
 
 It runs a few pipelines over this package's own documentation, and replays what was
-recorded from the real engine. All telemetry is sent over OTLP; what is drawn is what
-arrived.
+recorded from the real engine, as if that had run just now. All telemetry is sent over
+OTLP; what is drawn is what arrived.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import uuid4
 
 import msgspec
+from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import SpanKind
@@ -38,17 +42,29 @@ if TYPE_CHECKING:
 __all__ = ["DemoError", "run_demo"]
 
 _RECORDINGS: Final = ("engine-frames.jsonl", "engine-frames-50.jsonl")
+_SHOWN_SCENARIOS: Final = frozenset({"fail", "cancel"})
+"""Of the recordings: what is shown without being asked for all."""
 _TIMEOUT_S: Final = 20.0
+_CANCELLED_AFTER_S: Final = 0.1
+"""How long the module runs that is cancelled: to be seen beside the others."""
+_MS: Final = 1_000_000
 
 
 class _Shown(NamedTuple):
-    """A trace that the demo has made."""
+    """A trace that the demo has made.
+
+    Attributes:
+        trace_id: Its id.
+        name: The DAG's name.
+        is_extra: Whether it is shown only where all are asked for.
+    """
 
     trace_id: int
     name: str
+    is_extra: bool = False
 
 
-def run_demo(endpoint: str | None, jaeger: str) -> None:
+def run_demo(endpoint: str | None, jaeger: str, *, shows_all: bool = False) -> None:
     """Runs the pipelines, replays the recorded frames, and shows their traces.
 
     Args:
@@ -56,6 +72,7 @@ def run_demo(endpoint: str | None, jaeger: str) -> None:
             printed with a link. ``None`` sends to a receiver in this process, and each
             trace is drawn as it arrived.
         jaeger: The URL of Jaeger's UI, for the links.
+        shows_all: Whether all of the recorded executions are shown, and not two of them only.
 
     Raises:
         ConfigurationError: The endpoint, or a variable, cannot be used.
@@ -66,24 +83,33 @@ def run_demo(endpoint: str | None, jaeger: str) -> None:
         receiver = stack.enter_context(Receiver()) if endpoint is None else None
         application = Application(receiver.grpc_endpoint if receiver else str(endpoint))
         stack.callback(application.shutdown)
+        service = f"{application.service}-recordings"
         moody = MoodyListener()
-        recorded = _play_recordings(application)
+        # before the pipelines, which are then the latest in a backend's list
+        recorded = _play_recordings(application, service)
         ran = _run_pipelines(application, moody)
         application.export()
+        shown = [it for it in (*ran, *recorded) if shows_all or not it.is_extra]
+        rest = len(ran) + len(recorded) - len(shown)
         if receiver is None:
-            for shown in (*recorded, *ran):
-                trace_id = format(shown.trace_id, "032x")
-                line = printable(f"{trace_id}  {shown.name}  {jaeger.rstrip('/')}/trace/{trace_id}")
+            for it in shown:
+                trace_id = format(it.trace_id, "032x")
+                line = printable(f"{trace_id}  {it.name}  {jaeger.rstrip('/')}/trace/{trace_id}")
                 console.print(line, soft_wrap=True, markup=False, emoji=False)
+            said = f"They are of the service {application.service}, and where they were recorded, of {service}."
         else:
             arrived = receiver.spans
-            for shown in (*recorded, *ran):
-                console.print(render_waterfall([span for span in arrived if span.trace_id == shown.trace_id]))
+            for it in shown:
+                spans = [span for span in arrived if span.trace_id == it.trace_id]
+                console.print(render_waterfall(spans, with_links=True))
                 console.print()
-            console.print(
+            said = (
                 f"{len({span.trace_id for span in arrived})} traces with {len(arrived)} spans,"
                 f" {len(receiver.metrics)} metric points and {len(receiver.logs)} log records arrived over OTLP."
             )
+        if rest:
+            console.print(f"{rest} more executions were recorded from the real engine; --all shows them, too.")
+        console.print(printable(said), markup=False, emoji=False)
         console.print(
             f"{len(recorded)} executions were recorded from the real engine, {len(ran)} pipelines ran here; a listener"
             f" beside OpenTelemetry's raised {moody.raised} times, which affected nothing else."
@@ -132,11 +158,11 @@ def _run_pipelines(application: Application, moody: MoodyListener) -> list[_Show
         engine.run(WORD_COUNT, inputs)
         with suppress(ExecutionFailedError):
             engine.run(FAILING, inputs)
-        running, gate = threading.Event(), threading.Event()
-        execution = engine.start(slow_index(running, gate), inputs)
+        running = threading.Event()
+        execution = engine.start(slow_index(running), inputs)
         running.wait(_TIMEOUT_S)
+        time.sleep(_CANCELLED_AFTER_S)
         execution.cancel()
-        gate.set()
         engine.run(ARCHIVE, {**inputs, "url": url, "provider": application.traces})
         with tracer.start_as_current_span("GET /report", kind=SpanKind.SERVER):
             engine.run(WORD_COUNT, inputs)
@@ -144,25 +170,44 @@ def _run_pipelines(application: Application, moody: MoodyListener) -> list[_Show
     return names.shown
 
 
-def _play_recordings(application: Application) -> list[_Shown]:
-    """Replays what was recorded from the real engine, with its original times."""
+def _play_recordings(application: Application, service: str) -> list[_Shown]:
+    """Replays what was recorded from the real engine, as executions of other ids of which the last has just ended.
+
+    A backend's search begins with the last hour, and two runs of the demo are two of each.
+    """
+    lines = [line for name in _RECORDINGS for line in _lines_of(name)]
+    events = [decode_frame(bytes(line.frame)) for line in lines]
+    # whole milliseconds, as the engine's own times are
+    moved_ns = (time.time_ns() - max(event.timestamp_ns for event in events)) // _MS * _MS
+    ids: defaultdict[UUID, UUID] = defaultdict(uuid4)
     shown = []
-    for name in _RECORDINGS:
-        telemetry = OpenTelemetryListener(application.traces, NoOpMeterProvider(), application.logs, settle=1.0)
-        recording = files("constellation_otel").joinpath("data", name)
-        for line in recording.read_bytes().splitlines():
-            event = decode_frame(bytes(msgspec.json.decode(line, type=_Recorded).frame))
-            if isinstance(event, ExecutionStarted):
-                shown.append(_Shown(trace_id_of(event.execution_id), event.dag_name))
-            telemetry.accept(event)
-        _close(telemetry)
+    traces, logs = application.providers_of(service)
+    telemetry = OpenTelemetryListener(traces, NoOpMeterProvider(), logs, settle=1.0)
+    for line, event in zip(lines, events, strict=True):
+        execution_id = ids[event.execution_id]
+        if isinstance(event, ExecutionStarted):
+            is_extra = line.scenario not in _SHOWN_SCENARIOS
+            shown.append(_Shown(trace_id_of(execution_id), event.dag_name, is_extra))
+        telemetry.accept(replace(event, execution_id=execution_id, timestamp_ns=event.timestamp_ns + moved_ns))
+    _close(telemetry)
     return shown
 
 
+def _lines_of(recording: str) -> list[_Recorded]:
+    lines = files("constellation_otel").joinpath("data", recording).read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=_Recorded) for line in lines]
+
+
 class _Recorded(msgspec.Struct):
-    """A line of a recording; its other fields are about the recording itself."""
+    """A line of a recording; its other fields are about the recording itself.
+
+    Attributes:
+        frame: What the engine sent.
+        scenario: What was tried on the engine, where that is known.
+    """
 
     frame: msgspec.Raw
+    scenario: str | None = None
 
 
 def _close(telemetry: OpenTelemetryListener, timeout: float = _TIMEOUT_S) -> None:

@@ -15,12 +15,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from constellation_otel.errors import ConstellationOtelError
-from constellation_otel.otel import Exporters, grpc_options, http_options
+from constellation_otel.otel import Exporters, grpc_options, http_options, is_wanted
 from constellation_otel.transports.otlp import make_resource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
 
     from constellation_otel.transports.otlp import WireProtocol
@@ -55,13 +57,14 @@ class _Watched(SpanExporter):
 
 
 class Application:
-    """Providers that export over OTLP.
+    """Providers that export over OTLP, without what ``OTEL_METRICS_EXPORTER=none`` and its like for logs leave out.
 
     Args:
         endpoint: The OTLP endpoint; gRPC unless ``OTEL_EXPORTER_OTLP_PROTOCOL`` or the
             port, 4318, says HTTP.
 
     Attributes:
+        service: The name of the service: ``OTEL_SERVICE_NAME``, or else ``constellation-demo``.
         traces: The tracer provider.
         metrics: The meter provider.
         logs: The logger provider.
@@ -82,15 +85,28 @@ class Application:
             spans = grpc_traces.OTLPSpanExporter(**grpc_options(target))
         else:
             spans = http_traces.OTLPSpanExporter(**http_options(target))
-        metrics, logs = exporters.metrics(), exporters.logs()
-        resource = make_resource(os.environ.get("OTEL_SERVICE_NAME") or _SERVICE)
+        metrics = exporters.metrics() if is_wanted("OTEL_METRICS_EXPORTER") else None
+        logs = exporters.logs() if is_wanted("OTEL_LOGS_EXPORTER") else None
+        self.service = os.environ.get("OTEL_SERVICE_NAME") or _SERVICE
+        resource = make_resource(self.service)
         self._spans = _Watched(spans)
-        self.traces = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self.traces.add_span_processor(BatchSpanProcessor(self._spans))
-        reader = PeriodicExportingMetricReader(metrics, export_interval_millis=float("inf"))
-        self.metrics = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
-        self.logs = LoggerProvider(resource=resource, shutdown_on_exit=False)
-        self.logs.add_log_record_processor(BatchLogRecordProcessor(logs))
+        self._span_processor = BatchSpanProcessor(self._spans)
+        self._log_processor = None if logs is None else BatchLogRecordProcessor(logs)
+        self.traces, self.logs = self._providers(resource)
+        readers = [] if metrics is None else [_reader(metrics)]
+        self.metrics = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+
+    def providers_of(self, service: str) -> tuple[TracerProvider, LoggerProvider]:
+        """Providers for the spans and log records of another service, which are sent with this one's."""
+        return self._providers(make_resource(service))
+
+    def _providers(self, resource: Resource) -> tuple[TracerProvider, LoggerProvider]:
+        traces = TracerProvider(resource=resource, shutdown_on_exit=False)
+        traces.add_span_processor(self._span_processor)
+        logs = LoggerProvider(resource=resource, shutdown_on_exit=False)
+        if self._log_processor is not None:
+            logs.add_log_record_processor(self._log_processor)
+        return traces, logs
 
     def export(self) -> None:
         """Sends what the SDK holds.
@@ -113,3 +129,8 @@ class Application:
         self.traces.shutdown()
         self.metrics.shutdown()
         self.logs.shutdown()
+
+
+def _reader(exporter: MetricExporter) -> PeriodicExportingMetricReader:
+    """Exports when it is told to, and not by itself."""
+    return PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))

@@ -6,6 +6,7 @@ their own libraries.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import lzma
@@ -93,7 +94,7 @@ FAILING: Final = Dag(
 """One module fails; its dependent does not run, the others do."""
 
 
-def archive(words: list[str], url: str, provider: TracerProvider) -> int:
+def store(words: list[str], url: str, provider: TracerProvider) -> int:
     """Stores the words in SQLite and fetches a page over HTTP; both calls are instrumented."""
     with closing(sqlite3.connect(":memory:")) as plain:
         connection = SQLite3Instrumentor.instrument_connection(plain, provider)
@@ -107,22 +108,21 @@ def archive(words: list[str], url: str, provider: TracerProvider) -> int:
     return int(distinct)
 
 
-ARCHIVE: Final = Dag("archive", [trim, words, archive])
+ARCHIVE: Final = Dag("archive", [trim, words, store])
 """One module makes SQLite and HTTP calls, whose spans nest under its own."""
 
 
-def slow_index(running: threading.Event, gate: threading.Event) -> Dag:
-    """A pipeline that waits.
+def slow_index(running: threading.Event) -> Dag:
+    """A pipeline that waits for ten seconds, unless it is cancelled.
 
     Args:
         running: Set when its last module runs.
-        gate: What that module waits for, for at most ten seconds.
     """
 
-    def wait_for_more(words: list[str]) -> int:
+    # async, so that its body ends when the execution is cancelled, and not after that
+    async def wait_for_more(words: list[str]) -> int:
         running.set()
-        gate.wait(_TIMEOUT_S)
-        return len(words)
+        return await asyncio.sleep(_TIMEOUT_S, len(words))
 
     return Dag("slow-index", [trim, words, module(wait_for_more, name="wait-for-more")])
 
