@@ -16,7 +16,7 @@ from commands import command
 from constellation_otel import OpenTelemetryListener
 from constellation_otel.cli.demo import DemoError, _close
 from constellation_otel.testing import span_tree
-from demo_traces import BAD_YEAR, PIPELINES, RAN, RECORDED, SHOWN_RECORDED, linked_traces
+from demo_traces import BAD_YEAR, PIPELINES, RAN, RECORDED, RECORDED_SERVICE, SERVICE, SHOWN_RECORDED, linked_traces
 from support import DEADLINE
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def test_the_demo_sends_no_metrics_or_logs_where_a_variable_says_so(receiver: Re
     done = command("demo", "--endpoint", receiver.grpc_endpoint, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert {request.signal for request in receiver.requests} == {"traces", "metrics", "logs"} - {signal}
+    services = {record.resource.attributes["service.name"] for record in receiver.logs}
+    assert services == (set() if signal == "logs" else {SERVICE, RECORDED_SERVICE})
 
 
 def test_the_demo_says_that_an_endpoint_is_away(receiver: Receiver) -> None:
