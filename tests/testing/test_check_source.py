@@ -329,8 +329,8 @@ def test_a_source_that_loses_what_was_not_acknowledged_is_caught() -> None:
             self.committed.update(range(1 + max((position.offset for position in positions), default=-1)))
 
     ((unread,), (unacknowledged,)) = at_once(
-        lambda: violations_of(topic(CommitsWhatIsRead), timeout=2.0),
-        lambda: violations_of(topic(CommitsTheHighest), timeout=2.0),
+        lambda: violations_of(topic(CommitsWhatIsRead), timeout=5.0),
+        lambda: violations_of(topic(CommitsTheHighest), timeout=5.0),
     )
     assert unread.startswith("is_durable is True, and 12 of 12 that were not acknowledged did not come again, as ")
     assert unread.endswith(" in the second run, after nothing was acknowledged")
