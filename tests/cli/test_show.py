@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,16 +14,21 @@ from constellation_otel import trace_id_of
 from constellation_otel.transports.journal import Journal
 from constellation_otel.transports.jsonl import JsonlSink
 from constellation_otel.transports.sql import SqlSink
+from deliveries import MS, T0, execution
 from support import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from constellation_otel.events import Event
 
-@pytest.mark.parametrize("kind", ["jsonl", "sqlite", "journal"])
-def test_an_execution_is_shown_from_any_source(tmp_path: Path, kind: str) -> None:
-    events = events_of(1, 2)
-    path = tmp_path / "events"
+
+KINDS = pytest.mark.parametrize("kind", ["jsonl", "sqlite", "journal"])
+COMPLAINT = "constellation-otel show: "
+
+
+def source_with(kind: str, path: Path, events: list[Event]) -> str:
+    """Writes events to a file of some kind; returns its URL as a source."""
     url = f"{kind}:{path}"
     if kind == "jsonl":
         sink = JsonlSink(path)
@@ -36,6 +43,12 @@ def test_an_execution_is_shown_from_any_source(tmp_path: Path, kind: str) -> Non
         journal = Journal(path, sinks=["otlp"])
         journal.append(events)
         journal.close()
+    return url
+
+
+@KINDS
+def test_an_execution_is_shown_from_any_source(tmp_path: Path, kind: str) -> None:
+    url = source_with(kind, tmp_path / "events", events_of(1, 2))
     done = command("show", str(UUID(int=2)), "--from", url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:2] == [
@@ -44,7 +57,60 @@ def test_an_execution_is_shown_from_any_source(tmp_path: Path, kind: str) -> Non
     ]
     absent = command("show", str(UUID(int=7)), "--from", url)
     assert (absent.returncode, absent.stdout) == (1, "")
-    assert absent.stderr == f"constellation-otel show: no event of execution {UUID(int=7)}; check the id and --from\n"
+    assert absent.stderr == f"{COMPLAINT}no event of execution {UUID(int=7)}; check the id and --from\n"
+
+
+@KINDS
+def test_without_an_id_executions_are_listed_from_any_source(tmp_path: Path, kind: str) -> None:
+    """Each is then shown by the id in its line."""
+    old = [event for number in (1, 2) for event in execution(number, start_ns=T0 + number * MS)]
+    new = execution(3, fails=True, start_ns=time.time_ns() - 60_000 * MS)
+    url = source_with(kind, tmp_path / "events", [*old, *new])
+
+    def listed(*options: str) -> list[str]:
+        done = command("show", "--from", url, *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        heading, *rows = done.stdout.splitlines()
+        assert heading.split() == ["OUTCOME", "STARTED", "(UTC)", "DURATION", "MODULES", "EXECUTION", "DAG"]
+        return [row.split()[-1] for row in rows]
+
+    assert listed() == ["dag-3", "dag-2", "dag-1"]
+    assert listed("--dag", "dag-2") == ["dag-2"]
+    assert listed("--outcome", "failure") == ["dag-3"]
+    assert listed("--slower-than", "3.9ms") == ["dag-3", "dag-2", "dag-1"]
+    assert listed("--since", "1h") == listed("--since", datetime.now(UTC).date().isoformat()) == ["dag-3"]
+    done = command("show", "--from", url, "--limit", "1")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert done.stderr == f"{COMPLAINT}2 older ones are left out; see --limit\n"
+    shown = command("show", done.stdout.split()[-2], "--from", url)
+    assert shown.stdout.startswith("dag-3 · failure · 4 ms · 2 spans\n")
+
+
+def test_a_list_of_nothing_says_what_to_check(tmp_path: Path) -> None:
+    url = source_with("jsonl", tmp_path / "events", events_of(1))
+    done = command("show", "--from", url, "--slower-than", "4ms")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{COMPLAINT}no such execution; check the filters and --from\n"
+    (tmp_path / "odd").write_text("no event\n")
+    done = command("show", "--from", f"jsonl:{tmp_path}/odd", "--limit", "3")
+    assert (done.returncode, done.stderr) == (1, f"{COMPLAINT}no such execution; check --from\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--since", "yesterday"], "'yesterday' is not an ISO 8601 time"),
+        (["--since", "9999999d"], "'9999999d' is before the year 1"),
+        (["--slower-than", "fast"], "'fast' is not a length of time, e.g. 500ms, 2s, 1.5m, 1h or 2d"),
+        (["--outcome", "odd"], "'odd' is not one of"),
+        (["--limit", "0"], "0 is not in the range"),
+        ([str(UUID(int=1)), "--dag", "x"], "are for the list; leave them or the UUID out"),
+    ],
+)
+def test_what_a_list_cannot_use_is_wrong_usage(options: list[str], said: str) -> None:
+    done = command("show", "--from", "jsonl:/nowhere", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(

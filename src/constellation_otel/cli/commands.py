@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from constellation_otel._support.text import printable
+from constellation_otel.cli.times import epoch_ns, length_ns_of
 from constellation_otel.errors import ConfigurationError, ConstellationOtelError, MissingExtraError
 from constellation_otel.traces import trace_id_of
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     _Time = click.ParamType[datetime]
+    _Number = click.ParamType[int]
 else:
-    _Time = click.ParamType  # not generic in older releases
+    _Time = _Number = click.ParamType  # not generic in older releases
 
 __all__ = ["cli"]
 
@@ -44,6 +46,31 @@ class _When(_Time):
             return datetime.fromisoformat(value)
         except ValueError:
             self.fail(f"{value!r} is not an ISO 8601 time, e.g. 2026-11-24 or 2026-11-24T12:30:00+01:00", param, ctx)
+
+
+class _Since(_When):
+    """A moment in ISO 8601, or how long ago it was."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        length_ns = length_ns_of(value)
+        if length_ns is None:
+            return super().convert(value, param, ctx)
+        try:
+            return datetime.now(UTC) - timedelta(microseconds=length_ns // 1_000)
+        except OverflowError:
+            self.fail(f"{value!r} is before the year 1", param, ctx)
+
+
+class _Length(_Number):
+    """A length of time, in nanoseconds."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        length_ns = length_ns_of(value)
+        if length_ns is None:
+            self.fail(f"{value!r} is not a length of time, e.g. 500ms, 2s, 1.5m, 1h or 2d", param, ctx)
+        return length_ns
 
 
 class _Commands(click.Group):
@@ -293,18 +320,50 @@ def replay(
     _exit_with(run, "replay")
 
 
+_MOST_LISTED = 20
+_OUTCOMES = ("success", "failure", "cancelled", "abandoned")
+
+
 @cli.command()
-@click.argument("execution_id", metavar="UUID", type=click.UUID)
+@click.argument("execution_id", metavar="[UUID]", type=click.UUID, required=False)
 @click.option("--from", "source", metavar="SOURCE", required=True, help="The source of its events.")
-def show(execution_id: UUID, source: str) -> None:
+@click.option("--dag", metavar="NAME", help="List only executions of this DAG.")
+@click.option(
+    "--outcome",
+    type=click.Choice(_OUTCOMES),
+    help="List only executions with this outcome; abandoned are those without an end.",
+)
+@click.option("--slower-than", type=_Length(), metavar="LENGTH", help="List only longer ones, e.g. 500ms or 2s.")
+@click.option(
+    "--since",
+    type=_Since(),
+    metavar="TIME",
+    help="List only executions that started at or after this time (ISO 8601), or this long ago, e.g. 1h or 30m.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="NUMBER", help="List at most so many.  [default: 20]")
+def show(
+    execution_id: UUID | None,
+    source: str,
+    dag: str | None,
+    outcome: str | None,
+    slower_than: int | None,
+    since: datetime | None,
+    limit: int | None,
+) -> None:
     """Draw the trace of the execution UUID from its events in SOURCE.
+
+    Without a UUID, list the executions of SOURCE, the newest first.
 
     \b
     SOURCE: postgresql://…  sqlite:///file  kafka://broker:9092/topic
             jsonl:file  journal:file.db  dagster:[folder]
     """
+    of_list = (dag, outcome, slower_than, since, limit)
+    if execution_id is not None and any(option is not None for option in of_list):
+        message = "--dag, --outcome, --slower-than, --since and --limit are for the list; leave them or the UUID out."
+        raise click.UsageError(message)
 
-    def run() -> int:
+    def draw(execution_id: UUID) -> int:
         from constellation_otel.cli.console import make_console  # noqa: PLC0415 - for this command only
         from constellation_otel.cli.show import show  # noqa: PLC0415 - for this command only
 
@@ -313,7 +372,25 @@ def show(execution_id: UUID, source: str) -> None:
         click.echo(f"constellation-otel show: no event of execution {execution_id}; check the id and --from", err=True)
         return 1
 
-    _exit_with(run, "show")
+    def list_all() -> int:
+        from constellation_otel.cli.console import make_console  # noqa: PLC0415 - for this command only
+        from constellation_otel.cli.listing import Wanted  # noqa: PLC0415 - for this command only
+        from constellation_otel.cli.show import show_list  # noqa: PLC0415 - for this command only
+
+        since_ns = None if since is None else epoch_ns(since)
+        most = limit or _MOST_LISTED
+        count = show_list(source, Wanted(dag, outcome, slower_than, since_ns), most, make_console())
+        if count > most:
+            click.echo(f"constellation-otel show: {count - most} older ones are left out; see --limit", err=True)
+        if count:
+            return 0
+        click.echo(
+            f"constellation-otel show: no such execution; check {'the filters and ' * is_filtered}--from", err=True
+        )
+        return 1
+
+    is_filtered = any(option is not None for option in of_list[:-1])
+    _exit_with(list_all if execution_id is None else lambda: draw(execution_id), "show")
 
 
 @cli.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel.cli.console import (
@@ -15,6 +14,7 @@ from constellation_otel.cli.console import (
     status_line,
     stopping,
 )
+from constellation_otel.cli.times import epoch_ns
 from constellation_otel.delivery import Bridge, DeadLetters, ExecutionFilter
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.transports import check_sink, refuse_loop, sink_of, source_of
@@ -22,6 +22,7 @@ from constellation_otel.transports.otlp import make_resource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from constellation_otel.delivery import Rejection, Sink
@@ -63,7 +64,8 @@ def run_replay(
     Raises:
         ConstellationOtelError: It cannot start, or cannot continue.
     """
-    since_ns, until_ns = _epoch_ns(since), _epoch_ns(until)
+    since_ns = None if since is None else epoch_ns(since)
+    until_ns = None if until is None else epoch_ns(until)
     if since_ns is not None and until_ns is not None and since_ns >= until_ns:
         message = f"--until {until} is not after --since {since}; give a later --until"
         raise ConfigurationError(message)
@@ -96,13 +98,6 @@ def run_replay(
     say(report, "would be replayed" if dry_run else "replayed", result, with_sinks=not dry_run)
     # a signal may have stopped it before the end
     return exit_code(report) if source.has_ended else NOT_DELIVERED
-
-
-def _epoch_ns(when: datetime | None) -> int | None:
-    if when is None:
-        return None
-    since_epoch = when.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return ((since_epoch.days * 86_400 + since_epoch.seconds) * 1_000_000 + since_epoch.microseconds) * 1_000
 
 
 class _Nowhere:

@@ -1,13 +1,18 @@
-"""What ``constellation-otel show`` and ``schema`` do: draw one execution's trace, and give an audit table's DDL."""
+"""What ``constellation-otel show`` and ``schema`` do.
+
+One draws an execution's trace, or lists executions; the other gives an audit table's DDL.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
+from constellation_otel.cli.console import collecting_rarely
+from constellation_otel.cli.listing import list_executions, print_listing
 from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.delivery import Batch, ExecutionFilter, batches_of
-from constellation_otel.delivery.journal import events_of
+from constellation_otel.delivery.journal import all_events_of, events_of
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.traces import Assembler
 from constellation_otel.transports import source_of
@@ -18,10 +23,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from constellation_otel.cli.listing import Wanted
     from constellation_otel.events import Event
     from constellation_otel.traces import Span
 
-__all__ = ["schema", "show"]
+__all__ = ["schema", "show", "show_list"]
 
 _READ_TIMEOUT_S: Final = 10.0
 
@@ -47,11 +53,30 @@ def show(execution_id: UUID, source_url: str, console: Console) -> bool:
     return bool(spans)
 
 
-def _events_of(execution_id: UUID, source_url: str) -> Iterator[Event]:
+def show_list(source_url: str, wanted: Wanted, limit: int, console: Console) -> int:
+    """Lists executions of a source, the newest first.
+
+    Args:
+        source_url: The source of their events.
+        wanted: Which executions.
+        limit: How many are listed at most.
+        console: The console to print on.
+
+    Returns:
+        How many there were; none of them is printed where there are none.
+    """
+    with collecting_rarely():
+        listed, count = list_executions(_events_of(None, source_url), wanted, limit)
+    if listed:
+        print_listing(listed, console)
+    return count
+
+
+def _events_of(execution_id: UUID | None, source_url: str) -> Iterator[Event]:
     scheme, _, rest = source_url.partition(":")
     if scheme == "journal":
         # reads beside the process that has the journal open
-        yield from events_of(rest, execution_id)
+        yield from all_events_of(rest) if execution_id is None else events_of(rest, execution_id)
         return
     source = ExecutionFilter(source_of(source_url, follow=False, execution_id=execution_id), execution_id=execution_id)
     try:

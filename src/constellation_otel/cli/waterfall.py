@@ -10,11 +10,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
-from opentelemetry.trace import StatusCode
 
-from constellation_otel._support.text import printable
+from constellation_otel.cli.signs import ASCII, STYLES, UNICODE, Glyphs, duration_text, end_ns_of, outcome_of
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.traces import LINK, MISSING, OUTCOME, UPSTREAM, Span, tree_of
+from constellation_otel.traces import LINK, MISSING, UPSTREAM, Span, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,53 +55,6 @@ def render_waterfall(spans: Sequence[Span], *, with_links: bool = False) -> Rend
     return _Waterfall(spans, with_links=with_links)
 
 
-class _Glyphs(Struct, frozen=True):
-    """The characters of a drawing.
-
-    Attributes:
-        success: The mark of this outcome.
-        failure: The mark of this outcome.
-        cancelled: The mark of this outcome.
-        unknown: The mark of unknown and abandoned.
-        other: The mark of another library's span.
-        branch: Before a child that has later siblings.
-        last: Before the last child.
-        trunk: Before the lines below a child that has later siblings.
-        from_left: Cells that are filled from the left edge, from 1/8 to the whole.
-        from_right: The nearest characters for cells that are filled from the right edge.
-        tick: Instead of a bar, for a span that is too short for one.
-        ellipsis: In place of what is cut.
-        separator: Between the parts of the header.
-        micro: The prefix of microseconds.
-    """
-
-    success: str
-    failure: str
-    cancelled: str
-    unknown: str
-    other: str
-    branch: str
-    last: str
-    trunk: str
-    from_left: str
-    from_right: str
-    tick: str
-    ellipsis: str
-    separator: str
-    micro: str
-
-
-_UNICODE: Final = _Glyphs("✓", "✗", "⊘", "?", "·", "├ ", "└ ", "│ ", "▏▎▍▌▋▊▉█", "▕▕▐▐▐███", "▏", "…", " · ", "µ")
-_ASCII: Final = _Glyphs("+", "x", "-", "?", ".", "|-", "`-", "| ", "   #####", "   #####", "|", "...", ", ", "u")
-
-_STYLES: Final = {
-    "success": "green",
-    "failure": "red",
-    "cancelled": "yellow",
-    "abandoned": "magenta",
-    "unknown": "magenta",
-    "other": "dim blue",
-}
 _MISSING: Final = {"start": "start missing", "end": "end missing"}
 
 _GAP: Final = "  "
@@ -159,14 +111,14 @@ class _Drawing:
     def __init__(self, trace: list[Span], options: ConsoleOptions, *, with_links: bool) -> None:
         self._trace = trace
         self._names = {span.span_id: span.name for span in trace} if with_links else {}
-        self._glyphs = _ASCII if options.ascii_only else _UNICODE
+        self._glyphs = ASCII if options.ascii_only else UNICODE
         self._width = options.max_width
         self._start_ns = trace[0].start_ns
-        self._length_ns = max(map(_end_ns, trace)) - self._start_ns
+        self._length_ns = max(map(end_ns_of, trace)) - self._start_ns
         self._rows = list(_rows(trace, self._glyphs))
 
     def lines(self, console: Console) -> Iterator[Text]:
-        duration_width = max(len(self._duration(_end_ns(span) - span.start_ns)) for span in self._trace)
+        duration_width = max(len(self._duration(end_ns_of(span) - span.start_ns)) for span in self._trace)
         name_width, bar_width = self._columns(duration_width)
         yield from self._header()
         if bar_width:
@@ -182,7 +134,9 @@ class _Drawing:
         """The widths of names and bars; 0 for bars if there is no room for them."""
         from rich.cells import cell_len  # noqa: PLC0415 - an extra
 
-        longest = max(cell_len(row.guide + self._text(row.span.name)) for row in self._rows if row.span is not None)
+        longest = max(
+            cell_len(row.guide + self._glyphs.text(row.span.name)) for row in self._rows if row.span is not None
+        )
         free = self._width - _MARK_WIDTH - len(_GAP) - duration_width
         name_width = min(longest, max(_MIN_NAME, int(self._width * _NAME_SHARE)))
         bar_width = free - name_width - len(_GAP)
@@ -195,14 +149,14 @@ class _Drawing:
 
         top = next(row.span for row in self._rows if row.span is not None)
         spans = f"{len(self._trace)} span{'s' if len(self._trace) > 1 else ''}"
-        outcome = _outcome(top)
+        outcome = outcome_of(top)
         separator = (self._glyphs.separator, "dim")
-        parts: list[str | tuple[str, str]] = [(self._text(top.name), "bold")]
+        parts: list[str | tuple[str, str]] = [(self._glyphs.text(top.name), "bold")]
         if outcome != "other":
-            parts += [separator, (outcome, f"bold {_STYLES[outcome]}")]
+            parts += [separator, (outcome, f"bold {STYLES[outcome]}")]
         parts += [separator, self._duration(self._length_ns), separator, spans]
-        yield self._cut(Text.assemble(*parts), self._width)
-        yield self._cut(Text(f"trace {top.trace_id:032x}", style="dim"), self._width)
+        yield self._glyphs.cut(Text.assemble(*parts), self._width)
+        yield self._glyphs.cut(Text(f"trace {top.trace_id:032x}", style="dim"), self._width)
 
     def _scale(self, name_width: int, bar_width: int) -> Text:
         """The line above the bars: the times at their beginning, middle and end."""
@@ -219,26 +173,28 @@ class _Drawing:
         from rich.text import Text  # noqa: PLC0415 - an extra
 
         text = Text(f"{' ' * _MARK_WIDTH}{self._glyphs.ellipsis} ({row.label})", style="dim")
-        return self._cut(text, self._width)
+        return self._glyphs.cut(text, self._width)
 
     def _line(self, row: _Row, span: Span, name_width: int, bar_width: int, duration_width: int) -> Text:
         from rich.text import Text  # noqa: PLC0415 - an extra
 
-        outcome = _outcome(span)
-        style = _STYLES[outcome]
+        outcome = outcome_of(span)
+        style = STYLES[outcome]
         name_style = style if outcome == "other" else ""
-        name = self._cut(Text.assemble((row.guide, "dim"), (self._text(span.name), name_style)), name_width)
+        name = self._glyphs.cut(
+            Text.assemble((row.guide, "dim"), (self._glyphs.text(span.name), name_style)), name_width
+        )
         name.pad_right(name_width - name.cell_len)
-        parts: list[str | Text | tuple[str, str]] = [(self._mark(outcome), style), " ", name, _GAP]
+        parts: list[str | Text | tuple[str, str]] = [(self._glyphs.mark(outcome), style), " ", name, _GAP]
         if bar_width:
             parts += [(self._bar(span, bar_width), style), _GAP]
-        return Text.assemble(*parts, f"{self._duration(_end_ns(span) - span.start_ns):>{duration_width}}")
+        return Text.assemble(*parts, f"{self._duration(end_ns_of(span) - span.start_ns):>{duration_width}}")
 
     def _notes(self, row: _Row, span: Span, console: Console) -> Iterator[Text]:
         """The lines under a span's name: why it failed, what is missing."""
         from rich.text import Text  # noqa: PLC0415 - an extra
 
-        outcome = _outcome(span)
+        outcome = outcome_of(span)
         said = [span.status_description or ("" if outcome in {"success", "other"} else outcome)]
         missing = span.attributes.get(MISSING)
         if isinstance(missing, str):
@@ -250,7 +206,7 @@ class _Drawing:
         ]
         if upstream:
             said.append(f"takes from {', '.join(upstream)}")
-        note = Text(self._text("; ".join(filter(None, said)), keep="\n"), style=_STYLES[outcome])
+        note = Text(self._glyphs.text("; ".join(filter(None, said)), keep="\n"), style=STYLES[outcome])
         indent = Text.assemble(" " * _MARK_WIDTH, (row.guide_below, "dim"))
         width = max(1, self._width - indent.cell_len)
         lines: list[Text] = list(note.wrap(console, width)) if note else []
@@ -265,7 +221,7 @@ class _Drawing:
         """The span's bar, as exact at its edges as there are characters."""
         scale = width * _EIGHTHS / self._length_ns if self._length_ns else 0
         start = round((span.start_ns - self._start_ns) * scale)
-        end = round((_end_ns(span) - self._start_ns) * scale)
+        end = round((end_ns_of(span) - self._start_ns) * scale)
         if end - start < _EIGHTHS // 2:
             cell = min(start // _EIGHTHS, width - 1)
             return " " * cell + self._glyphs.tick + " " * (width - 1 - cell)
@@ -281,48 +237,15 @@ class _Drawing:
             return self._glyphs.from_right[end - begin - 1]
         return self._glyphs.from_left[end - begin - 1]
 
-    def _mark(self, outcome: str) -> str:
-        marks = {
-            "success": self._glyphs.success,
-            "failure": self._glyphs.failure,
-            "cancelled": self._glyphs.cancelled,
-            "other": self._glyphs.other,
-        }
-        return marks.get(outcome, self._glyphs.unknown)
-
-    def _text(self, text: str, keep: str = "") -> str:
-        """Text that this console can show, with control characters escaped."""
-        escaped = printable(text, keep)
-        return escaped.encode("ascii", "backslashreplace").decode() if self._glyphs is _ASCII else escaped
-
-    def _cut(self, text: Text, width: int) -> Text:
-        if text.cell_len <= width:
-            return text
-        text.truncate(max(0, width - len(self._glyphs.ellipsis)))
-        return text.append(self._glyphs.ellipsis[:width])
-
     def _duration(self, duration_ns: int) -> str:
-        return _duration(duration_ns, self._glyphs.micro)
+        return duration_text(duration_ns, self._glyphs.micro)
 
 
 def _by_start(span: Span) -> tuple[int, str, int]:
     return span.start_ns, span.name, span.span_id
 
 
-def _end_ns(span: Span) -> int:
-    # a clock may have been set back while the span was open
-    return max(span.end_ns, span.start_ns)
-
-
-def _outcome(span: Span) -> str:
-    """A key of ``_STYLES``."""
-    outcome = span.attributes.get(OUTCOME)
-    if isinstance(outcome, str) and outcome in _STYLES:
-        return outcome
-    return "failure" if span.status is StatusCode.ERROR else "other"
-
-
-def _rows(trace: Sequence[Span], glyphs: _Glyphs) -> Iterator[_Row]:
+def _rows(trace: Sequence[Span], glyphs: Glyphs) -> Iterator[_Row]:
     """The trace's tree from the top."""
     tree = tree_of(trace)
     yield from _subtrees(tree, tree.roots, dict.fromkeys(tree.roots, ("", "")), glyphs)
@@ -334,7 +257,7 @@ def _rows(trace: Sequence[Span], glyphs: _Glyphs) -> Iterator[_Row]:
         yield from _subtrees(tree, [top], _guides([top], "", glyphs), glyphs)
 
 
-def _subtrees(tree: Tree, span_ids: list[int], guides: dict[int, tuple[str, str]], glyphs: _Glyphs) -> Iterator[_Row]:
+def _subtrees(tree: Tree, span_ids: list[int], guides: dict[int, tuple[str, str]], glyphs: Glyphs) -> Iterator[_Row]:
     """Siblings, each with what is below it; ``guides`` has their lines before the name and below it."""
     for span_id in tree.walk(span_ids):
         guide, below = guides.pop(span_id)
@@ -344,24 +267,6 @@ def _subtrees(tree: Tree, span_ids: list[int], guides: dict[int, tuple[str, str]
             yield _Row(span, "", guide, below + (glyphs.trunk if children else "  "))
 
 
-def _guides(siblings: list[int], below: str, glyphs: _Glyphs) -> dict[int, tuple[str, str]]:
+def _guides(siblings: list[int], below: str, glyphs: Glyphs) -> dict[int, tuple[str, str]]:
     guides = dict.fromkeys(siblings, (below + glyphs.branch, below + glyphs.trunk))
     return guides | dict.fromkeys(siblings[-1:], (below + glyphs.last, below + "  "))
-
-
-def _duration(duration_ns: int, micro: str) -> str:
-    """A duration in the unit that suits it, with three digits or in two units."""
-    for unit, unit_ns, limit in (
-        ("ns", 1, 999.5),
-        (f"{micro}s", 1_000, 999.5),
-        ("ms", 1_000_000, 999.5),
-        ("s", 1_000_000_000, 59.95),
-    ):
-        if duration_ns < limit * unit_ns:
-            return f"{duration_ns / unit_ns:.3g} {unit}"
-    minutes, seconds = divmod(round(duration_ns / 1_000_000_000), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

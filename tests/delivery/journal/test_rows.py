@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from constellation_otel.delivery import Batch, Restarted, Unreadable
+from constellation_otel.delivery.journal import all_events_of
 from constellation_otel.delivery.journal.rows import Gathered, row_of
 from constellation_otel.events import (
     EVENT_TYPES,
@@ -182,6 +183,20 @@ def test_events_of_one_execution_can_be_read_by_others(path: Path, caplog: pytes
     assert caplog.messages == [
         f"{path}: event 51 is left out: the event in the journal is damaged: Expected `array`, got `int`"
     ]
+
+
+def test_all_events_can_be_read_by_others_some_rows_at_a_time(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While another process has the journal; what cannot be read is logged, and restarts are no events."""
+    runs = [of_modules(uuid4(), 2) for _ in range(600)]
+    expected = [event for run in runs for event in run]
+    with closing(Journal(path, sinks=["otlp"])) as journal:
+        assert list(all_events_of(path)) == []
+        journal.append([item for run in runs for item in (*run, None)])
+        assert list(all_events_of(path)) == expected
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE events SET data = x'00' WHERE id = 1")
+        assert list(all_events_of(path))[-1198:] == expected[2:]
+    assert len(caplog.messages) == 1
 
 
 def test_an_engines_restart_is_kept_among_the_events(path: Path) -> None:

@@ -28,6 +28,7 @@ from constellation_otel.delivery.journal.rows import (
     Reader,
     drop_sink,
     held_for,
+    items_after,
     items_of,
     known_bits,
     open_database,
@@ -39,12 +40,12 @@ from constellation_otel.events import Event, is_valid, validated
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
     from constellation_otel.delivery.journal.database import Mode
 
-__all__ = ["DEFAULT_SINK", "Journal", "JournalSink", "JournalSource", "events_of", "forget"]
+__all__ = ["DEFAULT_SINK", "Journal", "JournalSink", "JournalSource", "all_events_of", "events_of", "forget"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 2**30
@@ -421,9 +422,33 @@ def events_of(path: str | os.PathLike[str], execution_id: UUID) -> list[Event]:
     with opening() as stack:
         database = open_database(stack, path, "ro")
         items = items_of(database, execution_id)
-    for bad in (item for item in items if isinstance(item, Unreadable)):
-        log(_LOGGER, logging.WARNING, "%s: event %d is left out: %s", path, bad.position.offset, bad.reason)
-    return [event for item in items if isinstance(item, Batch) for event in item.events]
+    return list(_readable(path, items))
+
+
+def all_events_of(path: str | os.PathLike[str]) -> Iterator[Event]:
+    """The events of all executions, as :func:`events_of` gives those of one, some rows at a time.
+
+    Args:
+        path: The journal's file.
+
+    Raises:
+        JournalError: There is no journal, or it cannot be read.
+        UnavailableError: The file is busy, or the disk fails.
+    """
+    with opening() as stack:
+        database = open_database(stack, path, "ro")
+        items, last = items_after(database, 0, _MAX_BATCH)
+        while items:
+            yield from _readable(path, items)
+            items, last = items_after(database, last, _MAX_BATCH)
+
+
+def _readable(path: str | os.PathLike[str], items: Iterable[Batch | Unreadable | Restarted]) -> Iterator[Event]:
+    for item in items:
+        if isinstance(item, Unreadable):
+            log(_LOGGER, logging.WARNING, "%s: event %d is left out: %s", path, item.position.offset, item.reason)
+        elif isinstance(item, Batch):
+            yield from item.events
 
 
 def forget(path: str | os.PathLike[str], sink: str, *, rows: int = 10_000) -> int:

@@ -34,6 +34,7 @@ __all__ = [
     "Reader",
     "drop_sink",
     "held_for",
+    "items_after",
     "items_of",
     "known_bits",
     "open_database",
@@ -318,6 +319,16 @@ def items_of(database: Database, execution_id: UUID) -> list[Batch | Unreadable 
     for number, data in database.rows(sql, execution_id.bytes):
         gathered.add(number, data)
     return gathered.items
+
+
+def items_after(database: Database, row: int, limit: int) -> tuple[list[Batch | Unreadable | Restarted], int]:
+    """The rows behind one, in order, at most so many, and the last of them; the same row where there are none."""
+    sql = "SELECT id, CAST(data AS BLOB) FROM events WHERE id > ? ORDER BY id LIMIT ?"
+    gathered = Gathered()
+    for number, data in database.rows(sql, row, limit):
+        gathered.add(number, data)
+        row = number
+    return gathered.items, row
 
 
 def _settle(connection: sqlite3.Connection, bit: int, ranges: Sequence[tuple[int, int]]) -> int:
