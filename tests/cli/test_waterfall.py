@@ -16,7 +16,7 @@ from rich.console import Console
 
 from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.errors import MissingExtraError
-from constellation_otel.traces import MISSING, OUTCOME, AttributeValue, Span, SpanLink
+from constellation_otel.traces import MISSING, OUTCOME, AttributeValue, Span, SpanLink, critical_path_of
 from support import UNWATCHED
 
 if TYPE_CHECKING:
@@ -366,3 +366,35 @@ def test_what_a_module_takes_is_on_a_line_below_it() -> None:
     Console(file=raw, width=60).print(render_waterfall(spans, with_links=True))
     assert raw.getvalue().splitlines()[-1] == "      takes from trim"
     assert "takes from" not in drawn(spans, 60)
+
+
+def test_the_critical_path_is_marked_and_its_gaps_are_said() -> None:
+    """A gap of less than 1 % is only in the sum."""
+    spans = [
+        structs.replace(span(1, None, "dag", 0, 1_000, "success"), is_execution=True),
+        span(2, 1, "short", 9, 300, "success"),
+        span(3, 1, "long", 9, 400, "success"),
+        span(4, 1, "late", 500, 800, "failure", error="boom"),
+    ]
+    raw = io.StringIO()
+    Console(file=raw, width=60).print(render_waterfall(spans, path=critical_path_of(spans)))
+    assert (
+        raw.getvalue()
+        == """\
+dag · success · 1 µs · 4 spans
+trace 4bf92f3577b34da6a3ce929d0e0e4736
+* critical path: 691 ns in 2 modules, gaps of 309 ns
+           0                500 ns              1 µs
+✓ dag      █████████████████████████████████████████    1 µs
+  │ gap of 200 ns at the end
+✓*├ long   ▐███████████████▍                          391 ns
+✓ ├ short  ▐███████████▎                              291 ns
+✗*└ late                       ▐███████████▊          300 ns
+      boom; gap of 100 ns before it
+"""
+    )
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    lone = [spans[0], spans[3]]
+    Console(file=file, width=30).print(render_waterfall(lone, path=critical_path_of(lone)))
+    file.seek(0)
+    assert file.readlines()[2] == "* critical path: 300 ns in ...\n"

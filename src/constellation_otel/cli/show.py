@@ -14,7 +14,7 @@ from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.delivery import Batch, ExecutionFilter, batches_of
 from constellation_otel.delivery.journal import all_events_of, events_of
 from constellation_otel.errors import ConfigurationError
-from constellation_otel.traces import Assembler
+from constellation_otel.traces import Assembler, critical_path_of
 from constellation_otel.transports import source_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def show(execution_id: UUID, source_url: str, console: Console) -> bool:
         spans += assembler.add(event, 0, position)
     spans += assembler.finish()
     if spans:
-        console.print(render_waterfall(spans, with_links=True))
+        console.print(render_waterfall(spans, with_links=True, path=critical_path_of(spans)))
     return bool(spans)
 
 

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
-    from constellation_otel.traces import Tree
+    from constellation_otel.traces import CriticalPath, Tree
 
 __all__ = ["render_waterfall"]
 
 
-def render_waterfall(spans: Sequence[Span], *, with_links: bool = False) -> RenderableType:
+def render_waterfall(
+    spans: Sequence[Span], *, with_links: bool = False, path: CriticalPath | None = None
+) -> RenderableType:
     """Draws traces for a rich console: ``Console().print(render_waterfall(spans))``.
 
     A trace's header has its root's name and outcome, its length, its number of spans and
@@ -43,6 +45,8 @@ def render_waterfall(spans: Sequence[Span], *, with_links: bool = False) -> Rend
         spans: The spans of any number of traces, in any order; the traces are drawn in
             the order of their starts.
         with_links: Whether a line below a module says which modules' outputs it takes.
+        path: The critical path of one of them, which is marked with stars. A line below the
+            header sums it up, and a gap of 1 % or more has a line where it is.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -52,7 +56,7 @@ def render_waterfall(spans: Sequence[Span], *, with_links: bool = False) -> Rend
     except ImportError as error:
         library, extra = "rich", "cli"
         raise MissingExtraError(library, extra) from error
-    return _Waterfall(spans, with_links=with_links)
+    return _Waterfall(spans, with_links=with_links, path=path)
 
 
 _MISSING: Final = {"start": "start missing", "end": "end missing"}
@@ -67,6 +71,9 @@ _MIN_BAR_WITH_MIDDLE: Final = 30
 """Columns from which the time scale has a label in its middle."""
 _MARK_WIDTH: Final = 2
 _MAX_NOTE_LINES: Final = 3
+_ON_PATH: Final = "*"
+_MIN_GAP: Final = 100
+"""A gap is said where it is if so many of it are as long as the execution."""
 _EIGHTHS: Final = 8
 
 
@@ -89,8 +96,9 @@ class _Row(Struct, frozen=True):
 class _Waterfall:
     """The object that rich draws."""
 
-    def __init__(self, spans: Sequence[Span], *, with_links: bool) -> None:
+    def __init__(self, spans: Sequence[Span], *, with_links: bool, path: CriticalPath | None) -> None:
         self._with_links = with_links
+        self._path = path
         traces: defaultdict[int, list[Span]] = defaultdict(list)
         for span in sorted(spans, key=_by_start):
             traces[span.trace_id].append(span)
@@ -102,13 +110,16 @@ class _Waterfall:
         for number, trace in enumerate(self._traces):
             if number:
                 yield Text()
-            yield from _Drawing(trace, options, with_links=self._with_links).lines(console)
+            drawing = _Drawing(trace, options, with_links=self._with_links, path=self._path)
+            yield from drawing.lines(console)
 
 
 class _Drawing:
     """One trace on one console. Its spans are in the order of their starts."""
 
-    def __init__(self, trace: list[Span], options: ConsoleOptions, *, with_links: bool) -> None:
+    def __init__(
+        self, trace: list[Span], options: ConsoleOptions, *, with_links: bool, path: CriticalPath | None
+    ) -> None:
         self._trace = trace
         self._names = {span.span_id: span.name for span in trace} if with_links else {}
         self._glyphs = ASCII if options.ascii_only else UNICODE
@@ -116,11 +127,17 @@ class _Drawing:
         self._start_ns = trace[0].start_ns
         self._length_ns = max(map(end_ns_of, trace)) - self._start_ns
         self._rows = list(_rows(trace, self._glyphs))
+        self._path = path
+        # what is too short to be seen is in the sum only
+        gaps = () if path is None else path.gaps
+        self._gaps = {gap.before: gap for gap in gaps if _MIN_GAP * (gap.end_ns - gap.start_ns) >= self._length_ns}
 
     def lines(self, console: Console) -> Iterator[Text]:
         duration_width = max(len(self._duration(end_ns_of(span) - span.start_ns)) for span in self._trace)
         name_width, bar_width = self._columns(duration_width)
         yield from self._header()
+        if self._path is not None:
+            yield self._summary(self._path)
         if bar_width:
             yield self._scale(name_width, bar_width)
         for row in self._rows:
@@ -158,6 +175,16 @@ class _Drawing:
         yield self._glyphs.cut(Text.assemble(*parts), self._width)
         yield self._glyphs.cut(Text(f"trace {top.trace_id:032x}", style="dim"), self._width)
 
+    def _summary(self, path: CriticalPath) -> Text:
+        """The line about the critical path: how much of it is modules', and how much nobody's."""
+        from rich.text import Text  # noqa: PLC0415 - an extra
+
+        in_modules = sum(part.end_ns - part.start_ns for part in path.parts)
+        in_gaps = sum(gap.end_ns - gap.start_ns for gap in path.gaps)
+        modules = f"{len(path.span_ids)} module{'' if len(path.span_ids) == 1 else 's'}"
+        text = f"{_ON_PATH} critical path: {self._duration(in_modules)} in {modules}, gaps of {self._duration(in_gaps)}"
+        return self._glyphs.cut(Text(text, style="dim"), self._width)
+
     def _scale(self, name_width: int, bar_width: int) -> Text:
         """The line above the bars: the times at their beginning, middle and end."""
         from rich.text import Text  # noqa: PLC0415 - an extra
@@ -185,10 +212,13 @@ class _Drawing:
             Text.assemble((row.guide, "dim"), (self._glyphs.text(span.name), name_style)), name_width
         )
         name.pad_right(name_width - name.cell_len)
-        parts: list[str | Text | tuple[str, str]] = [(self._glyphs.mark(outcome), style), " ", name, _GAP]
+        parts: list[str | Text | tuple[str, str]] = [(self._glyphs.mark(outcome), style), self._star(span), name, _GAP]
         if bar_width:
             parts += [(self._bar(span, bar_width), style), _GAP]
         return Text.assemble(*parts, f"{self._duration(end_ns_of(span) - span.start_ns):>{duration_width}}")
+
+    def _star(self, span: Span) -> str:
+        return _ON_PATH if self._path is not None and span.span_id in self._path.span_ids else " "
 
     def _notes(self, row: _Row, span: Span, console: Console) -> Iterator[Text]:
         """The lines under a span's name: why it failed, what is missing."""
@@ -206,6 +236,10 @@ class _Drawing:
         ]
         if upstream:
             said.append(f"takes from {', '.join(upstream)}")
+        gap = self._gaps.get(None if span.is_execution else span.span_id)
+        if gap is not None:
+            where = "at the end" if span.is_execution else "before it"
+            said.append(f"gap of {self._duration(gap.end_ns - gap.start_ns)} {where}")
         note = Text(self._glyphs.text("; ".join(filter(None, said)), keep="\n"), style=STYLES[outcome])
         indent = Text.assemble(" " * _MARK_WIDTH, (row.guide_below, "dim"))
         width = max(1, self._width - indent.cell_len)

@@ -8,6 +8,7 @@ from constellation_otel._support.door import door
 
 if TYPE_CHECKING:
     from constellation_otel.traces.assembler import Assembler, Counters
+    from constellation_otel.traces.critical_path import CriticalPath, Gap, PathPart, critical_path_of
     from constellation_otel.traces.ids import attempt_id_of, execution_id_of, module_id_of, span_id_of, trace_id_of
     from constellation_otel.traces.rendering import Execution, Module, Reason
     from constellation_otel.traces.sampling import (
@@ -44,6 +45,7 @@ else:
         __name__,
         {
             "assembler": ("Assembler", "Counters"),
+            "critical_path": ("CriticalPath", "Gap", "PathPart", "critical_path_of"),
             "rendering": ("Execution", "Module", "Reason"),
             "ids": ("attempt_id_of", "execution_id_of", "module_id_of", "span_id_of", "trace_id_of"),
             "sampling": (
@@ -94,11 +96,14 @@ __all__ = [
     "Assembler",
     "AttributeValue",
     "Counters",
+    "CriticalPath",
     "Decider",
     "Decision",
     "Dropped",
     "Execution",
+    "Gap",
     "Module",
+    "PathPart",
     "Reason",
     "Sampling",
     "Span",
@@ -106,6 +111,7 @@ __all__ = [
     "SpanLink",
     "Tree",
     "attempt_id_of",
+    "critical_path_of",
     "decide",
     "execution_id_of",
     "exported",
