@@ -30,7 +30,7 @@ test-oldest:
 	$(MAKE) test VENV=.venv-oldest WITH="$$($(PYTHON) .ci/oldest)"
 
 e2e: $(STAMP)
-	tests/e2e/peers/get collector jaeger kafka postgres pgbouncer
+	tests/e2e/peers/get collector jaeger kafka postgres pgbouncer chromium
 	$(BIN)/python -m pytest tests/e2e
 
 # Each engine in virtual environments of its own, in the cache of the peers, as their pins collide.

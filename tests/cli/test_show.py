@@ -113,6 +113,32 @@ def test_what_a_list_cannot_use_is_wrong_usage(options: list[str], said: str) ->
     assert said in done.stderr
 
 
+@KINDS
+def test_a_page_is_written_from_any_source(tmp_path: Path, kind: str) -> None:
+    """What was in the file is replaced, but not where there is nothing to write."""
+    url = source_with(kind, tmp_path / "events", events_of(1, 2))
+    page = tmp_path / "page.html"
+    for number in (2, 1):
+        done = command("show", str(UUID(int=number)), "--from", url, "--html", str(page))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert f"<title>dag-{number}: success</title>" in page.read_text("utf-8")
+    absent = command("show", str(UUID(int=7)), "--from", url, "--html", str(page))
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert "no event of execution" in absent.stderr
+    assert "<title>dag-1: success</title>" in page.read_text("utf-8")
+
+
+def test_a_page_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
+    url = source_with("jsonl", tmp_path / "events", events_of(1))
+    page = tmp_path / "no folder" / "page.html"
+    done = command("show", str(UUID(int=1)), "--from", url, "--html", str(page))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{COMPLAINT}{page} cannot be written: No such file or directory; give another --html\n"
+    done = command("show", "--from", url, "--html", str(page))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--html is for the trace of one execution" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("url", "table"),
     [

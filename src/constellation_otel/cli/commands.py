@@ -327,6 +327,12 @@ _OUTCOMES = ("success", "failure", "cancelled", "abandoned")
 @cli.command()
 @click.argument("execution_id", metavar="[UUID]", type=click.UUID, required=False)
 @click.option("--from", "source", metavar="SOURCE", required=True, help="The source of its events.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the trace to this file, as a page for a browser that needs no network.",
+)
 @click.option("--dag", metavar="NAME", help="List only executions of this DAG.")
 @click.option(
     "--outcome",
@@ -344,6 +350,7 @@ _OUTCOMES = ("success", "failure", "cancelled", "abandoned")
 def show(
     execution_id: UUID | None,
     source: str,
+    html: Path | None,
     dag: str | None,
     outcome: str | None,
     slower_than: int | None,
@@ -363,11 +370,15 @@ def show(
         message = "--dag, --outcome, --slower-than, --since and --limit are for the list; leave them or the UUID out."
         raise click.UsageError(message)
 
+    if execution_id is None and html is not None:
+        message = "--html is for the trace of one execution; give its UUID, which the list without --html has."
+        raise click.UsageError(message)
+
     def draw(execution_id: UUID) -> int:
         from constellation_otel.cli.console import make_console  # noqa: PLC0415 - for this command only
-        from constellation_otel.cli.show import show  # noqa: PLC0415 - for this command only
+        from constellation_otel.cli.show import show, show_page  # noqa: PLC0415 - for this command only
 
-        if show(execution_id, source, make_console()):
+        if show(execution_id, source, make_console()) if html is None else show_page(execution_id, source, html):
             return 0
         click.echo(f"constellation-otel show: no event of execution {execution_id}; check the id and --from", err=True)
         return 1

@@ -1,6 +1,6 @@
 """What ``constellation-otel show`` and ``schema`` do.
 
-One draws an execution's trace, or lists executions; the other gives an audit table's DDL.
+One draws an execution's trace, writes it as a page, or lists executions; the other gives an audit table's DDL.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 from constellation_otel.cli.console import collecting_rarely
 from constellation_otel.cli.listing import list_executions, print_listing
+from constellation_otel.cli.page import page_of
 from constellation_otel.cli.waterfall import render_waterfall
 from constellation_otel.delivery import Batch, ExecutionFilter, batches_of
 from constellation_otel.delivery.journal import all_events_of, events_of
@@ -19,6 +20,7 @@ from constellation_otel.transports import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from uuid import UUID
 
     from rich.console import Console
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from constellation_otel.events import Event
     from constellation_otel.traces import Span
 
-__all__ = ["schema", "show", "show_list"]
+__all__ = ["schema", "show", "show_list", "show_page"]
 
 _READ_TIMEOUT_S: Final = 10.0
 
@@ -43,14 +45,44 @@ def show(execution_id: UUID, source_url: str, console: Console) -> bool:
     Returns:
         Whether there was any event of it.
     """
+    spans = _spans_of(execution_id, source_url)
+    if spans:
+        console.print(render_waterfall(spans, with_links=True, path=critical_path_of(spans)))
+    return bool(spans)
+
+
+def show_page(execution_id: UUID, source_url: str, file: Path) -> bool:
+    """Writes the trace of an execution as a page of HTML.
+
+    Args:
+        execution_id: The execution.
+        source_url: The source of its events.
+        file: Where it is written; what was there is replaced.
+
+    Returns:
+        Whether there was any event of it; nothing is written where there was none.
+
+    Raises:
+        ConfigurationError: The file cannot be written.
+    """
+    spans = _spans_of(execution_id, source_url)
+    if not spans:
+        return False
+    page = page_of(spans, critical_path_of(spans))
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        message = f"{file} cannot be written: {error.strerror}; give another --html"
+        raise ConfigurationError(message) from error
+    return True
+
+
+def _spans_of(execution_id: UUID, source_url: str) -> list[Span]:
     assembler = Assembler(settle=1.0)
     spans: list[Span] = []
     for position, event in enumerate(_events_of(execution_id, source_url)):
         spans += assembler.add(event, 0, position)
-    spans += assembler.finish()
-    if spans:
-        console.print(render_waterfall(spans, with_links=True, path=critical_path_of(spans)))
-    return bool(spans)
+    return spans + assembler.finish()
 
 
 def show_list(source_url: str, wanted: Wanted, limit: int, console: Console) -> int:
