@@ -11,6 +11,7 @@ import pytest
 
 from commands import command, events_of
 from constellation_otel import trace_id_of
+from constellation_otel.events import encode_json
 from constellation_otel.transports.journal import Journal
 from constellation_otel.transports.jsonl import JsonlSink
 from constellation_otel.transports.sql import SqlSink
@@ -91,9 +92,18 @@ def test_a_list_of_nothing_says_what_to_check(tmp_path: Path) -> None:
     done = command("show", "--from", url, "--slower-than", "4ms")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{COMPLAINT}no such execution; check the filters and --from\n"
-    (tmp_path / "odd").write_text("no event\n")
-    done = command("show", "--from", f"jsonl:{tmp_path}/odd", "--limit", "3")
+    done = command("show", "--from", source_with("jsonl", tmp_path / "empty", []), "--limit", "3")
     assert (done.returncode, done.stderr) == (1, f"{COMPLAINT}no such execution; check --from\n")
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "odd"
+    path.write_text("no event\nnor this\n")
+    with path.open("ab") as file:
+        file.write(b"".join(encode_json(event) + b"\n" for event in events_of(1)))
+    done = command("show", "--from", f"jsonl:{path}")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert done.stderr.startswith(f"jsonl:{path}: unreadable records are left out: 2, the first at 0: ")
 
 
 @pytest.mark.parametrize(

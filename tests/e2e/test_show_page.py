@@ -177,7 +177,7 @@ def test_the_timeline_zooms(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, tmp_path, events_of(10)) as page:
         grid, view = page.locator("#grid"), page.get_by_role("status")
         whole = view.inner_text()
-        assert whole.startswith("all of ")
+        assert whole.startswith("Shows all of ")
         grid.focus()
         page.keyboard.press("End")
         bar = page.locator("#rows .row[aria-selected=true] .bar")

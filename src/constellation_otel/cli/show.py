@@ -5,14 +5,16 @@ One draws an execution's trace, writes it as a page, or lists executions; the ot
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
+from constellation_otel._support.log import log
 from constellation_otel.cli.console import collecting_rarely
 from constellation_otel.cli.listing import list_executions, print_listing
 from constellation_otel.cli.page import page_of
 from constellation_otel.cli.waterfall import render_waterfall
-from constellation_otel.delivery import Batch, ExecutionFilter, batches_of
+from constellation_otel.delivery import Batch, ExecutionFilter, Unreadable, batches_of
 from constellation_otel.delivery.journal import all_events_of, events_of
 from constellation_otel.errors import ConfigurationError
 from constellation_otel.traces import Assembler, critical_path_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["schema", "show", "show_list", "show_page"]
 
+_LOGGER: Final = logging.getLogger(__name__)
 _READ_TIMEOUT_S: Final = 10.0
 
 
@@ -111,13 +114,21 @@ def _events_of(execution_id: UUID | None, source_url: str) -> Iterator[Event]:
         yield from all_events_of(rest) if execution_id is None else events_of(rest, execution_id)
         return
     source = ExecutionFilter(source_of(source_url, follow=False, execution_id=execution_id), execution_id=execution_id)
+    unreadable = 0
+    first: Unreadable | None = None
     try:
         while not source.has_ended:
-            for item in batches_of(source.read(_READ_TIMEOUT_S)):
-                if isinstance(item, Batch):
-                    yield from item.events
+            items = batches_of(source.read(_READ_TIMEOUT_S))
+            for batch in (item for item in items if isinstance(item, Batch)):
+                yield from batch.events
+            for bad in (item for item in items if isinstance(item, Unreadable)):
+                unreadable += 1
+                first = first or bad
     finally:
         source.close()
+    if first is not None:
+        text = "%s: unreadable records are left out: %d, the first at %s: %s"
+        log(_LOGGER, logging.WARNING, text, source.name, unreadable, first.position.offset, first.reason)
 
 
 def schema(url: str) -> str:
