@@ -276,7 +276,7 @@ def test_a_table_that_is_no_audit_table_is_somebodys_to_mend(database: Database)
     database.psql("CREATE TABLE execution_audit (id SERIAL PRIMARY KEY, execution_id INTEGER)")
     message = (
         "the table execution_audit is not an audit table: event_type is missing; "
-        r"execution_id is INTEGER\(\), not one of Uuid, String; dag_name is missing; .* Make one"
+        r"execution_id is INTEGER\(\), not one of Uuid, String; dag_name is missing; .* make one"
     )
     with pytest.raises(MisconfiguredError, match=message):
         database.sink().send(SIX, TIMEOUT)

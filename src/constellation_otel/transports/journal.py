@@ -14,6 +14,7 @@ from constellation_otel.delivery.journal import (
     check_max_bytes,
     events_of,
     forget,
+    held_of,
 )
 from constellation_otel.errors import ConfigurationError
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_sink",
     "events_of",
     "forget",
+    "held_of",
     "places_of",
     "sink_of",
     "source_of",

@@ -18,7 +18,7 @@ import pytest
 from constellation_otel.delivery.journal.database import use_log
 from constellation_otel.delivery.journal.rows import prepare
 from constellation_otel.errors import JournalError, MisconfiguredError
-from constellation_otel.transports.journal import Journal, JournalSink, JournalSource, events_of, forget
+from constellation_otel.transports.journal import Journal, JournalSink, JournalSource, events_of, forget, held_of
 from journals import EXECUTION, execute, numbered, numbers_of, positions, run
 from support import DEADLINE
 
@@ -31,8 +31,11 @@ OPENERS: list[Callable[[Path], Any]] = [
     JournalSource,
     lambda path: events_of(path, EXECUTION),
     lambda path: forget(path, "otlp"),
+    held_of,
 ]
-EVERY_OPENER = pytest.mark.parametrize("opener", OPENERS, ids=["journal", "sink", "source", "events_of", "forget"])
+EVERY_OPENER = pytest.mark.parametrize(
+    "opener", OPENERS, ids=["journal", "sink", "source", "events_of", "forget", "held_of"]
+)
 
 
 @contextlib.contextmanager
@@ -109,7 +112,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path, opener: Callab
         opener(tmp_path)
 
 
-@pytest.mark.parametrize("opener", OPENERS[3:], ids=["events_of", "forget"])
+@pytest.mark.parametrize("opener", OPENERS[3:], ids=["events_of", "forget", "held_of"])
 def test_who_only_looks_at_a_journal_makes_no_file(path: Path, opener: Callable[[Path], Any]) -> None:
     with pytest.raises(JournalError, match=f"there is no journal at {path}"):
         opener(path)
@@ -236,3 +239,16 @@ def test_a_file_that_was_taken_away_is_an_alarm(path: Path) -> None:
         elsewhere.rename(path)
         assert journal.append(numbered(2)) == 1
         assert numbers_of(journal.read("otlp", 0, 10)) == [2]
+
+
+def test_what_is_held_is_told_for_each_sink_beside_who_has_the_journal(tmp_path: Path) -> None:
+    """No file of SQLite's is left that was not there before."""
+    path = tmp_path / "events.db"
+    journal = Journal(path, sinks=["otlp", "kafka"])
+    journal.append(numbered(1, 3))
+    journal.acknowledge("otlp", positions(1))
+    assert held_of(path) == {"kafka": 2, "otlp": 1}
+    journal.close()
+    before = sorted(tmp_path.iterdir())
+    assert held_of(path) == {"kafka": 2, "otlp": 1}
+    assert sorted(tmp_path.iterdir()) == before

@@ -108,3 +108,11 @@ def test_a_replay_waits_for_what_may_get_well(cluster: Cluster, make_source: Mak
     with pytest.raises(MisconfiguredError, match=r"the topic cannot be looked up: .*authorization failed"):
         source.read(1)
     assert sorted(positions(replayed(source))) == [Position(("two", partition), 0) for partition in range(2)]
+
+
+def test_a_topic_is_looked_at_without_being_read(cluster: Cluster, make_source: MakeSource) -> None:
+    cluster.create("two", 2)
+    cluster.write(*written("a", "b"), topic="two", partition=1)
+    assert make_source("two", follow=False).look(DEADLINE) == (2, 2)
+    with pytest.raises(SourceError, match="create the topic, or correct its name"):
+        make_source("missing", follow=False).look(DEADLINE)

@@ -181,3 +181,14 @@ def counting_relay(port: int) -> Iterator[tuple[int, Callable[[], int]]]:
         serving = thread.submit(serve)
         yield listener.getsockname()[1], lambda: count
         serving.result(DEADLINE)
+
+
+@BOTH
+def test_a_request_without_spans_is_answered_and_nothing_is_stored(
+    receiver: Receiver, sink_of: Callable[..., OtlpSink], protocol: Wire
+) -> None:
+    """Over HTTP the answer has a date."""
+    date = sink_of(protocol).ask(DEADLINE)
+    assert (date is None) is (protocol == "grpc")
+    assert receiver.spans == []
+    assert [request.outcome for request in receiver.requests] == ["accepted"]

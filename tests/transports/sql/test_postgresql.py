@@ -148,7 +148,7 @@ def test_a_strict_database_has_columns_of_the_right_types(database: Database) ->
     address = Address(database.url, "execution_audit", None)
     address.dialect = replace(SQLITE, is_strict=True)
     made = _Database(address)
-    message = "audit table: execution_id is INTEGER\\(\\), not one of Uuid, String; dag_name is missing. Make one"
+    message = "audit table: execution_id is INTEGER\\(\\), not one of Uuid, String; dag_name is missing; make one"
     with pytest.raises(SourceError, match=message), made.transaction(DEADLINE) as connection:
         layout_of(connection, address, SourceError)
     made.close()

@@ -193,7 +193,7 @@ def test_a_table_without_the_guides_columns_is_no_audit_table(database: Database
     database.execute("CREATE TABLE execution_audit (id INTEGER PRIMARY KEY, event_type TEXT, execution_id TEXT)")
     message = (
         "the table execution_audit is not an audit table: dag_name is missing; module_name is missing; duration_ms is "
-        "missing; succeeded is missing; error_message is missing; created_at is missing. Make one that has what "
+        "missing; succeeded is missing; error_message is missing; created_at is missing; make one that has what "
         "`constellation-otel schema` prints, or name another with \\?table="
     )
     with pytest.raises(MisconfiguredError, match=message):

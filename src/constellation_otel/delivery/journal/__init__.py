@@ -11,6 +11,7 @@ from constellation_otel.delivery.journal.journal import (
     check_max_bytes,
     events_of,
     forget,
+    held_of,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "check_max_bytes",
     "events_of",
     "forget",
+    "held_of",
 ]

@@ -137,6 +137,12 @@ class Reader:
             raise self._cluster.unavailable(None, "nothing can be read")
         return ()
 
+    def look(self, timeout: float) -> tuple[int, int]:
+        """Asks for the topic, of a replay: how many partitions it has, and how many records are in them."""
+        consumer = self.consumer = self.consumer or self._cluster.open(Consumer)
+        partitions = self._ask(consumer, bounded(timeout))
+        return partitions, sum(last - first for first, _, last in self._progress.values())
+
     def keep_alive(self) -> None:
         """Polls with every partition paused until the next :meth:`read`."""
         if self.consumer is not None:
@@ -183,8 +189,8 @@ class Reader:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _ask(self, consumer: Consumer, timeout: float) -> None:
-        """Asks for the topic: whether it is there, and a broker; then begins, unless it has."""
+    def _ask(self, consumer: Consumer, timeout: float) -> int:
+        """Asks for the topic: whether it is there, and a broker; then begins, unless it has. Returns its partitions."""
         try:
             topic = consumer.list_topics(self._topic, timeout=timeout).topics[self._topic]
             if topic.error is not None:
@@ -200,6 +206,7 @@ class Reader:
                 raise SourceError(str(failure)) from error
             raise failure from error
         self._cluster.forget_error()
+        return len(topic.partitions)
 
     def _begin(self, consumer: Consumer, partitions: Iterable[int], timeout: float) -> None:
         if self._follow:

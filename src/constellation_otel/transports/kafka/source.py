@@ -166,6 +166,23 @@ class KafkaSource(Source):
         with self._in_use() as may_go_on:
             return self._reader.read(timeout) if may_go_on and not self.has_ended else ()
 
+    def look(self, timeout: float) -> tuple[int, int]:
+        """Asks the brokers for the topic of a replay, without reading it.
+
+        Args:
+            timeout: Seconds that each question may take.
+
+        Returns:
+            How many partitions it has, and how many records are in them.
+
+        Raises:
+            UnavailableError: No broker can be reached.
+            MisconfiguredError: The credentials are wrong.
+            SourceError: The topic is missing.
+        """
+        with self._in_use():
+            return self._reader.look(timeout)
+
     def keep_alive(self) -> None:
         """Stays in the group without reading: for a reader that has no room, every few seconds instead of a read.
 

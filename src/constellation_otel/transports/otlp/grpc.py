@@ -43,7 +43,13 @@ _MAX_STATUS: Final = 4 * 1024 * 1024
 
 
 class Grpc:
-    """OTLP/gRPC."""
+    """OTLP/gRPC.
+
+    Attributes:
+        date: ``None``: no answer says when it was given.
+    """
+
+    date: str | None = None
 
     def __init__(self, far_side: FarSide) -> None:
         self._far_side = far_side

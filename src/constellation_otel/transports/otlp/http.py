@@ -35,12 +35,17 @@ _PROXY_REFUSAL: Final = "Tunnel connection failed: 407"
 
 
 class Http:
-    """OTLP/HTTP in protobuf: one connection, used in the caller's thread."""
+    """OTLP/HTTP in protobuf: one connection, used in the caller's thread.
+
+    Attributes:
+        date: The ``Date`` header of the last answer, where it had one.
+    """
 
     def __init__(self, far_side: FarSide) -> None:
         self._far_side = far_side
         self._clock = Clock()
         self._manager: urllib3.PoolManager | None = None
+        self.date: str | None = None
         self._headers = {
             "user-agent": USER_AGENT,
             **far_side.headers,
@@ -57,6 +62,7 @@ class Http:
         except (urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
             failure: DeliveryError = _connection_error(self._far_side, error)
         else:
+            self.date = response.headers.get("date")
             if response.status == HTTPStatus.OK and content is not None and not _is_text(response):
                 return content
             failure = _http_error(self._far_side, response, content)

@@ -231,6 +231,23 @@ class OtlpSink(Sink[Span]):
             self._log.write(_LOGGER, logging.WARNING, "warned", "%s took the spans and warned: %s", self.endpoint, said)
         return []
 
+    def ask(self, timeout: float) -> str | None:
+        """Sends a request without spans: it is answered as one with spans is, and nothing is stored.
+
+        Args:
+            timeout: Seconds, for everything.
+
+        Returns:
+            The answer's ``Date`` header, over HTTP, where it has one.
+
+        Raises:
+            UnavailableError: As :meth:`send` does.
+            MisconfiguredError: Likewise.
+            RefusedError: The endpoint refuses a request without spans.
+        """
+        self.send([], timeout)
+        return self._transport.date
+
     def close(self) -> None:
         """Closes the connections. :meth:`send` would open new ones."""
         self._transport.close()
@@ -238,6 +255,9 @@ class OtlpSink(Sink[Span]):
 
 class _Transport(Protocol):
     """Sends a request's bytes to the endpoint and returns the answer's, or raises a DeliveryError."""
+
+    date: str | None
+    """When the last answer was given, as its header says."""
 
     def export(self, body: bytes, deadline: float) -> bytes:
         """Sends; ``deadline`` is in seconds of the monotonic clock."""

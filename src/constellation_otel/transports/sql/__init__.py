@@ -9,14 +9,17 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("sqlalchemy", "sql") from error
 
+from constellation_otel.transports.sql.looking import AuditTable, look_at
 from constellation_otel.transports.sql.sink import SqlAuditListener, SqlSink
 from constellation_otel.transports.sql.source import SqlSource
 from constellation_otel.transports.sql.table import places_of, schema_ddl
 
 __all__ = [
+    "AuditTable",
     "SqlAuditListener",
     "SqlSink",
     "SqlSource",
+    "look_at",
     "places_of",
     "schema_ddl",
     "sink_of",

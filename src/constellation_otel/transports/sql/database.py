@@ -78,6 +78,7 @@ class Dialect(Struct, frozen=True):
         connect_timeout: The driver's option for the seconds that connecting may take.
         begin: The statement that limits the time of those that follow in its transaction, and has times in ISO 8601.
         timezone: The query for the time zone of ``created_at``.
+        clock: The query for the server's time, in seconds since 1970; ``None`` where there is no server.
         is_strict: Whether a column holds values of its type only.
         has_schemas: Whether a table's name may have a schema before it.
         prepare: Done with a new connection.
@@ -92,6 +93,7 @@ class Dialect(Struct, frozen=True):
     connect_timeout: str
     begin: str
     timezone: str
+    clock: str | None
     is_strict: bool
     has_schemas: bool
     prepare: Callable[[Any], None]
@@ -124,6 +126,7 @@ POSTGRESQL: Final = Dialect(
     connect_timeout="connect_timeout",
     begin="SELECT set_config('statement_timeout', '{ms}', true), set_config('datestyle', 'ISO', true)",
     timezone="SHOW timezone",
+    clock="SELECT extract(epoch from now())",
     is_strict=True,
     has_schemas=True,
     prepare=lambda _connection: None,
@@ -141,6 +144,7 @@ SQLITE: Final = Dialect(
     begin="PRAGMA busy_timeout = {ms}",
     # what CURRENT_TIMESTAMP is in
     timezone="SELECT 'UTC'",
+    clock=None,
     is_strict=False,
     has_schemas=False,
     prepare=_read_any_text,

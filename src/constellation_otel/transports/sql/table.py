@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HIGHEST_ID",
     "LOWEST_ID",
+    "OURS",
     "TABLE",
     "Layout",
     "has_table",
@@ -297,7 +298,7 @@ def layout_of(connection: Connection, address: Address, unfit: type[Constellatio
             wrong.append(f"{name} is {found[name]['type']!r}, not one of {wanted}")
     if wrong:
         message = (
-            f"{address.name}: the table {address.table} is not an audit table: {'; '.join(wrong)}. Make one that has "
+            f"{address.name}: the table {address.table} is not an audit table: {'; '.join(wrong)}; make one that has "
             "what `constellation-otel schema` prints, or name another with ?table="
         )
         raise unfit(message)

@@ -9,12 +9,14 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("websockets", "websocket") from error
 
+from constellation_otel.transports.websocket.asking import ask_engine
 from constellation_otel.transports.websocket.source import WebSocketCounters, WebSocketSource, WebSocketState
 
 __all__ = [
     "WebSocketCounters",
     "WebSocketSource",
     "WebSocketState",
+    "ask_engine",
     "source_of",
 ]
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidState, InvalidStatus, PayloadTooBig
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
 from websockets.protocol import State
 
 from constellation_otel._support.scope import SCOPE_VERSION
@@ -135,7 +136,11 @@ def failure_of(error: OSError, host: str, open_timeout: float) -> UnavailableErr
     """What is said of an error of the network, or of TLS."""
     match error:
         case SSLCertVerificationError():
-            return MisconfiguredError(f"TLS: the engine's certificate is not accepted: {error.verify_message}")
+            message = (
+                f"TLS: the engine's certificate is not accepted: {error.verify_message}; name its authority's PEM file"
+                " by SSL_CERT_FILE, or give the host as the certificate has it"
+            )
+            return MisconfiguredError(message)
         case SSLError():
             why = f"TLS failed ({error.reason}); does the engine speak TLS at this port?"
         case socket.gaierror():
@@ -184,6 +189,7 @@ class Connection:
 
     Attributes:
         heard_at: When something came from it last, by the loop's clock.
+        date: The ``Date`` header of the handshake's answer, where it has one; known once :meth:`messages` was called.
     """
 
     def __init__(
@@ -198,6 +204,7 @@ class Connection:
         self._is_text = True
         self._clock = asyncio.get_running_loop().time
         self.heard_at = self._clock()
+        self.date: str | None = None
 
     @property
     def address(self) -> str:
@@ -231,6 +238,8 @@ class Connection:
         """The messages that have become complete since the last call."""
         complete = []
         for frame in self._protocol.events_received():
+            if isinstance(frame, Response):
+                self.date = frame.headers.get("Date")
             if not isinstance(frame, Frame) or frame.opcode not in _DATA:
                 continue
             if frame.opcode is not Opcode.CONT:
