@@ -5,6 +5,7 @@ Each command imports what it does when it runs, so that none pays for the others
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -145,6 +146,12 @@ _SERVICE_NAME = click.option(
     metavar="NAME",
     help="The service.name of the traces.  [default: OTEL_SERVICE_NAME, or constellation]",
 )
+_API_KEY_FILE = click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A file with the engine's API key.  [default: the variable CONSTELLATION_API_KEY]",
+)
 _SETTLE = click.option(
     "--settle",
     type=click.FloatRange(min=0),
@@ -191,12 +198,7 @@ and not readable again. Executions without an end are left for the next run."""
     help="Hold at most this many events for each sink.",
 )
 @click.option("--execution", type=click.UUID, metavar="UUID", help="Follow this execution only.")
-@click.option(
-    "--api-key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="A file with the engine's API key.  [default: the variable CONSTELLATION_API_KEY]",
-)
+@_API_KEY_FILE
 @click.option(
     "--max-reconnect-wait",
     type=click.FloatRange(min=0, min_open=True),
@@ -416,6 +418,32 @@ def schema(url: str) -> None:
         return 0
 
     _exit_with(run, "schema")
+
+
+@cli.command(epilog="Exit codes: 0 no problem; 1 a problem; 2 wrong usage.")
+@click.argument("urls", metavar="[URL]...", nargs=-1)
+@click.option("--jaeger", metavar="URL", help="Send one span through each OTLP URL, and find it in this Jaeger.")
+@_API_KEY_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(urls: tuple[str, ...], jaeger: str | None, api_key_file: Path | None, as_json: bool) -> None:
+    """Look at versions, variables, and every URL of a source or a sink, and say what to do.
+
+    Nothing is written, but for the one span of --jaeger. Without a URL, the OTLP endpoint
+    of the environment is looked at, if it names one.
+
+    \b
+    URL:    as SOURCE and SINK for bridge
+    """
+
+    def run() -> int:
+        # read when gRPC is imported: what it would write to standard error is in its errors, too
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from constellation_otel.cli.doctor import run_doctor  # noqa: PLC0415 - for this command only
+
+        api_key = None if api_key_file is None else _key_in(api_key_file)
+        return run_doctor(urls, jaeger=jaeger, as_json=as_json, api_key=api_key)
+
+    _exit_with(run, "doctor")
 
 
 def _key_in(file: Path) -> str:
