@@ -6,12 +6,13 @@ import re
 import shlex
 import tomllib
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pytest
 from opentelemetry.metrics import NoOpMeter
 
 from constellation_otel.cli import cli
+from constellation_otel.cli.doctor.finding import Check
 from constellation_otel.otel.metrics import Instruments
 from constellation_otel.testing import span_tree
 from constellation_otel.traces import span as spans
@@ -31,6 +32,7 @@ README = PAGES["README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCAL_ENDPOINT = "http://localhost:4317"
 LOCAL_OTLP = "otlp://localhost:4317"
+DOCTOR = "constellation-otel doctor"
 
 
 class Block(NamedTuple):
@@ -230,6 +232,9 @@ def test_a_shell_block_runs_and_prints_what_the_page_says(block: Block, output: 
     assert stderr == ""
     if "█" in output.text:
         assert {shape(trace) for trace in output.text.split("\n\n")} <= {shape(it) for it in stdout.split("\n\n")}
+    elif DOCTOR in block.text:
+        here = stdout.replace(receiver.grpc_endpoint.removeprefix("http://"), "localhost:4317")
+        assert without_versions(here) == without_versions(output.text)
     elif output.text:
         assert stdout == output.text
     if "EXPORTER=console" in block.text:
@@ -237,7 +242,13 @@ def test_a_shell_block_runs_and_prints_what_the_page_says(block: Block, output: 
         names = re.findall(r'^    "name": "(.*)",$', stdout, re.MULTILINE)
         assert sorted(names) == ["my-pipeline", "trim", "uppercase", "word_count"]
     delivers = any(it in block.text for it in (LOCAL_ENDPOINT, LOCAL_OTLP, "examples/audit_log.py"))
+    # which sends no span unless it is told to
+    delivers = delivers and DOCTOR not in block.text
     assert bool(receiver.spans) == (delivers and bool(text))
+
+
+def without_versions(text: str) -> str:
+    return re.sub(r"\b\d+(\.\d+)+\b", "…", text)
 
 
 def shape(drawn: str) -> tuple[str, ...]:
@@ -304,6 +315,11 @@ ATTRIBUTES = sorted([
 def test_a_table_of_attributes_has_every_one(page: str, head: str) -> None:
     rows = table_after(PAGES[page], head)
     assert sorted(name for row in rows for name in names_in(row[0])) == ATTRIBUTES
+
+
+def test_the_page_of_the_doctor_has_every_check() -> None:
+    rows = table_after(PAGES["docs/doctor.md"], "| check | what is looked at |")
+    assert [name for row in rows for name in names_in(row[0])] == list(get_args(Check))
 
 
 def test_the_layout_has_every_room() -> None:

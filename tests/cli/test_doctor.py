@@ -671,6 +671,28 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     assert done.stdout.endswith("\n2 problems\n")
 
 
+def test_an_encoding_without_arrows_gets_question_marks() -> None:
+    done = subprocess.run(
+        line("doctor", "jsonl:/no-such-folder/x"),
+        capture_output=True,
+        timeout=DEADLINE,
+        env=environment(PYTHONIOENCODING="ascii"),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"                      ? make the folder, " in done.stdout
+
+
+def test_arguments_and_variables_of_any_bytes_are_printed() -> None:
+    odd = "odd\udcff"
+    urls = [
+        f"{scheme}{odd}" for scheme in ("jsonl:/", "journal:/", "sqlite:////", "kafka://h/", "ws://", "otlp://", "")
+    ]
+    said = examined(*urls, "postgresql://h/" + odd, "dagster:" + odd, **{f"OTEL_SERVICE_NAM{odd}": odd})
+    assert said.code == 1
+    assert {level for _, level, *_ in said.found} <= {"problem", "warning"}
+
+
 def on_a_terminal(*arguments: str, **variables: str) -> str:
     """What a command writes to a terminal."""
     master, slave = pty.openpty()

@@ -31,6 +31,8 @@ from constellation_otel.transports.url import SinkOptions, SourceOptions, withou
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from constellation_otel.cli.doctor.finding import Check
+
 __all__ = ["TIMEOUT_S", "check_url", "is_otlp", "name_of", "otlp_sink"]
 
 TIMEOUT_S: Final = 5.0
@@ -110,8 +112,8 @@ def check_url(url: str | None, api_key: str | None) -> Iterator[Finding]:
     except ConstellationOtelError as error:
         # what Kafka's ends with is after a colon
         separator = ": " if scheme == "kafka" else "; "
-        check, remedy = _ABOUT.get(scheme, ("connection", _START))
-        yield of_error(error, check, remedy, separator=separator)
+        about, remedy = _ABOUT.get(scheme, ("connection", _START))
+        yield of_error(error, about, remedy, separator=separator)
 
 
 def _refused(url: str) -> Iterator[Finding]:
@@ -279,7 +281,7 @@ _CHECKS: Final[dict[str, Callable[[str], Iterator[Finding]]]] = {
     "journal": _check_journal,
     "dagster": _check_beginning,
 }
-_ABOUT: Final = {
+_ABOUT: Final[dict[str, tuple[Check, str]]] = {
     "ws": ("engine", _START),
     "wss": ("engine", _START),
     "sqlite": ("file", "let other programs end their transactions; look at the disk, and at this user's rights"),

@@ -12,11 +12,32 @@ from constellation_otel.errors import ConfigurationError, RefusedError, Unavaila
 if TYPE_CHECKING:
     from constellation_otel.errors import ConstellationOtelError
 
-__all__ = ["Finding", "Level", "of_error", "ok", "problem", "warning"]
+__all__ = ["Check", "Finding", "Level", "of_error", "ok", "problem", "warning"]
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
+"""``problem`` if it does not work, ``warning`` if it may not do what was meant."""
+Check: TypeAlias = Literal[
+    "versions",
+    "extras",
+    "environment",
+    "url",
+    "connection",
+    "credentials",
+    "tls",
+    "clock",
+    "engine",
+    "topic",
+    "table",
+    "columns",
+    "file",
+    "journal",
+    "instance",
+    "log",
+    "span",
+]
+"""What is looked at; docs/doctor.md says what each is."""
 
-_CHECKS: Final = {
+_CHECKS: Final[dict[str, Check]] = {
     "OTEL_EXPORTER_OTLP_HEADERS": "credentials",
     "OTEL_EXPORTER_OTLP_CERTIFICATE": "tls",
     "CONSTELLATION_API_KEY": "credentials",
@@ -44,29 +65,29 @@ class Finding(Struct, frozen=True):
         target: The URL that it is about, without secrets; ``None`` where it is about this installation.
     """
 
-    check: str
+    check: Check
     level: Level
     found: str
     remedy: str | None = None
     target: str | None = None
 
 
-def ok(check: str, found: str) -> Finding:
+def ok(check: Check, found: str) -> Finding:
     """Something that is as it should be."""
     return Finding(check, "ok", found)
 
 
-def warning(check: str, found: str, remedy: str) -> Finding:
+def warning(check: Check, found: str, remedy: str) -> Finding:
     """Something that may not do what was meant."""
     return Finding(check, "warning", found, remedy)
 
 
-def problem(check: str, found: str, remedy: str) -> Finding:
+def problem(check: Check, found: str, remedy: str) -> Finding:
     """Something that does not work."""
     return Finding(check, "problem", found, remedy)
 
 
-def of_error(error: ConstellationOtelError, check: str, remedy: str, *, separator: str = "; ") -> Finding:
+def of_error(error: ConstellationOtelError, check: Check, remedy: str, *, separator: str = "; ") -> Finding:
     """A problem, from the error that a bridge would meet.
 
     Args:
