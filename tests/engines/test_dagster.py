@@ -240,3 +240,10 @@ nightly (server) success
     SELECT orders (internal)
   total (internal) success"""
     )
+
+
+def test_a_doctor_reads_the_beginning_of_an_instance(home: Home) -> None:
+    home.run(jobs.retried)
+    words = shlex.join([sys.executable, "-m", "constellation_otel", "doctor", f"dagster:{home.folder}"])
+    stdout, _ = run_command(home.receiver, words, PYTHONWARNINGS="ignore")
+    assert f"ok       instance     dagster:{home.folder} can be read: " in stdout

@@ -225,13 +225,17 @@ def _check_lines(url: str) -> Iterator[Finding]:
         yield ok("file", "standard input, or output, which is not looked at")
         return
     if Path(path).exists():
-        yield from _check_beginning(url)
+        yield from _check_beginning(url, "file")
     else:
         check_sink(url, resource=make_resource())
         yield from _check_folder(path, "a file", "what is read must be there, unless it is followed")
 
 
-def _check_beginning(url: str) -> Iterator[Finding]:
+def _check_instance(url: str) -> Iterator[Finding]:
+    return _check_beginning(url, "instance")
+
+
+def _check_beginning(url: str, check: Check) -> Iterator[Finding]:
     """Reads the first items of a source, which is not changed by that."""
     source = source_of(url, follow=False)
     try:
@@ -243,9 +247,9 @@ def _check_beginning(url: str) -> Iterator[Finding]:
     found = f"{source.name} can be read: {events} events at its beginning"
     if unreadable:
         remedy = "take them out, or keep them with --dead-letters: a bridge goes on behind them"
-        yield warning("file", f"{found}, and {len(unreadable)} records that are none: {unreadable[0].reason}", remedy)
+        yield warning(check, f"{found}, and {len(unreadable)} records that are none: {unreadable[0].reason}", remedy)
     else:
-        yield ok("file", found)
+        yield ok(check, found)
 
 
 def _check_journal(url: str) -> Iterator[Finding]:
@@ -279,7 +283,7 @@ _CHECKS: Final[dict[str, Callable[[str], Iterator[Finding]]]] = {
     "sqlite": _check_table,
     "jsonl": _check_lines,
     "journal": _check_journal,
-    "dagster": _check_beginning,
+    "dagster": _check_instance,
 }
 _ABOUT: Final[dict[str, tuple[Check, str]]] = {
     "ws": ("engine", _START),

@@ -239,7 +239,7 @@ class Connection:
         complete = []
         for frame in self._protocol.events_received():
             if isinstance(frame, Response):
-                self.date = frame.headers.get("Date")
+                self.date = next(iter(frame.headers.get_all("Date")), None)
             if not isinstance(frame, Frame) or frame.opcode not in _DATA:
                 continue
             if frame.opcode is not Opcode.CONT:
