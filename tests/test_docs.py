@@ -120,6 +120,7 @@ PYTHON = {
         f"GET /report/<text> (server)\n  {IN_REQUEST}\n\n{WITH_JOURNAL}",
     ),
     "docs/trace-model.md": ("", "", "", MODEL),
+    "docs/zero-code.md": ("", "", "", f"{LETTERS}\n\n{LETTERS}"),
     "docs/adapters.md": ("", "", "", f"{CHECKED}\n\n{LETTERS}"),
 }
 """Each page with Python: what is printed before the outputs that it shows; what is done behind it, and what that

@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENGINES = ("dagster", "hamilton", "kedro")
 VERSIONS = ("oldest", "newest")
+ZERO_CODE = ("kedro",)
+"""Those that opentelemetry-instrument traces, which they have for it."""
 OLDEST = {"hamilton": "sf-hamilton==1.88"}
 """What users have that is older than the bound: Hamilton under its former name."""
 
@@ -45,6 +47,7 @@ class Environment:
         if version == "oldest":
             requirement = OLDEST.get(engine, requirement.replace(">=", "=="))
         tools = [it for it in PROJECT["dependency-groups"]["test"] if re.match("hypothesis|pytest>|requests", it)]
+        tools += [it for it in PROJECT["dependency-groups"]["test"] if engine in ZERO_CODE and "-distro>" in it]
         self.requirements = [requirement, *PROJECT["project"]["dependencies"], *tools]
         digest = hashlib.sha256("\0".join([platform.python_version(), *self.requirements]).encode()).hexdigest()[:16]
         self.folder = cache_root() / "peers" / f"{engine}-{version}-{digest}"

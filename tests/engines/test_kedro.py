@@ -21,12 +21,14 @@ from kedro.pipeline import node
 from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
 from opentelemetry import context as otel_context
 
+from constellation_otel.adapters import kedro_plugin
 from constellation_otel.adapters.kedro import ConstellationHooks
 from constellation_otel.adapters.telling import TellerCounters
 from constellation_otel.events import ExecutionCompleted, ExecutionStarted
 from constellation_otel.listener import ExecutionListener
 from constellation_otel.testing import EVERY_ENGINE, RecordingListener, check_adapter, span_tree
 from constellation_otel.testing.pipelines import CASES
+from engines.environments import PROJECT
 from programs import ROOT, run_command
 
 if TYPE_CHECKING:
@@ -312,3 +314,93 @@ __default__ (server) success
   longest (internal) success
   words (internal) success"""
     )
+
+
+INSTALLED = """\
+Metadata-Version: 2.1
+Name: constellation-otel
+Version: 0
+"""
+TREE = """\
+__default__ (server) success
+  count (internal) success
+  longest (internal) success
+  words (internal) success"""
+OWN_HOOKS = """\
+from constellation_otel import {listener}
+from constellation_otel.adapters.kedro import ConstellationHooks
+
+HOOKS = (ConstellationHooks({listener}()),)
+"""
+SETTINGS_OF = {
+    "none of its own": "",
+    "one for traces": OWN_HOOKS.format(listener="OtlpListener"),
+    "another one": OWN_HOOKS.format(listener="LoggingListener"),
+}
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This package as pip has it: these environments have its source only, without its entry points."""
+    groups = PROJECT["project"]["entry-points"]
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in it.items()) for group, it in groups.items()
+    ]
+    folder = tmp_path / "installed/constellation_otel-0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(INSTALLED)
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", f"{folder.parent}:{os.environ['PYTHONPATH']}")
+
+
+def run_project(receiver: Receiver, tmp_path: Path, settings: str, command: str, **variables: str) -> str:
+    """Runs the example with other settings; what it logs, and the traces."""
+    project = tmp_path / "kedro_project"
+    shutil.copytree(ROOT / "examples/kedro_project", project)
+    (project / "src/letters/settings.py").write_text(settings)
+    stdout, stderr = run_command(receiver, f"cd {project} && {command}", PYTHONWARNINGS="ignore", **variables)
+    return stdout + stderr
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("options", ["", " --runner=ThreadRunner"])
+@pytest.mark.parametrize("hooks", SETTINGS_OF)
+def test_a_project_is_traced_once_under_opentelemetry_instrument(
+    hooks: str, options: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    run_project(receiver, tmp_path, SETTINGS_OF[hooks], f"opentelemetry-instrument kedro run{options}")
+    assert span_tree(receiver.spans) == TREE
+
+
+@pytest.mark.usefixtures("installed")
+def test_nodes_in_forked_processes_are_traced_under_opentelemetry_instrument(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    """What has left the exporter of such a process when the run has ended: with this delay, all of it."""
+    command = "opentelemetry-instrument kedro run --runner=ParallelRunner"
+    run_project(receiver, tmp_path, "", command, OTEL_BSP_SCHEDULE_DELAY="1", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1")
+    assert span_tree(receiver.spans) == TREE
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("settings", "command", "disabled"),
+    [
+        ("", "kedro run", ""),
+        ("", "opentelemetry-instrument kedro run", "constellation"),
+        ('DISABLE_HOOKS_FOR_PLUGINS = ("constellation-otel",)\n', "opentelemetry-instrument kedro run", ""),
+    ],
+    ids=["not instrumented", "disabled", "disabled in the project"],
+)
+def test_a_project_is_not_traced_otherwise(
+    settings: str, command: str, disabled: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    variables = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": disabled, "COLUMNS": "200"}
+    logged = run_project(receiver, tmp_path, settings, command, **variables)
+    assert "Pipeline execution completed successfully" in logged
+    assert receiver.spans == []
+
+
+def test_the_plugin_has_hooks_only() -> None:
+    with pytest.raises(AttributeError, match="kedro_plugin' has no attribute 'hook'"):
+        kedro_plugin.hook  # noqa: B018 - the access is the test

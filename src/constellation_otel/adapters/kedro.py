@@ -9,14 +9,17 @@ import json
 import os
 import socket
 import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from constellation_otel._support.fork import PerProcess, after_fork_in_child
 from constellation_otel.adapters.telling import Teller
 from constellation_otel.errors import MissingExtraError
+from constellation_otel.listener import ExecutionListener
 
 try:
     from kedro.framework.hooks import hook_impl
+    from kedro.framework.project import settings
 except ModuleNotFoundError as error:
     raise MissingExtraError("kedro", "kedro") from error
 
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
-    from constellation_otel.listener import ExecutionListener
+    from constellation_otel.automatic import Further
 
-__all__ = ["ConstellationHooks"]
+__all__ = ["ConstellationHooks", "further_hooks"]
 
 _RUNS: Final = "CONSTELLATION_OTEL_KEDRO_RUNS"
 """The variable with the runs of this process, for those that it starts: the carrier of each, by Kedro's run id."""
@@ -45,11 +48,15 @@ class ConstellationHooks:
 
     Args:
         listener: Whom to notify; it is the project's, who closes it.
+
+    Attributes:
+        listener: The same.
     """
 
     _lock = PerProcess(lambda: threading.Lock())  # noqa: PLW0108 - which class that is, is known when it is called
 
     def __init__(self, listener: ExecutionListener) -> None:
+        self.listener = listener
         self.teller = Teller(listener, "kedro")
         # of each run, the nodes whose outputs a node takes; a forked process needs them, too
         self._upstream: dict[str, dict[str, list[str]]] = {}
@@ -137,6 +144,26 @@ class ConstellationHooks:
             if carrier:
                 runs[run_id] = carrier
             os.environ[_RUNS] = json.dumps(runs)
+
+
+def further_hooks(further: Further) -> ConstellationHooks | None:
+    """The hooks that a project gets without saying so in its settings.
+
+    Args:
+        further: Gives the listener to notify besides those of the project's own hooks.
+
+    Returns:
+        ``None`` where there is nothing to notify besides.
+    """
+    own = [each.listener for each in settings.HOOKS if isinstance(each, ConstellationHooks)]
+    listener = further(ExecutionListener.composite(*own))
+    return None if listener is ExecutionListener.noop else _hooks_of(listener)
+
+
+@lru_cache(maxsize=1)
+def _hooks_of(listener: ExecutionListener) -> ConstellationHooks:
+    """The same ones for all sessions: the forked process of a node has to know what its parent's do."""
+    return ConstellationHooks(listener)
 
 
 def _run_id_of(run_params: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, Self
 
 from constellation_otel._support.deadline import bounded
+from constellation_otel.automatic import further_listener
 from constellation_otel.engine.run import Run
 from constellation_otel.engine.threads import Threads
 from constellation_otel.listener import ExecutionListener
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Executor
 
+    from constellation_otel.automatic import Further
     from constellation_otel.engine.dag import Dag
 
 __all__ = ["Constellation", "ConstellationBuilder", "Execution"]
@@ -113,12 +115,15 @@ class Constellation:
     collected and what it had begun has ended.
 
     Args:
-        listener: Is notified; an exception in its callbacks is logged and goes no further.
+        listener: Is notified; an exception in its callbacks is logged and goes no further. Under
+            ``opentelemetry-instrument`` an engine whose listener makes no traces notifies one that does, too.
         executor: Where modules run; never shut down by the engine.
     """
 
     def __init__(self, listener: ExecutionListener = ExecutionListener.noop, executor: Executor | None = None) -> None:
         self._listener = ExecutionListener.composite(listener)
+        # with what it was asked for; the same one for all executions of an engine, until that changes
+        self._notified: tuple[Further | None, ExecutionListener] = (None, self._listener)
         self._executor = executor
         self._by_process: dict[int, Threads] = {}
 
@@ -200,9 +205,19 @@ class Constellation:
 
     def _start(self, dag: Dag, inputs: Mapping[str, Any]) -> Run:
         dag.check_inputs(inputs)
-        run = Run(dag, inputs, self._listener, self._threads())
+        run = Run(dag, inputs, self._listeners(), self._threads())
         run.start()
         return run
+
+    def _listeners(self) -> ExecutionListener:
+        """The engine's own listener, with what every engine of this process notifies besides."""
+        further = further_listener()
+        asked, listener = self._notified
+        if asked is not further:
+            more = ExecutionListener.noop if further is None else further(self._listener)
+            listener = ExecutionListener.composite(more, self._listener)
+            self._notified = (further, listener)
+        return listener
 
     def _threads(self) -> Threads:
         """This process's threads: a forked child has none of its parent's."""

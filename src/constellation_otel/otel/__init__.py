@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         is_wanted,
     )
     from constellation_otel.otel.sdk_listener import OpenTelemetryListener
+    from constellation_otel.otel.span_listener import SpanListener
 else:
     __getattr__, __dir__ = door(
         __name__,
@@ -23,6 +24,7 @@ else:
             "otlp_listener": ("OtlpListener",),
             "own_providers": ("Exporters", "PrivateSignals", "grpc_options", "http_options", "is_wanted"),
             "sdk_listener": ("OpenTelemetryListener",),
+            "span_listener": ("SpanListener",),
         },
     )
 
@@ -31,6 +33,7 @@ __all__ = [
     "OpenTelemetryListener",
     "OtlpListener",
     "PrivateSignals",
+    "SpanListener",
     "grpc_options",
     "http_options",
     "is_wanted",
