@@ -106,6 +106,9 @@ conformance (server) success
   load (internal) success
   shout (internal) success"""
 """What of the check of adapters goes to the application's SDK."""
+LOGGING = """\
+letters (server) success
+  count (internal) success"""
 MODEL = """\
 letters (server) success
   count (internal) success
@@ -119,6 +122,7 @@ PYTHON = {
         '{"trim":"to be","uppercase":"TO BE","word_count":2}\n',
         f"GET /report/<text> (server)\n  {IN_REQUEST}\n\n{WITH_JOURNAL}",
     ),
+    "docs/logs.md": ("", "", "", f"{LOGGING}\n\n{LOGGING}"),
     "docs/trace-model.md": ("", "", "", MODEL),
     "docs/zero-code.md": ("", "", "", f"{LETTERS}\n\n{LETTERS}"),
     "docs/adapters.md": ("", "", "", f"{CHECKED}\n\n{LETTERS}"),

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "otel": {"transports", "delivery", "bodies", "traces", "events", "errors", "_support"},
     "engine": {"automatic", "bodies", "traces", "listener", "errors", "_support"},
     "adapters": {"automatic", "bodies", "traces", "listener", "errors", "_support"},
+    "logs": {"bodies"},
     "instrumentation": {"automatic", "otel", "listener", "_support"},
     "receiver": {"traces", "errors", "_support"},
     "testing": {"otel", "receiver", "delivery", "traces", "events", "listener", "errors", "_support"},

@@ -19,6 +19,7 @@ from constellation_otel import ConfigurationError, span_id_of, trace_id_of
 from constellation_otel.bodies import Bodies, BodyRecord, module_context, span_context_of, traceparent_of
 from constellation_otel.bodies import context as context_module
 from constellation_otel.bodies.body import Body
+from constellation_otel.bodies.running import RUNNING
 from constellation_otel.traces import Sampling
 from odd_events import Hostile
 from samplers import Opinionated, RaisingSampler
@@ -42,7 +43,7 @@ def test_a_second_look_at_a_module_finds_the_same_span() -> None:
     assert recorded_by(bodies, context=Context({"kept": 1})) is span
     assert recorded_by(bodies, OTHER) is not span
     context = bodies.context_of(EXECUTION, MODULE, Context({"kept": 1}))
-    assert context == {"kept": 1, context_module.CURRENT_SPAN: span}
+    assert context == {"kept": 1, context_module.CURRENT_SPAN: span, RUNNING: span}
     assert trace.get_current_span(context) is span
 
 

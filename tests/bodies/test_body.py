@@ -11,9 +11,10 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from body_spans import EXECUTION, MODULE, OTHER, bodies_of
-from constellation_otel.bodies import Bodies, BodyRecord, BodySpan
+from constellation_otel.bodies import Bodies, BodyRecord, BodySpan, running_module
 from constellation_otel.bodies.body import Body
 from constellation_otel.bodies.context import CURRENT_SPAN
+from constellation_otel.bodies.running import RUNNING
 from support import DEADLINE
 
 
@@ -30,7 +31,8 @@ def test_no_span_is_made_until_somebody_looks_at_it() -> None:
     try:
         assert otel_context.get_value("kept") == 1
         assert otel_context.get_value("other") is None
-        assert (body.span, len(body)) == (None, 2)
+        assert running_module() is body
+        assert (body.span, len(body)) == (None, 3)
         assert trace.get_current_span() is body.span
     finally:
         otel_context.detach(token)
@@ -66,12 +68,21 @@ READING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", READING)
-@pytest.mark.parametrize("around", [{"kept": 1}, {"kept": 1, CURRENT_SPAN: trace.INVALID_SPAN}], ids=["kept", "span"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"kept": 1},
+        {"kept": 1, CURRENT_SPAN: trace.INVALID_SPAN},
+        {"kept": 1, CURRENT_SPAN: 0, RUNNING: 0},
+    ],
+    ids=["kept", "span", "module"],
+)
 def test_it_reads_as_the_dictionary_that_it_stands_for(name: str, around: dict[str, object]) -> None:
     body, read = body_of(bodies_of(), Context(around)), READING[name]
-    plain = Context({**around, CURRENT_SPAN: body_of(bodies_of()).current()})
+    span = body_of(bodies_of()).current()
     if name in ("values", "items", "dict", "unpacked", "copy", "or", "repr"):
-        plain = Context({**around, CURRENT_SPAN: body.current()})
+        span = body.current()
+    plain = Context({**around, CURRENT_SPAN: span, RUNNING: span})
     assert read(body) == read(plain)
 
 

@@ -26,6 +26,7 @@ from constellation_otel._support.fork import PerProcess, after_fork_in_child
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel._support.scope import ENGINE_KEY
 from constellation_otel._support.text import shown
+from constellation_otel.bodies import name_module
 from constellation_otel.listener import CompositeListener, ExecutionListener
 from constellation_otel.traces import attempt_id_of, execution_id_of, module_id_of
 
@@ -297,7 +298,9 @@ class Teller:
         module.start = time.perf_counter()
         self._listener.on_module_start(execution_id, module_id, name)
         if attach:
-            module.token = otel_context.attach(self.context(execution_id, key, attempt))
+            context = self.context(execution_id, key, attempt)
+            name_module(context, module_id, name)
+            module.token = otel_context.attach(context)
         return None
 
     @_guarded

@@ -9,6 +9,7 @@ from constellation_otel._support.door import door
 if TYPE_CHECKING:
     from constellation_otel.bodies.bodies import Bodies
     from constellation_otel.bodies.context import module_context, span_context_of, traceparent_of
+    from constellation_otel.bodies.running import RunningModule, name_module, running_module, running_remotely
     from constellation_otel.bodies.span import BodySpan, recording
     from constellation_otel.events import BodyRecord
 else:
@@ -17,8 +18,21 @@ else:
         {
             "bodies": ("Bodies",),
             "context": ("module_context", "span_context_of", "traceparent_of"),
+            "running": ("RunningModule", "name_module", "running_module", "running_remotely"),
             "span": ("BodyRecord", "BodySpan", "recording"),
         },
     )
 
-__all__ = ["Bodies", "BodyRecord", "BodySpan", "module_context", "recording", "span_context_of", "traceparent_of"]
+__all__ = [
+    "Bodies",
+    "BodyRecord",
+    "BodySpan",
+    "RunningModule",
+    "module_context",
+    "name_module",
+    "recording",
+    "running_module",
+    "running_remotely",
+    "span_context_of",
+    "traceparent_of",
+]

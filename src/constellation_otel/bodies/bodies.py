@@ -11,6 +11,7 @@ from opentelemetry.context import Context
 from constellation_otel._support.log import RateLimitedLog
 from constellation_otel.bodies.body import Body
 from constellation_otel.bodies.context import CURRENT_SPAN, traceparent_of
+from constellation_otel.bodies.running import RUNNING, Unrecorded
 from constellation_otel.bodies.span import BodySpan
 from constellation_otel.events import redacted_body
 
@@ -101,7 +102,8 @@ class Bodies:
         body.span = None
         known: Body = decision.bodies.setdefault(key, body)
         if known is not body:
-            return Context({**context, CURRENT_SPAN: known.current()})
+            span = known.current()
+            return Context({**context, CURRENT_SPAN: span, RUNNING: span})
         try:
             next(self._room)
         except StopIteration:
@@ -125,7 +127,12 @@ class Bodies:
                 return context
         if decision.has_bodies:
             return None
-        return decision.context_of(0 if decision.ids is None else decision.ids.of_module(key), context)
+        ids = decision.ids
+        if ids is None:
+            # nothing of it is known here
+            return context
+        here = Unrecorded(ids.execution_id, key)
+        return Context({**decision.context_of(ids.of_module(key), context), RUNNING: here})
 
     def take(self, execution_id: UUID, module_id: UUID, error: BaseException | None = None) -> BodyRecord | None:
         """Ends the span of a module's body.

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context
 
 from constellation_otel.bodies.context import CURRENT_SPAN
+from constellation_otel.bodies.running import RUNNING
 from constellation_otel.bodies.span import BodySpan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from uuid import UUID
 
     from constellation_otel.traces import Decision
 
@@ -52,6 +54,11 @@ class Body(Context):
         if self.span is not None:
             self.span.module_name = name
 
+    @property
+    def execution_id(self) -> UUID | None:
+        """The execution's id, where it is known."""
+        return self.decision.execution_id
+
     def current(self) -> BodySpan:
         """The module's span, the same one for all who look."""
         span = self.span
@@ -71,10 +78,14 @@ class Body(Context):
             self.span.close()
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.current() if key == CURRENT_SPAN else self.around.get(key, default)
+        if key == CURRENT_SPAN:
+            return self.current()
+        # which is as good as the span, and makes none
+        return self if key == RUNNING else self.around.get(key, default)
 
     def copy(self) -> dict[str, Any]:
-        return {**self.around, CURRENT_SPAN: self.current()}
+        span = self.current()
+        return {**self.around, CURRENT_SPAN: span, RUNNING: span}
 
     def __getitem__(self, key: str) -> Any:
         return self.copy()[key]
@@ -89,7 +100,7 @@ class Body(Context):
         return reversed(self.copy())
 
     def __len__(self) -> int:
-        return len(self.around) + (CURRENT_SPAN not in self.around)
+        return len(self.around) + (CURRENT_SPAN not in self.around) + (RUNNING not in self.around)
 
     def __eq__(self, other: object) -> bool:
         return self.copy() == other

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from constellation_otel.bodies.running import RUNNING, Unrecorded
 from constellation_otel.events import remote_parent
 from constellation_otel.traces import decide, sampler_of_environment, span_id_of
 
@@ -55,7 +56,7 @@ def module_context(
     span = NonRecordingSpan(
         SpanContext(execution.trace_id, span_id, False, execution.trace_flags, execution.trace_state)
     )
-    return Context({**context, CURRENT_SPAN: span})
+    return Context({**context, CURRENT_SPAN: span, RUNNING: Unrecorded(execution_id, module_id.int)})
 
 
 def span_context_of(

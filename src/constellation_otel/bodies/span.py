@@ -102,6 +102,11 @@ class BodySpan(trace.Span, ReadableSpan):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.module_name or _UNNAMED!r}, context={self.get_span_context()})"
 
+    @property
+    def execution_id(self) -> UUID | None:
+        """The execution's id, where it is known."""
+        return self.decision.execution_id
+
     def get_span_context(self) -> SpanContext:
         known = self._known_context
         if known is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
+from constellation_otel.bodies import name_module
 from constellation_otel.engine.attempts import Retries, is_worth_another
 from constellation_otel.engine.outputs import awaited, discard, is_awaitable
 from constellation_otel.engine.remote import failure_in, picklable, run_remotely
@@ -195,8 +196,9 @@ class Call:
             executor = self._threads.executor
             module = self.module
             function = picklable(module) if isinstance(executor, ProcessPoolExecutor) else module.function
-            records = None if self._body is None else module.name
-            call = (function, module.is_async, self._run.arguments(module), headers, self.module_id, records)
+            records = self._body is not None
+            ids = (self._run.execution_id, self.module_id)
+            call = (function, module.is_async, self._run.arguments(module), headers, ids, module.name, records)
             future = self._threads.track(executor.submit(run_remotely, *call))
             self._has_begun = True
             if not self._run.keep(future, self._run.sent):
@@ -273,11 +275,7 @@ class Call:
         listener = self._run.listener
         if isinstance(listener, ModuleContextProvider):
             context = listener.module_context(self._run.execution_id, self.module_id, context)
-            # what keeps the span makes it when the body looks at it
-            body: Any = context if hasattr(type(context), "module_name") else trace.get_current_span(context)
-            if hasattr(type(body), "module_name"):
-                # it records, and has not been told
-                body.module_name = self.module.name
+            name_module(context, self.module_id, self.module.name)
         return context
 
     def _tell_start(self, execution_id: UUID, module_id: UUID, name: str) -> None:

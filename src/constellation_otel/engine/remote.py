@@ -13,6 +13,7 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 
 from constellation_otel._support.text import message_of
+from constellation_otel.bodies import running_remotely
 from constellation_otel.engine.outputs import awaited, is_awaitable
 from constellation_otel.errors import DagError, RemoteError
 
@@ -53,8 +54,9 @@ def run_remotely(
     is_async: bool,
     arguments: dict[str, Any],
     headers: dict[str, str],
-    module_id: UUID,  # makes each call another one for executors that remember calls, as Dask's does
-    records: str | None = None,
+    ids: tuple[UUID, UUID],  # they make each call another one for executors that remember calls, as Dask's does
+    name: str,
+    records: bool,
 ) -> tuple[Any, float, BodyRecord | None]:
     """Runs a module in this process, under the trace context of the headers.
 
@@ -63,18 +65,20 @@ def run_remotely(
         is_async: Whether it is a coroutine function.
         arguments: By name.
         headers: The trace context.
-        module_id: The module's id in its execution.
-        records: The module's name, where its span records what its body sets.
+        ids: The execution's, and the module's in it.
+        name: The module's name.
+        records: Whether its span records what its body sets.
 
     Returns:
         Its output, how long it took, in milliseconds, and what its body has set on its span.
     """
-    context = propagate.extract(headers, context=Context())
+    execution_id, module_id = ids
+    context = running_remotely(execution_id, module_id, name, propagate.extract(headers, context=Context()))
     body = None
-    if records is not None:
+    if records:
         from constellation_otel.bodies import recording  # noqa: PLC0415 - the SDK, only where it records
 
-        body, context = recording(module_id, records, context)
+        body, context = recording(module_id, name, context)
     token = otel_context.attach(context)
     began = perf_counter()
     try:

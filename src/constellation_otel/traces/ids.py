@@ -63,11 +63,16 @@ class SpanIds:
 
     Args:
         execution_id: The execution.
+
+    Attributes:
+        execution_id: The same.
+        execution: Its own span's id.
     """
 
-    __slots__ = ("_modules", "execution")
+    __slots__ = ("_modules", "execution", "execution_id")
 
     def __init__(self, execution_id: UUID) -> None:
+        self.execution_id = execution_id
         self._modules = blake2b(_SPAN + execution_id.bytes, digest_size=8)
         self.execution = int.from_bytes(self._modules.digest()) or 1
 

@@ -84,6 +84,11 @@ class Decision(Struct, frozen=True):
     has_bodies: bool = False
     is_joined: bool = False
 
+    @property
+    def execution_id(self) -> UUID | None:
+        """The execution's id, where the ids were computed."""
+        return None if self.ids is None else self.ids.execution_id
+
     def span_context_of(self, span_id: int) -> SpanContext | None:
         """The context of a span of the execution's trace; ``None`` where that is not known, or not traced."""
         execution = self.span_context
