@@ -131,12 +131,13 @@ PYTHON = {
 prints; and the traces that arrive."""
 
 
-ON_ENGINES = {
+RUN_ELSEWHERE = {
     "docs/dagster.md": "tests/engines/test_dagster.py",
     "docs/hamilton.md": "tests/engines/test_hamilton.py",
     "docs/kedro.md": "tests/engines/test_kedro.py",
+    "docs/pytest.md": "tests/testing/test_plugin.py",
 }
-"""Each page whose Python, or commands, need an engine, and what runs them where that is."""
+"""Each page whose Python, or commands, need an engine or pytest, and what runs them where that is."""
 
 
 def program_of(page: str, receiver: Receiver, folder: Path) -> str:
@@ -151,8 +152,8 @@ def test_the_block_that_shows_spans_on_the_console_is_run() -> None:
 
 def test_every_page_with_python_is_run() -> None:
     pages = {page for page, blocks in BLOCKS.items() if "python" in {block.kind for block in blocks}}
-    assert pages == PYTHON.keys() | ON_ENGINES.keys()
-    assert all(page in (ROOT / where).read_text() for page, where in ON_ENGINES.items())
+    assert pages == PYTHON.keys() | RUN_ELSEWHERE.keys()
+    assert all(page in (ROOT / where).read_text() for page, where in RUN_ELSEWHERE.items())
 
 
 @pytest.mark.parametrize("page", PYTHON)
@@ -221,7 +222,7 @@ def runnable(text: str) -> str:
 SHELL = [
     pytest.param(block, output, id=f"{page}: {block.text.splitlines()[0]}")
     for page in PAGES
-    if page not in ON_ENGINES
+    if page not in RUN_ELSEWHERE
     for block, output in with_outputs("sh", page)
 ]
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "logs": {"bodies"},
     "instrumentation": {"automatic", "otel", "listener", "_support"},
     "receiver": {"traces", "errors", "_support"},
-    "testing": {"otel", "receiver", "delivery", "traces", "events", "listener", "errors", "_support"},
+    "testing": {"automatic", "otel", "receiver", "delivery", "traces", "events", "listener", "errors", "_support"},
     "cli": {
         "transports",
         "delivery",
@@ -148,7 +148,10 @@ HOMES = {
 """The distribution that brings a module, or a package with all of its modules."""
 
 
-BROUGHT_BY_WHO_LOADS_IT = {("instrumentation.py", "opentelemetry.instrumentation.instrumentor")}
+BROUGHT_BY_WHO_LOADS_IT = {
+    ("instrumentation.py", "opentelemetry.instrumentation.instrumentor"),
+    ("plugin.py", "pytest"),
+}
 """What is imported by modules that only a program which has it loads, by their entry points."""
 
 
