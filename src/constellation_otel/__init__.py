@@ -2,6 +2,9 @@
 
 The everyday names, each loaded when it is first used. What needs an extra is
 imported from its own module.
+
+PYTEST_DONT_REWRITE: pytest warns of a plugin's package that is imported before pytest
+is, as opentelemetry-instrument imports this one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -134,6 +135,28 @@ def test_is_cheap():
     }
     assert "opentelemetry.sdk" not in sys.modules
 """
+
+
+INSTALLED = {
+    "METADATA": "Metadata-Version: 2.1\nName: constellation-otel-as-a-wheel\nVersion: 0\n",
+    "RECORD": "constellation_otel/__init__.py,,\n",
+    "entry_points.txt": "[pytest11]\nconstellation_otel = constellation_otel.testing.plugin\n",
+}
+IMPORTED_BEFORE = "import constellation_otel, pytest, sys; sys.exit(pytest.main(['-W', 'error']))"
+
+
+def test_pytest_does_not_mind_that_the_package_is_imported_before(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a wheel pytest knows the files, and wants to be the first who imports them."""
+    folder = pytester.mkdir("installed") / "constellation_otel_as_a_wheel-0.dist-info"
+    folder.mkdir()
+    for name, text in INSTALLED.items():
+        (folder / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    pytester.makepyfile(USING)
+    result = pytester.run(sys.executable, "-c", IMPORTED_BEFORE)
+    result.assert_outcomes(passed=2)
 
 
 (PAGE,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/pytest.md").read_text(), re.MULTILINE | re.DOTALL)
