@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 from constellation_otel import (
     Constellation,
@@ -20,6 +23,7 @@ from constellation_otel import (
     ExecutionListener,
     OpenTelemetryListener,
     OtlpListener,
+    instrumentation,
 )
 from constellation_otel.instrumentation import ConstellationInstrumentor
 from constellation_otel.testing import RecordingListener, span_tree
@@ -125,6 +129,47 @@ def test_engines_of_many_threads_share_one_listener(
     in_threads(8, run)
     assert arrived(application) == "\n\n".join(8 * [TREE])
     assert caplog.messages == []
+
+
+def run_in_child() -> None:
+    run()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("providers", [("tracer_provider",), ()], ids=["given", "there are none"])
+@pytest.mark.usefixtures("instrument")
+def test_a_forked_child_exports_what_there_is_at_its_end(providers: tuple[str, ...], application: Application) -> None:
+    ConstellationInstrumentor().instrument(**dict.fromkeys(providers, application.traces))
+    context = multiprocessing.get_context("fork")
+    for target in (run_in_child, int):
+        child = context.Process(target=target)
+        child.start()
+        child.join(DEADLINE)
+        assert child.exitcode == 0
+    assert span_tree(application.receiver.spans) == (TREE if providers else "")
+
+
+def test_an_sdk_that_does_not_export_holds_up_no_childs_end_for_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given_up = threading.Event()
+
+    class Stuck(TracerProvider):
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            return given_up.wait(DEADLINE)
+
+    instrumentor = ConstellationInstrumentor()
+    instrumentor.instrument(tracer_provider=Stuck(shutdown_on_exit=False))
+    try:
+        run()
+        with monkeypatch.context() as patch:
+            patch.setattr(instrumentation, "_CLOSE_TIMEOUT", 0.01)
+            instrumentor._export()
+    finally:
+        given_up.set()
+        instrumentor.uninstrument()
+    message = "this process ends, and the SDK has not exported all within 0.01 s; what it still holds is lost"
+    assert caplog.messages == [message]
 
 
 def test_nothing_is_made_where_no_engine_runs(instrument: Callable[[], None]) -> None:
@@ -259,12 +304,41 @@ def report(text):
 
 
 @UNWATCHED
-def test_the_processes_of_a_celery_worker_are_traced(receiver: Receiver, tmp_path: Path) -> None:
+def test_the_processes_of_a_celery_worker_are_traced_to_their_end(receiver: Receiver, tmp_path: Path) -> None:
     (tmp_path / "messages").mkdir()
     (tmp_path / "tasks.py").write_text(PROGRAM + TASKS)
     command = ["celery", "--app", "tasks", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "INFO"]
     send = [sys.executable, "-c", "import tasks\nfor _ in range(4): tasks.report.delay(' to be ')"]
-    with instrumented(tmp_path, receiver, *command, "--without-mingle", "--without-gossip"):
+    options = ["--without-mingle", "--without-gossip"]
+    with instrumented(tmp_path, receiver, *command, *options, OTEL_BSP_SCHEDULE_DELAY="60000") as log:
         subprocess.run(send, cwd=tmp_path, check=True, timeout=DEADLINE)
-        eventually(lambda: len(receiver.spans) == 12, "all spans have arrived")
+        eventually(lambda: log.read_text().count("succeeded in") == 4, "the tasks have been done")
     assert span_tree(receiver.spans) == "\n\n".join(4 * [TREE])
+    durations = [it for it in receiver.metrics if it.name == "constellation.execution.duration"]
+    assert sum(point.count or 0 for point in durations) == 4
+
+
+POOL = """
+import multiprocessing
+
+def report(text):
+    Constellation().run(letters, {"text": text})
+
+if __name__ == "__main__":
+    report("before")
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        pool.map(report, 4 * [" to be "], chunksize=1)
+        pool.close()
+        pool.join()
+"""
+
+
+@UNWATCHED
+def test_forked_children_are_traced_to_their_end(receiver: Receiver, tmp_path: Path) -> None:
+    """Each ends behind its first execution, long before the SDK would export that."""
+    program = tmp_path / "app.py"
+    program.write_text(PROGRAM + POOL)
+    command = f"opentelemetry-instrument python {program}"
+    # that a process with threads forks is what newer Pythons warn of
+    run_command(receiver, command, OTEL_BSP_SCHEDULE_DELAY="60000", PYTHONWARNINGS="ignore")
+    assert span_tree(receiver.spans) == "\n\n".join(5 * [TREE])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from constellation_otel._support import exit as _exit
-from constellation_otel._support.exit import call_at_exit, exit_hook, forget_at_exit
+from constellation_otel._support.exit import call_at_exit, call_where_atexit_is_not_reached, exit_hook, forget_at_exit
 from support import DEADLINE, UNWATCHED
 
 if TYPE_CHECKING:
@@ -277,13 +277,18 @@ def test_hooks_are_called_the_latest_first_and_one_that_raises_stops_no_other(
         called.append("raising")
         raise ValueError
 
+    def last() -> None:
+        called.append("last")
+
     hooks = (first, forgotten, raising)
     for hook in hooks:
         call_at_exit(hook)
     forget_at_exit(forgotten)
     call_at_exit(first)
+    call_where_atexit_is_not_reached(last)
+    call_at_exit(first)
     leaving._call_hooks([])
-    assert called == ["first", "raising"]
+    assert called == ["first", "last", "raising"]
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
     for hook in hooks:
         forget_at_exit(hook)

@@ -23,7 +23,7 @@ from constellation_otel._support.log import log
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["call_at_exit", "exit_hook", "forget_at_exit"]
+__all__ = ["call_at_exit", "call_where_atexit_is_not_reached", "exit_hook", "forget_at_exit"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _PRIORITY: Final = 12
@@ -58,6 +58,14 @@ def call_at_exit(hook: Callable[[], None]) -> None:
     atexit.register(hook)
     _EXIT.join_multiprocessing()
     _EXIT.join_billiard()
+
+
+def call_where_atexit_is_not_reached(hook: Callable[[], None]) -> None:
+    """Has a function called at the end of this child, if that does not get to ``atexit`` and anything else is called.
+
+    It is called behind what :func:`call_at_exit` is asked for after this.
+    """
+    _EXIT.hooks[hook] = None
 
 
 def forget_at_exit(hook: Callable[[], None]) -> None:
