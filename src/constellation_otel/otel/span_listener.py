@@ -200,22 +200,27 @@ class SpanListener(BufferedListener[T]):
 
     def on_module_complete(self, execution_id: UUID, module_id: UUID, module_name: str, duration_ms: float) -> None:
         if self._is_active:
-            now, record = _time_ns(), None
+            now = _time_ns()
             try:
                 body = self._decisions[execution_id.int].bodies.pop(module_id.int, None)
-                if body is not None:
-                    body.has_ended = True
-                    if body.span is not None:
-                        record = self._bodies.record_of(body, module_id)
             except (AttributeError, KeyError, TypeError):
                 # the execution is not known; or an id is none, and the event will be rejected
-                record = None
+                body = None
             worker = self._worker
+            if body is not None:
+                body.has_ended = True
+                if body.span is not None:
+                    details, record = (
+                        self._waiting.take(execution_id, module_id),
+                        self._bodies.record_of(body, module_id),
+                    )
+                    worker.put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, record))
+                    return
             queue = worker.queue
             length = len(queue)
-            if record is not None or self._details or length >= worker.room:
+            if self._details or length >= worker.room:
                 details = self._waiting.take(execution_id, module_id)
-                worker.put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, record))
+                worker.put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details))
             else:
                 event = ModuleCompleted(execution_id, module_id, module_name, duration_ms, now)
                 queue.append(event)
