@@ -68,7 +68,7 @@ def test_a_source_of_a_users_own_needs_the_needed_methods_only() -> None:
     source.close()
     assert own.calls == [0.5, [Position(None, 1)], "close"]
     assert (source.last_error, source.failed_acknowledgements, source.dropped) == (None, 0, 0)
-    assert (source.fraction_read, source.wants_acknowledgements) == (None, True)
+    assert (source.fraction_read, source.wants_acknowledgements, source.gaps) == (None, True, 0)
 
 
 def test_what_else_a_source_of_a_users_own_has_is_asked() -> None:
@@ -77,6 +77,7 @@ def test_what_else_a_source_of_a_users_own_has_is_asked() -> None:
         failed_acknowledgements = 2
         dropped = 3
         fraction_read = 0.5
+        gaps = 4
 
         def keep_alive(self) -> None:
             self.calls.append("alive")
@@ -86,7 +87,7 @@ def test_what_else_a_source_of_a_users_own_has_is_asked() -> None:
     source.keep_alive()
     assert own.calls == ["alive"]
     assert (source.last_error, source.failed_acknowledgements, source.dropped) == ("no connection", 2, 3)
-    assert source.fraction_read == 0.5
+    assert (source.fraction_read, source.gaps) == (0.5, 4)
 
 
 def test_a_source_of_this_package_stays_as_it_is() -> None:
@@ -98,7 +99,7 @@ def test_a_source_without_more_has_the_defaults_of_its_base() -> None:
     source = Own()
     assert (source.is_ordered, source.is_durable, source.has_ended) == (False, False, False)
     assert (source.last_error, source.failed_acknowledgements, source.dropped) == (None, 0, 0)
-    assert (source.fraction_read, source.wants_acknowledgements) == (None, False)
+    assert (source.fraction_read, source.wants_acknowledgements, source.gaps) == (None, False, 0)
     source.acknowledge([Position(None, 1)])
     source.keep_alive()
     for needed in (lambda: source.name, lambda: source.read(0), source.close):

@@ -242,6 +242,11 @@ class Source:
         return 0
 
     @property
+    def gaps(self) -> int:
+        """How often it was away, so that what was sent meanwhile is lost; 0 of one that gives that later."""
+        return 0
+
+    @property
     def fraction_read(self) -> float | None:
         """How much was read, from 0 to 1, for a progress bar; ``None`` where that is unknown."""
         return None
@@ -297,6 +302,10 @@ class Forwarding(Source):
     @property
     def dropped(self) -> int:
         return int(getattr(self._source, "dropped", 0))
+
+    @property
+    def gaps(self) -> int:
+        return int(getattr(self._source, "gaps", 0))
 
     @property
     def fraction_read(self) -> float | None:

@@ -89,7 +89,8 @@ def source_of(
         api_key: For the engine.
         max_reconnect_wait: Seconds between two tries to connect to the engine, at most; what
             :class:`~constellation_otel.transports.websocket.WebSocketSource` has where it is ``None``.
-        dry_run: Whether a journal is only looked at, and may be another process's.
+        dry_run: Whether it is only looked at: a journal may be another process's, and a topic that is
+            followed is so without its consumer group.
 
     Raises:
         ConfigurationError: The URL cannot be used.

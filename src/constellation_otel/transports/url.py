@@ -24,7 +24,8 @@ class SourceOptions(NamedTuple):
         execution_id: The only execution to be read, where the source can choose; others give all.
         api_key: For the engine.
         max_reconnect_wait: Seconds between two tries to connect to the engine, at most.
-        only_looks: Whether a journal is only looked at, and may be another process's.
+        only_looks: Whether nobody else is to notice: a journal may be another process's, and a topic that is
+            followed is so without its consumer group.
     """
 
     follow: bool = True

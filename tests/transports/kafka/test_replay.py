@@ -15,15 +15,15 @@ from constellation_otel.errors import (
     MisconfiguredError,
     SourceError,
 )
+from constellation_otel.transports.kafka import KafkaSource
 from constellation_otel.transports.kafka.consumer import Limits
+from constellation_otel.transports.url import SourceOptions
 from deliveries import flat
 from support import DEADLINE, eventually
 from transports.kafka.helpers import FETCH, LIST_OFFSETS, Cluster, positions, read, record, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from constellation_otel.transports.kafka import KafkaSource
 
     MakeSource = Callable[..., KafkaSource]
 
@@ -116,3 +116,25 @@ def test_a_topic_is_looked_at_without_being_read(cluster: Cluster, make_source: 
     assert make_source("two", follow=False).look(DEADLINE) == (2, 2)
     with pytest.raises(SourceError, match="create the topic, or correct its name"):
         make_source("missing", follow=False).look(DEADLINE)
+
+
+def test_one_that_only_looks_follows_without_the_group(cluster: Cluster, make_source: MakeSource) -> None:
+    """Every partition, from the oldest record on; the group's member notices nothing, and nothing is committed."""
+    cluster.create("two", 2)
+    for partition in range(2):
+        cluster.write(*written("a"), partition=partition, topic="two")
+    member = make_source("two")
+    mine = read(member, 2)
+    url = f"kafka://{cluster.brokers}/two?group=bridge&fetch.wait.max.ms=10"
+    looking = KafkaSource.from_url(url, SourceOptions(follow=True, only_looks=True))
+    try:
+        items = read(looking, 2)
+        assert sorted(positions(items)) == sorted(positions(mine))
+        looking.acknowledge(positions(items))
+        cluster.write(*written("b"), None, partition=1, topic="two")
+        assert read(looking, 1) == read(member, 1) == [record("b", 1, 1, "two")]
+        assert looking.read(0.2) == ()
+        assert (looking.has_ended, looking.fraction_read) == (False, None)
+        assert looking.name == f"kafka://{cluster.brokers}/two"
+    finally:
+        looking.close()

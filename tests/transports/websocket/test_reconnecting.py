@@ -91,6 +91,7 @@ def test_a_connection_that_ends_is_told_of_and_made_anew(
         health_failures=0,
         connected=True,
     )
+    assert source.gaps == 1
     (lost,) = messages_of(caplog, logging.WARNING)
     assert lost.startswith(f"{source.name}: lost the connection after ")
     assert f" s: {reason}; trying again in " in lost

@@ -57,11 +57,12 @@ class Limits(Struct, frozen=True):
 
 
 class Reader:
-    """Reads a topic: follows it as a member of a group, or replays it to where it ended.
+    """Reads a topic: follows it, as a member of a group or not, or replays it to where it ended.
 
     Args:
         cluster: With a consumer's settings.
         follow: Whether to follow.
+        is_member: Whether it follows as a member of a group.
         limits: How often it commits, and how much it gives at once.
 
     Attributes:
@@ -71,7 +72,7 @@ class Reader:
         failed_commits: Commits that failed.
     """
 
-    def __init__(self, cluster: Cluster, *, follow: bool, limits: Limits) -> None:
+    def __init__(self, cluster: Cluster, *, follow: bool, is_member: bool, limits: Limits) -> None:
         self.consumer: Consumer | None = None
         self.is_closed = False
         self.commit_error: str | None = None
@@ -79,6 +80,7 @@ class Reader:
         self._cluster = cluster
         self._topic = cluster.topic
         self._follow = follow
+        self._is_member = is_member
         self._limits = limits
         # what was polled and not given yet, and how many records that are
         self._polled = BatchBuilder(_MAX_DATA)
@@ -209,9 +211,12 @@ class Reader:
         return len(topic.partitions)
 
     def _begin(self, consumer: Consumer, partitions: Iterable[int], timeout: float) -> None:
-        if self._follow:
+        if self._is_member:
             # not before the topic is there: a subscription would not notice for minutes that it was created
             consumer.subscribe([self._topic], on_revoke=self._on_revoke, on_lost=self._on_lost)
+            return
+        if self._follow:
+            consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in partitions])
             return
         for number in partitions:
             first, last = consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=timeout)
@@ -252,6 +257,8 @@ class Reader:
             if offset >= last - 1:
                 self._end_partition(consumer, number)
             is_wanted = offset < last
+        elif not self._is_member:
+            is_wanted = True
         elif origin in self._partitions or self._resume(consumer, number, offset):
             is_wanted = self._partitions[origin].read(offset)
         else:

@@ -49,7 +49,9 @@ class KafkaSource(Source):
     A reader that has no room calls :meth:`keep_alive` instead, every few seconds.
 
     A replay (``follow=False``) reads every partition from its oldest record to where it
-    ended when the replay began. It joins no group, and commits nothing.
+    ended when the replay began. It joins no group, and commits nothing. Nor does one that only
+    looks (``only_looks=True``): it follows every partition that there is at the first read, from
+    its oldest record on, and what is acknowledged to it is ignored.
 
     A record that is not an event comes as :class:`~constellation_otel.delivery.Unreadable`, with
     the first 64 KiB of it. One without a value (a tombstone) is nothing.
@@ -57,8 +59,9 @@ class KafkaSource(Source):
     Args:
         bootstrap_servers: ``host:port`` of one or more brokers, with commas between them.
         topic: The topic.
-        group: The consumer group; not used by a replay.
+        group: The consumer group; not used by a replay, nor by one that only looks.
         follow: Whether to go on with what comes later.
+        only_looks: Whether to follow without the group.
         config: librdkafka's settings; they override the ones made here, but for those
             that the promises above rest on.
         limits: How often it commits, how much a read gives, and how long closing takes.
@@ -75,11 +78,13 @@ class KafkaSource(Source):
         *,
         group: str | None,
         follow: bool = True,
+        only_looks: bool = False,
         config: Mapping[str, Setting] | None = None,
         limits: Limits | None = None,
     ) -> None:
         config = config or {}
-        if follow and not (group and group.strip()):
+        is_member = follow and not only_looks
+        if is_member and not (group and group.strip()):
             # of blanks alone, librdkafka would end the process
             message = "following a topic needs a consumer group: add ?group=NAME to the URL"
             raise ConfigurationError(message)
@@ -101,13 +106,14 @@ class KafkaSource(Source):
             fixed={
                 "enable.auto.commit": False,
                 "enable.partition.eof": not follow,
-                # the library wants one always; a replay never joins it
-                "group.id": group if follow and group else "constellation-otel-replay",
+                # the library wants one always; who is no member never joins it
+                "group.id": group if is_member and group else "constellation-otel-replay",
                 "on_commit": self._on_commit,
             },
         )
-        self._name = self._cluster.url + (f"?group={group}" if follow else "")
+        self._name = self._cluster.url + (f"?group={group}" if is_member else "")
         self._follow = follow
+        self._is_member = is_member
         self._limits = limits or Limits()
         self._start()
         after_fork_in_child(self._after_fork)
@@ -126,7 +132,8 @@ class KafkaSource(Source):
         """
         brokers, topic, settings = parse_url(url)
         group = settings.pop("group", None)
-        return cls(brokers, topic, group=group, follow=options.follow, config=settings)
+        looks = options.only_looks
+        return cls(brokers, topic, group=group, follow=options.follow, only_looks=looks, config=settings)
 
     @property
     def name(self) -> str:
@@ -240,7 +247,7 @@ class KafkaSource(Source):
         self._reader.on_commit(error, places)
 
     def _start(self) -> None:
-        self._reader = Reader(self._cluster, follow=self._follow, limits=self._limits)
+        self._reader = Reader(self._cluster, follow=self._follow, is_member=self._is_member, limits=self._limits)
         self._is_idle = threading.Event()
         self._is_idle.set()
 

@@ -274,6 +274,11 @@ class WebSocketSource(Source):
         return self._dropped
 
     @property
+    def gaps(self) -> int:
+        """Connections that were lost: the engine sends nothing twice."""
+        return self._disconnections
+
+    @property
     def counters(self) -> WebSocketCounters:
         """What has become of frames and connections so far."""
         with self._condition:
