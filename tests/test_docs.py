@@ -195,11 +195,17 @@ def check_bridge(words: list[str]) -> None:
     cli.commands["bridge"].make_context("bridge", words)
 
 
+def check_watch(words: list[str]) -> None:
+    """It goes on for ever, too."""
+    cli.commands["watch"].make_context("watch", words)
+
+
 NOT_RUN: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     ".": check_activation,
     "otelcol-contrib": check_collector,
     "constellation-otel bridge": check_bridge,
+    "constellation-otel watch": check_watch,
 }
 """The commands that are checked here and not run."""
 

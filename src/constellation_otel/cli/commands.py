@@ -407,6 +407,30 @@ def show(
 
 
 @cli.command()
+@_SOURCE
+@_API_KEY_FILE
+def watch(source: str, api_key_file: Path | None) -> None:
+    """Show what runs in SOURCE now, live, until Ctrl-C or SIGTERM.
+
+    On a terminal: the executions that run, with their modules; rates; the last
+    failures; the slowest; and what the source has lost. Elsewhere: one line for
+    each execution that ends. A source that keeps its events is read from its
+    beginning. Nothing is acknowledged, and no consumer group is joined.
+
+    \b
+    SOURCE: ws[s]://host:port  kafka://broker:9092/topic  postgresql://…
+            sqlite:///file  jsonl:file  jsonl:-  dagster:[folder]
+    """
+
+    def run() -> int:
+        from constellation_otel.cli.watch import run_watch  # noqa: PLC0415 - for this command only
+
+        return run_watch(source, api_key=None if api_key_file is None else _key_in(api_key_file))
+
+    _exit_with(run, "watch")
+
+
+@cli.command()
 @click.argument("url", metavar="URL")
 def schema(url: str) -> None:
     """Print the DDL of the audit table for the database of URL, postgresql: or sqlite:."""

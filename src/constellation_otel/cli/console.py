@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from constellation_otel._support.log import CleanFormatter
 from constellation_otel._support.text import printable
@@ -36,6 +36,7 @@ __all__ = [
     "DELIVERED",
     "LOST",
     "NOT_DELIVERED",
+    "Stoppable",
     "collecting_rarely",
     "exit_code",
     "log_handler",
@@ -54,6 +55,13 @@ LOST: Final = 4
 
 _REFRESHES_PER_SECOND: Final = 4
 _NEW_OBJECTS: Final = 500_000
+
+
+class Stoppable(Protocol):
+    """What runs until it is stopped."""
+
+    def stop(self) -> None:
+        """Has it end; called from a signal handler."""
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -198,15 +206,15 @@ def collecting_rarely() -> Iterator[None]:
 
 
 @contextmanager
-def stopping(bridge: Bridge) -> Iterator[None]:
-    """The first SIGTERM or SIGINT stops the bridge in order; the second one, of either, ends the process at once."""
+def stopping(running: Stoppable) -> Iterator[None]:
+    """The first SIGTERM or SIGINT stops a run in order; the second one, of either, ends the process at once."""
     before: dict[signal.Signals, Any] = {}
 
     def stop(_number: int, _frame: object) -> None:
         # not KeyboardInterrupt, which would unwind every context first
         for number in before:
             signal.signal(number, signal.SIG_DFL)
-        bridge.stop()
+        running.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, stop)
