@@ -454,6 +454,17 @@ def test_what_is_open_is_bounded_and_the_oldest_is_given_up(
     assert all(len(store) <= 3 for store in _stores_of(teller))
 
 
+def test_a_module_of_an_execution_that_was_given_up_still_ends(recorder: Recorder) -> None:
+    teller = Teller(recorder, "loom", max_open=2)
+    teller.execution_started(RUN, "etl")
+    teller.module_started(RUN, "load", "load")
+    for _ in range(2):
+        teller.execution_started(uuid4(), "etl")
+    teller.module_ended(RUN, "load")
+    assert [call[0] for call in recorder.calls].count("module complete") == 1
+    assert teller.counters == TellerCounters(given_up=1)
+
+
 def _stores_of(teller: Teller) -> list[Any]:
     return [teller._executions, teller._open, teller._runs, teller._ids, teller._ended]
 

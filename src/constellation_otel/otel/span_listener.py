@@ -210,10 +210,8 @@ class SpanListener(BufferedListener[T]):
             if body is not None:
                 body.has_ended = True
                 if body.span is not None:
-                    details, record = (
-                        self._waiting.take(execution_id, module_id),
-                        self._bodies.record_of(body, module_id),
-                    )
+                    record = self._bodies.record_of(body, module_id)
+                    details = self._waiting.take(execution_id, module_id)
                     worker.put(ModuleCompleted(execution_id, module_id, module_name, duration_ms, now, details, record))
                     return
             queue = worker.queue
